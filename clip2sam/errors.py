@@ -1,0 +1,28 @@
+"""The errors a person can cause. Each message says what was expected, what came, and what to do next.
+
+The command line prints them on one line and exits; everything else that escapes is a bug.
+"""
+
+
+class Clip2SamError(Exception):
+    """Base of every error that clip2sam raises on purpose."""
+
+
+class ImageError(Clip2SamError, ValueError):
+    """A picture that can't be read or used."""
+
+
+class LabelError(Clip2SamError, ValueError):
+    """A label, label file or template that can't be used."""
+
+
+class ConfigError(Clip2SamError, ValueError):
+    """An option, preset or model that doesn't exist or doesn't fit."""
+
+
+class WeightsError(Clip2SamError, OSError):
+    """A weight file that is missing, cut, changed or out of reach."""
+
+
+class CocoError(Clip2SamError, ValueError):
+    """Annotations that would not be valid COCO."""

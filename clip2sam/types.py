@@ -1,0 +1,125 @@
+"""The nouns that the rooms hand on: frozen records with shapes, no logic.
+
+Coordinates are continuous pixels, x to the right and y down, the origin at the picture's top left corner
+(so the centre of the first pixel is 0.5, 0.5). Sizes are (height, width). Colours are RGB.
+Arrays of dimension `labels` follow the user's order of classes, distractors last.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, UInt8
+
+
+@dataclass(frozen=True)
+class Image:
+    """A decoded picture: RGB, orientation applied."""
+
+    pixels: "UInt8[np.ndarray, 'height width 3']"
+    origin: str
+    """Where it came from, for messages and file names: a path, or a description such as "array"."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """One class as the user typed it."""
+
+    name: str
+    prompts: tuple[str, ...]
+    """What is put into the templates: the name itself, or its synonyms."""
+    threshold: float | None = None
+    """This class's own presence threshold; None leaves it to the configuration."""
+    supercategory: str = ""
+    distractor: bool = False
+    """Competes with the others, is never prompted or exported."""
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Classes in the user's order, distractors after all others."""
+
+    classes: tuple[LabelClass, ...]
+    templates: tuple[str, ...] | None = None
+    """Sentences with one "{}" for the prompt; None means the 85 of the published code."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def wanted(self) -> tuple[LabelClass, ...]:
+        """The classes that are exported: all but the distractors."""
+        return tuple(c for c in self.classes if not c.distractor)
+
+
+@dataclass(frozen=True)
+class SimilarityMaps:
+    """How well each label fits each place of one picture."""
+
+    raw: "Float[Tensor, 'labels rows cols']"
+    """Feature-surgery scores, not normalised: comparable between labels and pictures."""
+    presence: "Float[Tensor, 'labels']"
+    """One score a label: what the presence decision is taken on."""
+
+
+@dataclass(frozen=True)
+class PointPrompts:
+    """Points for SAM, one row a prompt. A label may have none, one or several prompts.
+
+    Rows are padded to a common length: `point_labels` is 1 for a positive point, 0 for a negative one and -1
+    for padding, which takes no part in anything (it is not SAM's own "not a point").
+    """
+
+    coords: "Float[Tensor, 'prompts points 2']"
+    """(x, y) in continuous pixels of the original picture."""
+    point_labels: "Int[Tensor, 'prompts points']"
+    label_index: "Int[Tensor, 'prompts']"
+    """Which row of the label set each prompt is for."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """SAM's answer: one chosen mask a prompt, at SAM's low resolution, on SAM's device."""
+
+    logits: "Float[Tensor, 'prompts low low']"
+    """Mask logits in SAM's padded square frame (1/4 of its input size); a pixel is in the mask above 0."""
+    predicted_iou: "Float[Tensor, 'prompts']"
+    agreement: "Float[Tensor, 'prompts']"
+    """How well the chosen mask agrees with its label's map, 0 to 1."""
+    candidate: "Int[Tensor, 'prompts']"
+    """Which of SAM's candidates was chosen."""
+    label_index: "Int[Tensor, 'prompts']"
+    size: tuple[int, int]
+    """(height, width) of the original picture."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One mask, ready for COCO."""
+
+    label: str
+    rle: dict[str, Any]
+    """pycocotools RLE: {"size": [height, width], "counts": str}."""
+    score: float
+    """0 to 1."""
+    prompt: int = 0
+    """Which prompt of the picture it came from."""
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """A picture's row in a COCO file."""
+
+    file_name: str
+    """POSIX path relative to the data set's root."""
+    height: int
+    width: int
