@@ -1,0 +1,104 @@
+"""The thin adapter around an open_clip model: the only place that knows its preprocessing and tokenizer."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image as PILImage
+from torch import Tensor, nn
+
+from clip2sam.clip.methods import CLIP_SURGERY, Method
+from clip2sam.clip.surgery import dense_features, grid_side
+from clip2sam.clip.text import TEMPLATES, Tokenizer, encode_prompts
+from clip2sam.errors import ConfigError
+from clip2sam.types import Image, LabelSet
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+class SurgeryCLIP:
+    """An open_clip model with surgery on its inference; the model itself stays as it was.
+
+    Args:
+        model: an open_clip CLIP, in evaluation mode, on its device and in its dtype.
+        tokenizer: what `open_clip.get_tokenizer` gave for it; by default OpenAI's, which most CLIPs use.
+        method: how the dense features are made.
+        resolution: side in pixels of the square that pictures are squashed to; by default the model's own.
+
+    Raises:
+        ConfigError: the resolution holds no patch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer | None = None,
+        *,
+        method: Method = CLIP_SURGERY,
+        resolution: int | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer or open_clip.SimpleTokenizer(
+            context_length=getattr(model, "context_length", 77)
+        )
+        self.method = method
+        self.resolution = resolution or _native_resolution(model)
+        if grid_side(model.visual, self.resolution) < 1:
+            raise ConfigError(
+                f"a CLIP input of {self.resolution} pixels holds no patch; use its own resolution or more"
+            )
+        settings = open_clip.model.get_model_preprocess_cfg(model)
+        self._bicubic = settings.get("interpolation", "bicubic") == "bicubic"
+        mean, std = (
+            settings.get("mean", open_clip.OPENAI_DATASET_MEAN),
+            settings.get("std", open_clip.OPENAI_DATASET_STD),
+        )
+        self._mean, self._std = (torch.tensor(x, device=self.device).view(3, 1, 1) for x in (mean, std))
+        self._cache: dict[tuple[str, tuple[str, ...]], Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    def preprocess(self, images: Sequence[Image]) -> "Float[Tensor, 'batch 3 side side']":
+        """Squash pictures to a square (no crop: points must land where they belong) and normalise them."""
+        filter_ = PILImage.Resampling.BICUBIC if self._bicubic else PILImage.Resampling.BILINEAR
+        side = (self.resolution, self.resolution)
+        squares = np.stack([np.asarray(PILImage.fromarray(i.pixels).resize(side, filter_)) for i in images])
+        pixels = torch.from_numpy(squares).to(self.device).permute(0, 3, 1, 2).float() / 255
+        return (pixels - self._mean) / self._std
+
+    def encode_image(
+        self, pixels: "Float[Tensor, 'batch 3 height width']"
+    ) -> "Float[Tensor, 'batch tokens channels']":
+        """Unit token features in float32: CLS first, then the patches row by row."""
+        return F.normalize(dense_features(self.model.visual, pixels, self.method).float(), dim=-1)
+
+    def encode_labels(self, labels: LabelSet) -> "Float[Tensor, 'labels channels']":
+        """Unit text features in float32, a row a class: the normalised mean of its prompts' features."""
+        templates = labels.templates or TEMPLATES
+        self._fill_cache([p for c in labels.classes for p in c.prompts], templates)
+        rows = [
+            torch.stack([self._cache[p, templates] for p in c.prompts]).mean(dim=0) for c in labels.classes
+        ]
+        return F.normalize(torch.stack(rows), dim=-1)
+
+    def encode_empty(self, templates: tuple[str, ...] | None = None) -> "Float[Tensor, '1 channels']":
+        """The empty string's unit text feature: the redundant one when a label stands alone."""
+        self._fill_cache([""], templates or TEMPLATES)
+        return self._cache["", templates or TEMPLATES][None]
+
+    def _fill_cache(self, prompts: Sequence[str], templates: tuple[str, ...]) -> None:
+        missing = [p for p in dict.fromkeys(prompts) if (p, templates) not in self._cache]
+        if missing:
+            features = encode_prompts(self.model, self.tokenizer, missing, templates)
+            self._cache.update({(p, templates): f for p, f in zip(missing, features, strict=True)})
+
+
+def _native_resolution(model: nn.Module) -> int:
+    size = model.visual.image_size
+    return size if isinstance(size, int) else size[0]

@@ -1,0 +1,183 @@
+"""CLIP Surgery's inference architecture over the weights of an open_clip image tower.
+
+Nothing here changes the model: its weights are read, its positional embedding is resized into a copy, and its
+own `encode_image` goes on working as before. Only what OpenAI's checkpoints fix is relied upon (`in_proj_weight`,
+`in_proj_bias`, `out_proj`, `num_heads`, the norms and the feed-forward), because open_clip's own attention class
+differs between releases.
+
+Source: Li et al., "A Closer Look at the Explainability of Contrastive Language-Image Pre-training",
+https://arxiv.org/abs/2304.05653, sections 3.2 and 3.3; published code https://github.com/xmed-lab/CLIP_Surgery.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip2sam.clip.methods import AttentionKind, Method
+from clip2sam.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+@torch.no_grad()
+def dense_features(
+    visual: nn.Module, pixels: "Float[Tensor, 'batch 3 height width']", method: Method
+) -> "Float[Tensor, 'batch tokens channels']":
+    """Run an open_clip image tower with a method's inference architecture.
+
+    Args:
+        visual: `model.visual`: open_clip's `VisionTransformer` or `ModifiedResNet`.
+        pixels: the preprocessed pictures (RGB, normalised with the model's own mean and deviation), of any
+            height and width that hold at least one patch.
+        method: how the dense features are made.
+
+    Returns:
+        The projected, not normalised tokens: CLS first, then the patches row by row, in the tower's dtype.
+
+    Raises:
+        ConfigError: the tower is of another make, or its blocks have parts that surgery doesn't know.
+    """
+    if hasattr(visual, "attnpool") and hasattr(visual, "layer4"):
+        return _resnet_features(visual, pixels, method)
+    check_transformer(visual)
+    x = _embed(visual, pixels)
+    x = _dual_path(list(visual.transformer.resblocks), x, method)
+    return visual.ln_post(x) @ visual.proj
+
+
+def grid_side(visual: nn.Module, resolution: int) -> int:
+    """How many rows (and columns) of patch tokens a square picture of `resolution` pixels gives."""
+    patch = 32 if hasattr(visual, "attnpool") else visual.patch_size[0]
+    return resolution // patch
+
+
+def check_transformer(visual: nn.Module) -> None:
+    """Raise a ConfigError unless `visual` is a ViT whose attention and pooling surgery understands."""
+    needed = ("conv1", "class_embedding", "positional_embedding", "transformer", "ln_post", "proj")
+    missing = [name for name in needed if getattr(visual, name, None) is None]
+    if missing:
+        raise ConfigError(
+            f"surgery works on open_clip's VisionTransformer and ModifiedResNet, but this image tower is a "
+            f"{type(visual).__name__} without {', '.join(missing)}; use a CLIP such as ViT-B-16-quickgelu or RN50"
+        )
+    if getattr(visual, "attn_pool", None) is not None or getattr(visual, "pool_type", "tok") != "tok":
+        raise ConfigError(
+            "surgery needs a CLS token; this image tower pools its tokens (use a plain CLIP ViT)"
+        )
+    if getattr(visual, "final_ln_after_pool", False):
+        raise ConfigError(
+            "surgery needs ln_post on every token; this image tower normalises only the pooled one"
+        )
+    for block in visual.transformer.resblocks:
+        attention = block.attn
+        odd = [n for n in ("logit_scale", "head_scale") if getattr(attention, n, None) is not None]
+        odd += [
+            n
+            for n in ("ln_q", "ln_k", "ln_inner")
+            if not isinstance(getattr(attention, n, None) or nn.Identity(), nn.Identity)
+        ]
+        if odd or getattr(attention, "in_proj_weight", None) is None:
+            raise ConfigError(
+                f"surgery needs plain multi-head attention with in_proj_weight; this tower's {type(attention).__name__}"
+                f" differs ({', '.join(odd) or 'separate projections'})"
+            )
+
+
+def resize_positions(
+    embedding: "Float[Tensor, 'positions width']", rows: int, cols: int
+) -> "Float[Tensor, 'new_positions width']":
+    """Resize a square grid of positions (first row: CLS) bilinearly, without antialiasing, as published."""
+    side = round((embedding.shape[0] - 1) ** 0.5)
+    if (side, side) == (rows, cols):
+        return embedding
+    grid = embedding[1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, (rows, cols), mode="bilinear", align_corners=False)
+    grid = grid.flatten(2)[0].T.to(embedding.dtype)
+    return torch.cat([embedding[:1], grid])
+
+
+def _embed(visual: nn.Module, pixels: Tensor) -> Tensor:
+    """Patch embedding, CLS token, positions and the first norm: (batch, 1 + patches, width)."""
+    x = visual.conv1(pixels.to(visual.class_embedding.dtype))
+    rows, cols = x.shape[-2:]
+    x = x.flatten(2).transpose(1, 2)
+    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+    x = x + resize_positions(visual.positional_embedding, rows, cols).to(x.dtype)
+    return visual.ln_pre(x)
+
+
+def _dual_path(blocks: list[nn.Module], x: Tensor, method: Method) -> Tensor:
+    """Run the blocks, the last `method.blocks` of them on two paths; the CLS token comes from the original one.
+
+    A tower with fewer blocks than that has two paths from the first one on.
+    """
+    split = max(len(blocks) - method.blocks, 0)
+    for block in blocks[:split]:
+        x = block(x)
+    new = x
+    for block in blocks[split:]:
+        q, k, v = _qkv(block, x)
+        old_attention = _heads_out(block, F.scaled_dot_product_attention(q, k, v))
+        new_attention = (
+            old_attention
+            if method.attention == "qk"
+            else _heads_out(block, attend(q, k, v, method.attention))
+        )
+        x = x + old_attention
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        new = new + new_attention if method.residual else new_attention
+        if method.feed_forward:
+            new = new + block.ls_2(block.mlp(block.ln_2(new)))
+    return torch.cat([x[:, :1], new[:, 1:]], dim=1)
+
+
+def attend(
+    q: "Float[Tensor, 'batch heads tokens dim']",
+    k: "Float[Tensor, 'batch heads tokens dim']",
+    v: "Float[Tensor, 'batch heads tokens dim']",
+    kind: AttentionKind,
+) -> "Float[Tensor, 'batch heads tokens dim']":
+    """One attention of the new path, scaled by dim ** -0.5: what attends to what is `kind`."""
+    if kind == "identity":
+        return v
+    if kind == "qq+kk":
+        return F.scaled_dot_product_attention(q, q, v) + F.scaled_dot_product_attention(k, k, v)
+    left, right = {"qk": (q, k), "vv": (v, v), "qq": (q, q), "kk": (k, k)}[kind]
+    return F.scaled_dot_product_attention(left, right, v)
+
+
+def _qkv(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The original stream's query, key and value, each (batch, heads, tokens, dim)."""
+    attention = block.attn
+    qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def _heads_out(block: nn.Module, heads: Tensor) -> Tensor:
+    """Join the heads and go through the block's own output projection."""
+    return block.ls_1(block.attn.out_proj(heads.transpose(1, 2).flatten(2)))
+
+
+def _resnet_features(visual: nn.Module, pixels: Tensor, method: Method) -> Tensor:
+    """A ResNet's last map through its attention pool, every token kept.
+
+    With "vv" this is the published code's result, in which both paths, and so the CLS token, use the value
+    projection alone.
+    """
+    x = visual.stem(pixels.to(visual.conv1.weight.dtype))
+    x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))
+    rows, cols = x.shape[-2:]
+    pool = visual.attnpool
+    x = x.flatten(2).transpose(1, 2)
+    x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
+    x = x + resize_positions(pool.positional_embedding, rows, cols).to(x.dtype)
+    q, k, v = (
+        p(x).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+        for p in (pool.q_proj, pool.k_proj, pool.v_proj)
+    )
+    kind = method.attention if method.blocks else "qk"
+    return pool.c_proj(attend(q, k, v, kind).transpose(1, 2).flatten(2))
