@@ -4,18 +4,16 @@ Source: the published CLIP Surgery code, `similarity_map_to_points`
 (https://github.com/xmed-lab/CLIP_Surgery), for all labels at once and without leaving the device.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from clip2sam.errors import ConfigError
 from clip2sam.similarity import min_max
 from clip2sam.types import PointPrompts
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 PADDING = -1
 """The point label of a slot that holds no point."""
@@ -23,9 +21,7 @@ PADDING = -1
 Grid = int | Literal["half"]
 
 
-def pool_grid(
-    maps: "Float[Tensor, 'labels rows cols']", grid: Grid = 7
-) -> "Float[Tensor, 'labels grid_rows grid_cols']":
+def pool_grid(maps: Float[Tensor, "labels rows cols"], grid: Grid = 7) -> Float[Tensor, "labels grid_rows grid_cols"]:
     """Pool maps to a grid and scale each to 0..1; a map that is constant or not finite becomes NaN.
 
     Args:
@@ -38,9 +34,7 @@ def pool_grid(
     """
     side = maps.shape[-1] // 2 if grid == "half" else grid
     if side < 2:
-        raise ConfigError(
-            f"the grid needs 2 cells a side or more, but got {side}; use a larger grid or CLIP input"
-        )
+        raise ConfigError(f"the grid needs 2 cells a side or more, but got {side}; use a larger grid or CLIP input")
     if grid == "half":
         pooled = F.interpolate(maps[None], (side, side), mode="bilinear", align_corners=False)[0]
     else:
@@ -49,12 +43,12 @@ def pool_grid(
 
 
 def select_points(
-    grids: "Float[Tensor, 'labels grid_rows grid_cols']",
+    grids: Float[Tensor, "labels grid_rows grid_cols"],
     size: tuple[int, int],
     threshold: float = 0.8,
     max_positive: int | None = None,
     max_negative: int | None = None,
-) -> tuple["Float[Tensor, 'labels points 2']", "Int[Tensor, 'labels points']"]:
+) -> tuple[Float[Tensor, "labels points 2"], Int[Tensor, "labels points"]]:
     """Choose positive and negative points on grids scaled to 0..1.
 
     n is the number of cells at or above the threshold, at most half of all. The n highest cells are positive
@@ -95,8 +89,8 @@ def select_points(
 
 
 def point_prompts(
-    coords: "Float[Tensor, 'labels points 2']",
-    point_labels: "Int[Tensor, 'labels points']",
+    coords: Float[Tensor, "labels points 2"],
+    point_labels: Int[Tensor, "labels points"],
     keep: Tensor,
 ) -> PointPrompts:
     """One prompt for each kept label that has points.
@@ -111,6 +105,6 @@ def point_prompts(
     return PointPrompts(coords=coords[rows], point_labels=point_labels[rows], label_index=rows)
 
 
-def pixel_indices(coords: "Float[Tensor, '*points 2']") -> "Int[Tensor, '*points 2']":
+def pixel_indices(coords: Float[Tensor, "*points 2"]) -> Int[Tensor, "*points 2"]:
     """The pixels (column, row) that hold continuous points: the published code's integer points."""
     return coords.floor().long()

@@ -7,26 +7,22 @@ P = F T^T, the weighted elementwise product f_c t_lc w_l minus its mean over lab
     S = w * P - mean over labels (w * P),      w = softmax over labels (2 * CLS similarity) / its mean.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from clip2sam.types import SimilarityMaps
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 TEMPERATURE = 2.0
 """What CLS similarities are multiplied by before the softmax over labels, as published."""
 
 
 def feature_surgery(
-    tokens: "Float[Tensor, 'batch tokens channels']",
-    text: "Float[Tensor, 'labels channels']",
-    redundant: "Float[Tensor, '1 channels'] | None" = None,
-) -> "Float[Tensor, 'batch tokens labels']":
+    tokens: Float[Tensor, "batch tokens channels"],
+    text: Float[Tensor, "labels channels"],
+    redundant: Float[Tensor, "1 channels"] | None = None,
+) -> Float[Tensor, "batch tokens labels"]:
     """Similarity of every token with every label, without what the labels have in common.
 
     Args:
@@ -47,7 +43,7 @@ def feature_surgery(
     return scores
 
 
-def similarity_maps(scores: "Float[Tensor, 'tokens labels']") -> SimilarityMaps:
+def similarity_maps(scores: Float[Tensor, "tokens labels"]) -> SimilarityMaps:
     """One picture's scores as maps: patch tokens in rows and columns, presence = each map's highest score.
 
     The scores are not normalised, so an absent label's map stays low.
@@ -58,20 +54,18 @@ def similarity_maps(scores: "Float[Tensor, 'tokens labels']") -> SimilarityMaps:
     return SimilarityMaps(raw=raw, presence=patches.amax(dim=-1))
 
 
-def min_max(maps: "Float[Tensor, '*batch rows cols']") -> "Float[Tensor, '*batch rows cols']":
+def min_max(maps: Float[Tensor, "*batch rows cols"]) -> Float[Tensor, "*batch rows cols"]:
     """Scale each map to 0..1. A constant map, or one with a value that isn't finite, becomes NaN."""
     low, high = maps.amin(dim=(-2, -1), keepdim=True), maps.amax(dim=(-2, -1), keepdim=True)
     return (maps - low) / (high - low)
 
 
-def resize_maps(
-    maps: "Float[Tensor, 'labels rows cols']", size: tuple[int, int]
-) -> "Float[Tensor, 'labels height width']":
+def resize_maps(maps: Float[Tensor, "labels rows cols"], size: tuple[int, int]) -> Float[Tensor, "labels height width"]:
     """Maps scaled to 0..1 and resized bilinearly to a picture of (height, width), as published."""
     return F.interpolate(min_max(maps)[None], size, mode="bilinear", align_corners=False)[0]
 
 
-def usable(maps: "Float[Tensor, 'labels rows cols']") -> Tensor:
+def usable(maps: Float[Tensor, "labels rows cols"]) -> Tensor:
     """Which maps can be pointed at: finite everywhere, and not the same everywhere. Bool (labels,)."""
     spread = maps.amax(dim=(-2, -1)) - maps.amin(dim=(-2, -1))
     return torch.isfinite(maps).all(dim=-1).all(dim=-1) & (spread > 0)

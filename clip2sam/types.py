@@ -6,20 +6,18 @@ Arrays of dimension `labels` follow the user's order of classes, distractors las
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int, UInt8
 
 
 @dataclass(frozen=True)
 class Image:
     """A decoded picture: RGB, orientation applied."""
 
-    pixels: "UInt8[np.ndarray, 'height width 3']"
+    pixels: UInt8[np.ndarray, "height width 3"]
     origin: str
     """Where it came from, for messages and file names: a path, or a description such as "array"."""
 
@@ -65,9 +63,9 @@ class LabelSet:
 class SimilarityMaps:
     """How well each label fits each place of one picture."""
 
-    raw: "Float[Tensor, 'labels rows cols']"
+    raw: Float[Tensor, "labels rows cols"]
     """Feature-surgery scores, not normalised: comparable between labels and pictures."""
-    presence: "Float[Tensor, 'labels']"
+    presence: Float[Tensor, "labels"]
     """One score a label: what the presence decision is taken on."""
 
 
@@ -79,10 +77,10 @@ class PointPrompts:
     for padding, which takes no part in anything (it is not SAM's own "not a point").
     """
 
-    coords: "Float[Tensor, 'prompts points 2']"
+    coords: Float[Tensor, "prompts points 2"]
     """(x, y) in continuous pixels of the original picture."""
-    point_labels: "Int[Tensor, 'prompts points']"
-    label_index: "Int[Tensor, 'prompts']"
+    point_labels: Int[Tensor, "prompts points"]
+    label_index: Int[Tensor, "prompts"]
     """Which row of the label set each prompt is for."""
 
 
@@ -90,14 +88,14 @@ class PointPrompts:
 class Masks:
     """SAM's answer: one chosen mask a prompt, at SAM's low resolution, on SAM's device."""
 
-    logits: "Float[Tensor, 'prompts low low']"
+    logits: Float[Tensor, "prompts low low"]
     """Mask logits in SAM's padded square frame (1/4 of its input size); a pixel is in the mask above 0."""
-    predicted_iou: "Float[Tensor, 'prompts']"
-    agreement: "Float[Tensor, 'prompts']"
+    predicted_iou: Float[Tensor, "prompts"]
+    agreement: Float[Tensor, "prompts"]
     """How well the chosen mask agrees with its label's map, 0 to 1."""
-    candidate: "Int[Tensor, 'prompts']"
+    candidate: Int[Tensor, "prompts"]
     """Which of SAM's candidates was chosen."""
-    label_index: "Int[Tensor, 'prompts']"
+    label_index: Int[Tensor, "prompts"]
     size: tuple[int, int]
     """(height, width) of the original picture."""
 

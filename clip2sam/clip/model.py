@@ -1,23 +1,21 @@
 """The thin adapter around an open_clip model: the only place that knows its preprocessing and tokenizer."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from PIL import Image as PILImage
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip2sam.clip.methods import CLIP_SURGERY, Method
 from clip2sam.clip.surgery import dense_features, grid_side
 from clip2sam.clip.text import TEMPLATES, Tokenizer, encode_prompts
 from clip2sam.errors import ConfigError
 from clip2sam.types import Image, LabelSet
-
-if TYPE_CHECKING:
-    from jaxtyping import Float
 
 
 class SurgeryCLIP:
@@ -35,16 +33,14 @@ class SurgeryCLIP:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: Tokenizer | None = None,
         *,
         method: Method = CLIP_SURGERY,
         resolution: int | None = None,
     ) -> None:
         self.model = model.eval()
-        self.tokenizer = tokenizer or open_clip.SimpleTokenizer(
-            context_length=getattr(model, "context_length", 77)
-        )
+        self.tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=getattr(model, "context_length", 77))
         self.method = method
         self.resolution = resolution or _native_resolution(model)
         if grid_side(model.visual, self.resolution) < 1:
@@ -64,7 +60,7 @@ class SurgeryCLIP:
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
-    def preprocess(self, images: Sequence[Image]) -> "Float[Tensor, 'batch 3 side side']":
+    def preprocess(self, images: Sequence[Image]) -> Float[Tensor, "batch 3 side side"]:
         """Squash pictures to a square (no crop: points must land where they belong) and normalise them."""
         filter_ = PILImage.Resampling.BICUBIC if self._bicubic else PILImage.Resampling.BILINEAR
         side = (self.resolution, self.resolution)
@@ -72,22 +68,18 @@ class SurgeryCLIP:
         pixels = torch.from_numpy(squares).to(self.device).permute(0, 3, 1, 2).float() / 255
         return (pixels - self._mean) / self._std
 
-    def encode_image(
-        self, pixels: "Float[Tensor, 'batch 3 height width']"
-    ) -> "Float[Tensor, 'batch tokens channels']":
+    def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens channels"]:
         """Unit token features in float32: CLS first, then the patches row by row."""
         return F.normalize(dense_features(self.model.visual, pixels, self.method).float(), dim=-1)
 
-    def encode_labels(self, labels: LabelSet) -> "Float[Tensor, 'labels channels']":
+    def encode_labels(self, labels: LabelSet) -> Float[Tensor, "labels channels"]:
         """Unit text features in float32, a row a class: the normalised mean of its prompts' features."""
         templates = labels.templates or TEMPLATES
         self._fill_cache([p for c in labels.classes for p in c.prompts], templates)
-        rows = [
-            torch.stack([self._cache[p, templates] for p in c.prompts]).mean(dim=0) for c in labels.classes
-        ]
+        rows = [torch.stack([self._cache[p, templates] for p in c.prompts]).mean(dim=0) for c in labels.classes]
         return F.normalize(torch.stack(rows), dim=-1)
 
-    def encode_empty(self, templates: tuple[str, ...] | None = None) -> "Float[Tensor, '1 channels']":
+    def encode_empty(self, templates: tuple[str, ...] | None = None) -> Float[Tensor, "1 channels"]:
         """The empty string's unit text feature: the redundant one when a label stands alone."""
         self._fill_cache([""], templates or TEMPLATES)
         return self._cache["", templates or TEMPLATES][None]
@@ -99,6 +91,6 @@ class SurgeryCLIP:
             self._cache.update({(p, templates): f for p, f in zip(missing, features, strict=True)})
 
 
-def _native_resolution(model: nn.Module) -> int:
+def _native_resolution(model: Any) -> int:
     size = model.visual.image_size
     return size if isinstance(size, int) else size[0]

@@ -9,23 +9,21 @@ Source: Li et al., "A Closer Look at the Explainability of Contrastive Language-
 https://arxiv.org/abs/2304.05653, sections 3.2 and 3.3; published code https://github.com/xmed-lab/CLIP_Surgery.
 """
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from clip2sam.clip.methods import AttentionKind, Method
 from clip2sam.errors import ConfigError
 
-if TYPE_CHECKING:
-    from jaxtyping import Float
-
 
 @torch.no_grad()
 def dense_features(
-    visual: nn.Module, pixels: "Float[Tensor, 'batch 3 height width']", method: Method
-) -> "Float[Tensor, 'batch tokens channels']":
+    visual: Any, pixels: Float[Tensor, "batch 3 height width"], method: Method
+) -> Float[Tensor, "batch tokens channels"]:
     """Run an open_clip image tower with a method's inference architecture.
 
     Args:
@@ -48,13 +46,13 @@ def dense_features(
     return visual.ln_post(x) @ visual.proj
 
 
-def grid_side(visual: nn.Module, resolution: int) -> int:
+def grid_side(visual: Any, resolution: int) -> int:
     """How many rows (and columns) of patch tokens a square picture of `resolution` pixels gives."""
     patch = 32 if hasattr(visual, "attnpool") else visual.patch_size[0]
     return resolution // patch
 
 
-def check_transformer(visual: nn.Module) -> None:
+def check_transformer(visual: Any) -> None:
     """Raise a ConfigError unless `visual` is a ViT whose attention and pooling surgery understands."""
     needed = ("conv1", "class_embedding", "positional_embedding", "transformer", "ln_post", "proj")
     missing = [name for name in needed if getattr(visual, name, None) is None]
@@ -64,13 +62,9 @@ def check_transformer(visual: nn.Module) -> None:
             f"{type(visual).__name__} without {', '.join(missing)}; use a CLIP such as ViT-B-16-quickgelu or RN50"
         )
     if getattr(visual, "attn_pool", None) is not None or getattr(visual, "pool_type", "tok") != "tok":
-        raise ConfigError(
-            "surgery needs a CLS token; this image tower pools its tokens (use a plain CLIP ViT)"
-        )
+        raise ConfigError("surgery needs a CLS token; this image tower pools its tokens (use a plain CLIP ViT)")
     if getattr(visual, "final_ln_after_pool", False):
-        raise ConfigError(
-            "surgery needs ln_post on every token; this image tower normalises only the pooled one"
-        )
+        raise ConfigError("surgery needs ln_post on every token; this image tower normalises only the pooled one")
     for block in visual.transformer.resblocks:
         attention = block.attn
         odd = [n for n in ("logit_scale", "head_scale") if getattr(attention, n, None) is not None]
@@ -87,8 +81,8 @@ def check_transformer(visual: nn.Module) -> None:
 
 
 def resize_positions(
-    embedding: "Float[Tensor, 'positions width']", rows: int, cols: int
-) -> "Float[Tensor, 'new_positions width']":
+    embedding: Float[Tensor, "positions width"], rows: int, cols: int
+) -> Float[Tensor, "new_positions width"]:
     """Resize a square grid of positions (first row: CLS) bilinearly, without antialiasing, as published."""
     side = round((embedding.shape[0] - 1) ** 0.5)
     if (side, side) == (rows, cols):
@@ -99,7 +93,7 @@ def resize_positions(
     return torch.cat([embedding[:1], grid])
 
 
-def _embed(visual: nn.Module, pixels: Tensor) -> Tensor:
+def _embed(visual: Any, pixels: Tensor) -> Tensor:
     """Patch embedding, CLS token, positions and the first norm: (batch, 1 + patches, width)."""
     x = visual.conv1(pixels.to(visual.class_embedding.dtype))
     rows, cols = x.shape[-2:]
@@ -109,7 +103,7 @@ def _embed(visual: nn.Module, pixels: Tensor) -> Tensor:
     return visual.ln_pre(x)
 
 
-def _dual_path(blocks: list[nn.Module], x: Tensor, method: Method) -> Tensor:
+def _dual_path(blocks: list[Any], x: Tensor, method: Method) -> Tensor:
     """Run the blocks, the last `method.blocks` of them on two paths; the CLS token comes from the original one.
 
     A tower with fewer blocks than that has two paths from the first one on.
@@ -122,9 +116,7 @@ def _dual_path(blocks: list[nn.Module], x: Tensor, method: Method) -> Tensor:
         q, k, v = _qkv(block, x)
         old_attention = _heads_out(block, F.scaled_dot_product_attention(q, k, v))
         new_attention = (
-            old_attention
-            if method.attention == "qk"
-            else _heads_out(block, attend(q, k, v, method.attention))
+            old_attention if method.attention == "qk" else _heads_out(block, attend(q, k, v, method.attention))
         )
         x = x + old_attention
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
@@ -135,11 +127,11 @@ def _dual_path(blocks: list[nn.Module], x: Tensor, method: Method) -> Tensor:
 
 
 def attend(
-    q: "Float[Tensor, 'batch heads tokens dim']",
-    k: "Float[Tensor, 'batch heads tokens dim']",
-    v: "Float[Tensor, 'batch heads tokens dim']",
+    q: Float[Tensor, "batch heads tokens dim"],
+    k: Float[Tensor, "batch heads tokens dim"],
+    v: Float[Tensor, "batch heads tokens dim"],
     kind: AttentionKind,
-) -> "Float[Tensor, 'batch heads tokens dim']":
+) -> Float[Tensor, "batch heads tokens dim"]:
     """One attention of the new path, scaled by dim ** -0.5: what attends to what is `kind`."""
     if kind == "identity":
         return v
@@ -149,7 +141,7 @@ def attend(
     return F.scaled_dot_product_attention(left, right, v)
 
 
-def _qkv(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _qkv(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The original stream's query, key and value, each (batch, heads, tokens, dim)."""
     attention = block.attn
     qkv = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
@@ -157,12 +149,12 @@ def _qkv(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _heads_out(block: nn.Module, heads: Tensor) -> Tensor:
+def _heads_out(block: Any, heads: Tensor) -> Tensor:
     """Join the heads and go through the block's own output projection."""
     return block.ls_1(block.attn.out_proj(heads.transpose(1, 2).flatten(2)))
 
 
-def _resnet_features(visual: nn.Module, pixels: Tensor, method: Method) -> Tensor:
+def _resnet_features(visual: Any, pixels: Tensor, method: Method) -> Tensor:
     """A ResNet's last map through its attention pool, every token kept.
 
     With "vv" this is the published code's result, in which both paths, and so the CLS token, use the value
@@ -176,8 +168,7 @@ def _resnet_features(visual: nn.Module, pixels: Tensor, method: Method) -> Tenso
     x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
     x = x + resize_positions(pool.positional_embedding, rows, cols).to(x.dtype)
     q, k, v = (
-        p(x).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
-        for p in (pool.q_proj, pool.k_proj, pool.v_proj)
+        p(x).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2) for p in (pool.q_proj, pool.k_proj, pool.v_proj)
     )
     kind = method.attention if method.blocks else "qk"
     return pool.c_proj(attend(q, k, v, kind).transpose(1, 2).flatten(2))

@@ -5,15 +5,13 @@ Sources: Radford et al., 2021 (prompt ensembling); https://github.com/xmed-lab/C
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from jaxtyping import Float, Int
 
 TEMPLATES: tuple[str, ...] = (
     *(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES),
@@ -28,13 +26,11 @@ TEMPLATES: tuple[str, ...] = (
 SENTENCES_A_BATCH = 512
 """Bounds the memory of the text tower; 1,203 labels are 102,255 sentences."""
 
-Tokenizer = Callable[[list[str]], "Int[Tensor, 'sentences context']"]
+Tokenizer = Callable[[list[str]], Int[Tensor, "sentences context"]]
 
 
 @torch.no_grad()
-def encode_sentences(
-    model: nn.Module, tokens: "Int[Tensor, 'sentences context']"
-) -> "Float[Tensor, 'sentences channels']":
+def encode_sentences(model: Any, tokens: Int[Tensor, "sentences context"]) -> Float[Tensor, "sentences channels"]:
     """Encode tokenised sentences: `model.encode_text`, without the work that can't matter.
 
     A CLIP's text transformer is causal and its feature is read at the end-of-text token, so everything behind
@@ -52,17 +48,15 @@ def encode_sentences(
     return projection(x) if isinstance(projection, nn.Module) else x @ projection
 
 
-def _is_causal(model: nn.Module) -> bool:
+def _is_causal(model: Any) -> bool:
     """Whether this is CLIP's own text tower, read at its end-of-text token."""
-    return (
-        getattr(model, "text_pool_type", None) == "argmax" and getattr(model, "attn_mask", None) is not None
-    )
+    return getattr(model, "text_pool_type", None) == "argmax" and getattr(model, "attn_mask", None) is not None
 
 
 @torch.no_grad()
 def encode_prompts(
-    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[str], templates: Sequence[str] = TEMPLATES
-) -> "Float[Tensor, 'prompts channels']":
+    model: Any, tokenizer: Tokenizer, prompts: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> Float[Tensor, "prompts channels"]:
     """Return one unit feature a prompt, in float32: the normalised mean of its normalised sentences.
 
     Args:

@@ -1,0 +1,1 @@
+"""clip2sam: typed labels in, masks out."""
