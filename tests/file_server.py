@@ -1,0 +1,105 @@
+"""A local HTTP server with bad manners, for the tests of downloads."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class FileServer(ThreadingHTTPServer):
+    """Serves `content` under every address but those ending in "missing".
+
+    Each GET takes the first of `manners`, if any are left; "" is good manners:
+    "cut:N" closes the connection after N bytes, "stall:N" falls silent after N bytes, "hold:N" as well until
+    `go_on` is set and then sends the rest, "trickle" sends ten pieces with pauses, an HTTP status refuses.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.content = content
+        self.manners: list[str] = []
+        self.ranges = True
+        self.tell_length = True
+        self.requested: list[str] = []
+        """The Range header of each GET so far, "" without one."""
+        self.silent = threading.Event()
+        """Set once a handler has fallen silent."""
+        self.go_on = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away in the middle is part of the tests."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FileServer
+
+    def log_message(self, *args: object) -> None:
+        """Quiet."""
+
+    def do_HEAD(self) -> None:
+        self._headers(200, len(self.server.content))
+
+    def do_GET(self) -> None:
+        server = self.server
+        wanted = self.headers.get("Range", "")
+        server.requested.append(wanted)
+        manner, _, number = (server.manners.pop(0) if server.manners else "").partition(":")
+        if manner.isdigit() or self.path.endswith("missing"):
+            self._headers(int(manner or 404), 0)
+            return
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
+        body = server.content[start:]
+        self._headers(206 if start else 200, len(body), start)
+        first = body[: int(number)] if number else body
+        if manner == "trickle":
+            self._trickle(body)
+            return
+        self.wfile.write(first)
+        self.wfile.flush()
+        if manner in ("stall", "hold"):
+            server.silent.set()
+            server.go_on.wait(30)
+        if manner == "hold":
+            self.wfile.write(body[len(first) :])
+
+    def _trickle(self, body: bytes) -> None:
+        step = len(body) // 10 + 1
+        for place in range(0, len(body), step):
+            self.wfile.write(body[place : place + step])
+            self.wfile.flush()
+            time.sleep(0.05)
+
+    def _headers(self, status: int, length: int, start: int = 0) -> None:
+        self.send_response(status)
+        if self.server.tell_length:
+            self.send_header("Content-Length", str(length))
+        if status == 206:
+            total = len(self.server.content)
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        # What the model hub answers: the version, and the file's SHA-256 as its tag.
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{hashlib.sha256(self.server.content).hexdigest()}"')
+        self.end_headers()
+
+
+@contextmanager
+def serve(content: bytes) -> Iterator[FileServer]:
+    """Run a server in a thread."""
+    server = FileServer(content)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.go_on.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
