@@ -9,7 +9,7 @@ P = F T^T, the weighted elementwise product f_c t_lc w_l minus its mean over lab
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from clip2sam.types import SimilarityMaps
@@ -65,7 +65,33 @@ def resize_maps(maps: Float[Tensor, "labels rows cols"], size: tuple[int, int]) 
     return F.interpolate(min_max(maps)[None], size, mode="bilinear", align_corners=False)[0]
 
 
-def usable(maps: Float[Tensor, "labels rows cols"]) -> Tensor:
-    """Which maps can be pointed at: finite everywhere, and not the same everywhere. Bool (labels,)."""
+def usable(maps: Float[Tensor, "labels rows cols"]) -> Bool[Tensor, "labels"]:
+    """Which maps can be pointed at: finite everywhere, and not the same everywhere."""
     spread = maps.amax(dim=(-2, -1)) - maps.amin(dim=(-2, -1))
     return torch.isfinite(maps).all(dim=-1).all(dim=-1) & (spread > 0)
+
+
+def beats_distractors(
+    maps: Float[Tensor, "labels rows cols"], is_distractor: Bool[Tensor, "labels"]
+) -> Bool[Tensor, "labels"]:
+    """Which labels score at least as high as every distractor at the place of their own peak."""
+    cells = maps.flatten(1)
+    peak = cells.argmax(dim=-1)
+    rivals = torch.where(is_distractor[:, None], cells, -torch.inf).amax(dim=0)
+    return cells.amax(dim=-1) >= rivals[peak]
+
+
+def is_present(
+    maps: SimilarityMaps,
+    thresholds: Float[Tensor, "labels"] | None,
+    is_distractor: Bool[Tensor, "labels"],
+) -> Bool[Tensor, "labels"]:
+    """Which labels get a prompt: wanted, usable, at or above their threshold, and not beaten by a distractor.
+
+    The decision is taken on raw scores, because scaling a map to 0..1 gives every label, absent ones as well, a
+    peak of 1. Without thresholds there is no decision: every wanted label with a usable map is present.
+    """
+    candidates = usable(maps.raw) & ~is_distractor
+    if thresholds is None:
+        return candidates
+    return candidates & (maps.presence >= thresholds) & beats_distractors(maps.raw, is_distractor)

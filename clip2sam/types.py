@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 
@@ -98,6 +98,17 @@ class Masks:
     label_index: Int[Tensor, "prompts"]
     size: tuple[int, int]
     """(height, width) of the original picture."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Everything between the picture and its masks, on the device."""
+
+    maps: SimilarityMaps
+    grids: Float[Tensor, "labels grid_rows grid_cols"]
+    present: Bool[Tensor, "labels"]
+    prompts: PointPrompts
+    masks: Masks
 
 
 @dataclass(frozen=True)

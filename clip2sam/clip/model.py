@@ -24,7 +24,6 @@ class SurgeryCLIP:
     Args:
         model: an open_clip CLIP, in evaluation mode, on its device and in its dtype.
         tokenizer: what `open_clip.get_tokenizer` gave for it; by default OpenAI's, which most CLIPs use.
-        method: how the dense features are made.
         resolution: side in pixels of the square that pictures are squashed to; by default the model's own.
 
     Raises:
@@ -36,12 +35,10 @@ class SurgeryCLIP:
         model: Any,
         tokenizer: Tokenizer | None = None,
         *,
-        method: Method = CLIP_SURGERY,
         resolution: int | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=getattr(model, "context_length", 77))
-        self.method = method
         self.resolution = resolution or _native_resolution(model)
         if grid_side(model.visual, self.resolution) < 1:
             raise ConfigError(
@@ -68,9 +65,11 @@ class SurgeryCLIP:
         pixels = torch.from_numpy(squares).to(self.device).permute(0, 3, 1, 2).float() / 255
         return (pixels - self._mean) / self._std
 
-    def encode_image(self, pixels: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens channels"]:
+    def encode_image(
+        self, pixels: Float[Tensor, "batch 3 height width"], method: Method = CLIP_SURGERY
+    ) -> Float[Tensor, "batch tokens channels"]:
         """Unit token features in float32: CLS first, then the patches row by row."""
-        return F.normalize(dense_features(self.model.visual, pixels, self.method).float(), dim=-1)
+        return F.normalize(dense_features(self.model.visual, pixels, method).float(), dim=-1)
 
     def encode_labels(self, labels: LabelSet) -> Float[Tensor, "labels channels"]:
         """Unit text features in float32, a row a class: the normalised mean of its prompts' features."""

@@ -1,0 +1,128 @@
+"""What a person gets for one picture: arrays on the host, masks as RLE until they are asked for."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from pycocotools import mask as mask_utils
+
+from clip2sam.coco import coco_document, decode_rle, encode_mask
+from clip2sam.config import Config
+from clip2sam.sam import PointSAM
+from clip2sam.types import Annotation, Image, ImageRecord, LabelSet, Prediction
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A label that got no mask."""
+
+    label: str
+    score: float
+    """Its presence score: the highest raw score on its map."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """The masks of one picture, and why the other labels have none. Arrays are numpy's, on the host."""
+
+    image: Image
+    label_set: LabelSet
+    annotations: tuple[Annotation, ...]
+    """One for each mask, in the order of the labels."""
+    label_indices: Int[np.ndarray, "masks"]
+    """Which class each mask is of: an index into `class_names`."""
+    points: tuple[Float[np.ndarray, "points 3"], ...]
+    """For each mask its prompt: x, y in continuous pixels, and 1 (positive) or 0 (negative)."""
+    presence: Float[np.ndarray, "classes"]
+    """Presence score of every class asked for."""
+    maps: Float[np.ndarray, "classes rows cols"]
+    """Raw similarity maps of every class asked for."""
+    grids: Float[np.ndarray, "classes grid_rows grid_cols"]
+    """The same pooled and scaled to 0..1: what the points were chosen on."""
+    absent: tuple[Absent, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """All labels asked for, as typed, in the order given, without distractors."""
+        return tuple(c.name for c in self.label_set.wanted)
+
+    @property
+    def labels(self) -> list[str]:
+        """The label of each mask."""
+        return [a.label for a in self.annotations]
+
+    @property
+    def scores(self) -> Float[np.ndarray, "masks"]:
+        """The score of each mask, 0 to 1."""
+        return np.array([a.score for a in self.annotations], np.float32)
+
+    @cached_property
+    def masks(self) -> Bool[np.ndarray, "masks height width"]:
+        """The masks at the picture's size."""
+        height, width = self.image.size
+        masks = [decode_rle(a.rle) for a in self.annotations]
+        return np.stack(masks) if masks else np.zeros((0, height, width), bool)
+
+    def to_coco(self, *, polygons: bool = False) -> dict[str, Any]:
+        """This picture as a COCO data set of one image; see `clip2sam.coco.write_coco` for the file."""
+        return coco_document([self.record()], [self.annotations], self.label_set, polygons=polygons)
+
+    def record(self, file_name: str | None = None) -> ImageRecord:
+        """The picture's row in a COCO file; by default the file name of its origin."""
+        height, width = self.image.size
+        return ImageRecord(file_name or PurePath(self.image.origin).name, height, width)
+
+    def show(self) -> Any:
+        """Draw all masks on the picture: a matplotlib Figure, which a notebook shows by itself."""
+        from clip2sam.visualize import result_figure  # drawing is loaded by those who draw
+
+        return result_figure(self)
+
+
+def as_result(image: Image, labels: LabelSet, config: Config, sam: PointSAM, prediction: Prediction) -> Result:
+    """Bring a prediction to the host: the one place where tensors become arrays, and masks become RLE.
+
+    Masks are made at the picture's size a few at a time, so memory doesn't grow with the number of labels. A mask
+    with no pixel is no mask: its label is listed as absent.
+    """
+    wanted = len(labels.wanted)
+    masks, prompts = prediction.masks, prediction.prompts
+    rles = [encode_mask(m) for chunk in sam.upscale(masks.logits, masks.size) for m in chunk.cpu().numpy()]
+    index, score = prompts.label_index.cpu().numpy(), masks.predicted_iou.clamp(0, 1).cpu().tolist()
+    points = np.concatenate([prompts.coords.cpu().numpy(), prompts.point_labels.cpu().numpy()[..., None]], axis=-1)
+    kept = [i for i, rle in enumerate(rles) if mask_utils.area(rle) > 0]
+    presence = prediction.maps.presence[:wanted].cpu().numpy()
+    found = {int(index[i]) for i in kept}
+    return Result(
+        image=image,
+        label_set=labels,
+        annotations=tuple(Annotation(labels.names[index[i]], rles[i], score[i], prompt=i) for i in kept),
+        label_indices=index[kept],
+        points=tuple(points[i][points[i][:, 2] >= 0] for i in kept),
+        presence=presence,
+        maps=prediction.maps.raw[:wanted].cpu().numpy(),
+        grids=prediction.grids[:wanted].cpu().numpy(),
+        absent=tuple(
+            Absent(c.name, float(presence[i]), _why_absent(i, c.threshold, config, prediction))
+            for i, c in enumerate(labels.wanted)
+            if i not in found
+        ),
+    )
+
+
+def _why_absent(i: int, own_threshold: float | None, config: Config, prediction: Prediction) -> str:
+    raw, score = prediction.maps.raw[i], float(prediction.maps.presence[i])
+    threshold = config.presence if own_threshold is None else own_threshold
+    if not raw.isfinite().all():
+        return "its map has values that are not finite"
+    if raw.max() == raw.min():
+        return "its map is the same everywhere"
+    if threshold is not None and score < threshold:
+        return f"its highest score {score:.3f} is below the threshold {threshold:g}"
+    if not prediction.present[i]:
+        return "a distractor scores higher at its peak"
+    return "its points gave an empty mask"

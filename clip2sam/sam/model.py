@@ -1,0 +1,131 @@
+"""The thin adapter around a segment-anything model: the only place that knows its frame and its pixel indices."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from PIL import Image as PILImage
+from torch import Tensor
+
+from clip2sam.points import PADDING, pixel_indices
+from clip2sam.sam.decoder import decode, embed_points
+from clip2sam.types import Image, PointPrompts
+
+PROMPTS_A_BATCH = 16
+"""Bounds the decoder's memory: ViT-H's takes about 25 MB a prompt."""
+
+PIXELS_A_BATCH = 32 * 2**20
+"""Bounds the memory of masks at the picture's size: so many float pixels at once, or one mask."""
+
+
+class PointSAM:
+    """A segment-anything model that takes point prompts for many labels at once.
+
+    Args:
+        sam: segment-anything's `Sam`, in evaluation mode, on its device. Its image encoder may be in bfloat16 or
+            float16; the prompt encoder and the mask decoder are in float32.
+    """
+
+    def __init__(self, sam: Any) -> None:
+        self.sam = sam.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.sam.pixel_mean.device
+
+    @property
+    def input_side(self) -> int:
+        """Side in pixels of the square that the image encoder takes (1024 for the official models)."""
+        return self.sam.image_encoder.img_size
+
+    def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) that a picture of `size` has in SAM's frame: longest side resized, at least 1 pixel."""
+        scale = self.input_side / max(size)
+        height, width = (max(int(side * scale + 0.5), 1) for side in size)
+        return height, width
+
+    def preprocess(self, images: Sequence[Image]) -> Float[Tensor, "batch 3 side side"]:
+        """Resize as `SamPredictor` does (longest side, PIL bilinear), normalise, pad at the right and the bottom."""
+        return torch.cat([self._preprocess_one(image) for image in images])
+
+    def _preprocess_one(self, image: Image) -> Float[Tensor, "1 3 side side"]:
+        height, width = self.frame_size(image.size)
+        resized = PILImage.fromarray(image.pixels).resize((width, height), PILImage.Resampling.BILINEAR)
+        pixels = torch.from_numpy(np.array(resized)).to(self.device).permute(2, 0, 1)[None]
+        return self.sam.preprocess(pixels)
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch channels rows cols"]:
+        """The image embeddings, in float32 whatever the encoder's precision."""
+        dtype = self.sam.image_encoder.patch_embed.proj.weight.dtype
+        return self.sam.image_encoder(pixels.to(dtype)).float()
+
+    @torch.no_grad()
+    def decode(
+        self, embedding: Float[Tensor, "channels rows cols"], prompts: PointPrompts, size: tuple[int, int]
+    ) -> tuple[Float[Tensor, "prompts candidates low low"], Float[Tensor, "prompts candidates"]]:
+        """Decode all prompts of one picture of (height, width) `size`.
+
+        Returns:
+            Three candidates a prompt: mask logits in SAM's frame at a quarter of its input size (positive = in the
+            mask), and the IoU that SAM predicts for each.
+        """
+        if not len(prompts.coords):
+            return self.no_candidates()
+        height, width = self.frame_size(size)
+        scale = torch.tensor([width / size[1], height / size[0]], device=self.device)
+        coords = pixel_indices(prompts.coords) * scale
+        encoder = self.sam.prompt_encoder
+        positions, no_mask = encoder.get_dense_pe()[0], encoder.no_mask_embed.weight[0]
+        chunks = [
+            decode(
+                self.sam.mask_decoder,
+                embedding,
+                positions,
+                no_mask,
+                embed_points(encoder, xy, labels),
+                F.pad(labels != PADDING, (0, 1), value=True),
+            )
+            for xy, labels in zip(
+                coords.split(PROMPTS_A_BATCH), prompts.point_labels.split(PROMPTS_A_BATCH), strict=True
+            )
+        ]
+        return torch.cat([logits for logits, _ in chunks]), torch.cat([iou for _, iou in chunks])
+
+    def no_candidates(self) -> tuple[Float[Tensor, "0 3 low low"], Float[Tensor, "0 3"]]:
+        """What `decode` gives for no prompt at all."""
+        low = self.input_side // 4
+        return torch.zeros(0, 3, low, low, device=self.device), torch.zeros(0, 3, device=self.device)
+
+    @torch.no_grad()
+    def upscale(
+        self, logits: Float[Tensor, "masks low low"], size: tuple[int, int]
+    ) -> Iterator[Bool[Tensor, "some height width"]]:
+        """Masks at the picture's (height, width), as many at once as memory allows, in order.
+
+        Two bilinear resizes with the padding cut in between, as segment-anything's `postprocess_masks`.
+        """
+        if not len(logits):
+            return
+        side, (height, width) = self.input_side, self.frame_size(size)
+        at_once = max(PIXELS_A_BATCH // max(size[0] * size[1], side * side), 1)
+        for chunk in logits.split(at_once):
+            frame = F.interpolate(chunk[None], (side, side), mode="bilinear", align_corners=False)
+            masks = F.interpolate(frame[..., :height, :width], size, mode="bilinear", align_corners=False)
+            yield masks[0] > self.sam.mask_threshold
+
+    def pool_candidates(
+        self,
+        logits: Float[Tensor, "prompts candidates low low"],
+        size: tuple[int, int],
+        cells: tuple[int, int],
+    ) -> Float[Tensor, "prompts candidates rows cols"]:
+        """How much of each cell of a (rows, cols) grid over the picture every candidate mask covers, 0 to 1."""
+        height, width = self.frame_size(size)
+        low = logits.shape[-1]
+        rows, cols = (max(-(-side * low // self.input_side), 1) for side in (height, width))
+        inside = (logits[..., :rows, :cols] > self.sam.mask_threshold).float()
+        return F.adaptive_avg_pool2d(inside, cells)

@@ -1,0 +1,97 @@
+"""Many prompts at once give what a loop over SamPredictor gives."""
+
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor
+
+from clip2sam.sam import PointSAM
+from clip2sam.sam.choice import agreement
+from clip2sam.types import Image, PointPrompts
+from tests.models import small_sam
+
+
+def picture(height, width, seed=0) -> Image:
+    return Image(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8), "array")
+
+
+def random_prompts(count, points, size, seed=0) -> PointPrompts:
+    generator = torch.Generator().manual_seed(seed)
+    coords = torch.rand(count, points, 2, generator=generator) * torch.tensor([size[1], size[0]])
+    labels = torch.randint(-1, 2, (count, points), generator=generator)
+    labels[:, 0] = 1
+    return PointPrompts(coords, labels, torch.arange(count))
+
+
+@pytest.mark.parametrize("size", [(90, 131), (128, 128), (301, 64), (1, 1)])
+def test_same_as_a_loop_over_the_predictor(size):
+    model = small_sam()
+    sam, predictor, image = PointSAM(model), SamPredictor(model), picture(*size)
+    prompts = random_prompts(18, 12, size)  # more than one batch, every length from 1 to 12
+    logits, iou = sam.decode(sam.encode_image(sam.preprocess([image]))[0], prompts, size)
+    predictor.set_image(image.pixels)
+    for i, (coords, labels) in enumerate(zip(prompts.coords, prompts.point_labels, strict=True)):
+        real = labels >= 0
+        points = coords[real].floor().numpy(), labels[real].numpy()
+        theirs, their_iou, their_logits = predictor.predict(*points, return_logits=True)
+        torch.testing.assert_close(logits[i], torch.from_numpy(their_logits), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(iou[i].numpy(), their_iou, atol=1e-4)
+        ours = torch.cat(list(sam.upscale(logits[i], size))).numpy()
+        undecided = np.abs(theirs) < 1e-5  # on the very edge, where rounding decides
+        np.testing.assert_array_equal(ours | undecided, (theirs > 0) | undecided)
+        assert undecided.mean() < 1e-3
+
+
+def test_what_is_in_padded_slots_does_not_matter():
+    sam, size = PointSAM(small_sam()), (64, 64)
+    embedding = sam.encode_image(sam.preprocess([picture(*size)]))[0]
+    prompts = random_prompts(3, 8, size)
+    moved = torch.where((prompts.point_labels == -1)[..., None], prompts.coords * 0 + 3.0, prompts.coords)
+    other = PointPrompts(moved, prompts.point_labels, prompts.label_index)
+    assert not torch.equal(moved, prompts.coords)
+    torch.testing.assert_close(sam.decode(embedding, prompts, size), sam.decode(embedding, other, size))
+
+
+def test_no_prompt_no_mask():
+    sam = PointSAM(small_sam())
+    logits, iou = sam.no_candidates()
+    assert logits.shape == (0, 3, 32, 32)
+    assert iou.shape == (0, 3)
+    assert sum(len(m) for m in sam.upscale(logits[:, 0], (50, 60))) == 0
+
+
+def test_a_strip_of_9000_pixels_keeps_a_row():
+    sam = PointSAM(small_sam())
+    assert sam.frame_size((1, 9000)) == (1, 128)
+    logits, _ = sam.decode(
+        sam.encode_image(sam.preprocess([picture(1, 9000)]))[0], random_prompts(2, 4, (1, 9000)), (1, 9000)
+    )
+    assert [m.shape for m in sam.upscale(logits[:, 0], (1, 9000))] == [(2, 1, 9000)]
+
+
+def test_big_masks_are_made_a_few_at_a_time(monkeypatch):
+    sam = PointSAM(small_sam())
+    logits = torch.randn(5, 32, 32)
+    whole = torch.cat(list(sam.upscale(logits, (100, 80))))
+    monkeypatch.setattr("clip2sam.sam.model.PIXELS_A_BATCH", 2 * 128 * 128)
+    chunks = list(sam.upscale(logits, (100, 80)))
+    assert [len(c) for c in chunks] == [2, 2, 1]
+    assert torch.equal(torch.cat(chunks), whole)
+
+
+def test_agreement_prefers_the_mask_under_the_heat():
+    heat = torch.zeros(1, 4, 4)
+    heat[0, :2, :2] = 5.0
+    coverage = torch.zeros(1, 3, 4, 4)
+    coverage[0, 0, :2, :2] = 1.0  # the very place
+    coverage[0, 1, 2:, 2:] = 1.0  # elsewhere
+    coverage[0, 2] = 1.0  # everything
+    torch.testing.assert_close(agreement(coverage, heat), torch.tensor([[1.0, 0.0, 0.25]]))
+
+
+def test_coverage_is_counted_in_the_picture_not_in_the_padding():
+    sam = PointSAM(small_sam())
+    logits = torch.full((1, 3, 32, 32), -1.0)
+    logits[..., :16, :16] = 1.0  # a 64 x 128 picture fills the upper half of the frame
+    covered = sam.pool_candidates(logits, (64, 128), (2, 2))
+    torch.testing.assert_close(covered[0, 0], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
