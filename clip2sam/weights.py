@@ -16,6 +16,7 @@ import os
 import pickle
 import shutil
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -457,8 +458,9 @@ def _missing(weights: ClipWeights | SamWeights, path: Path, reason: str, again: 
 
 
 def _short(error: BaseException, limit: int = 300) -> str:
-    """An error of a library on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """An error of a library on one line. A failed connection's own reason comes first: requests wraps it in another."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    text = " ".join(str(reason or error).split()) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + " ..."
 
 
@@ -619,25 +621,6 @@ class _Meter:
 # Loading
 
 
-def load_preset(
-    name: str, *, weights_dir: str | os.PathLike[str] | None = None, offline: bool = False, progress: bool = True
-) -> "tuple[nn.Module, Callable[..., Tensor], Any]":
-    """A preset's (CLIP, tokenizer, SAM), ready for inference: on the CPU, fp32, `eval`.
-
-    Raises:
-        ConfigError: no such preset.
-        WeightsError: a file is missing and can't be had, or is not the published one.
-    """
-    preset = get_preset(name)
-    if isinstance(preset.clip, EmbeddedWeights) or isinstance(preset.sam, EmbeddedWeights):
-        from clip2sam.tiny import load_tiny_clip, load_tiny_sam
-
-        return (*load_tiny_clip(), load_tiny_sam())
-    files = fetch(name, weights_dir=weights_dir, offline=offline, progress=progress)
-    clip, tokenizer = load_clip(preset.clip.model, files["clip"], pretrained=preset.clip.pretrained)
-    return clip, tokenizer, load_sam(preset.sam.model_type, files["sam"])
-
-
 def load_clip(
     model: str, checkpoint: str | os.PathLike[str], *, pretrained: str | None = None
 ) -> "tuple[nn.Module, Callable[..., Tensor]]":
@@ -772,7 +755,9 @@ def _read_tensors(path: Path) -> "dict[str, Tensor]":
                 f"{path} is a TorchScript archive, a program, as OpenAI published its CLIP; it is not run. "
                 "Leave the path out to get the same weights as tensors, or give those as .safetensors"
             )
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
+        with warnings.catch_warnings():  # what it says of old and odd pickles adds nothing to the refusal
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
     except WeightsError:
         raise
     except Exception as error:  # whatever a parser may raise on foreign bytes

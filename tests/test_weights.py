@@ -1,0 +1,690 @@
+"""Weights: right files or a clear error, whatever the network, the disk or a stranger's file does."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import safetensors.torch
+import torch
+from segment_anything import sam_model_registry
+
+from clip2sam import weights
+from clip2sam.errors import ConfigError, WeightsError
+from clip2sam.weights import ClipWeights, SamWeights, fetch_clip, fetch_sam, load_clip, load_sam
+from tests.file_server import FileServer, serve
+
+CONTENT = random.Random(0).randbytes(400_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _calm(monkeypatch):
+    """No waiting between tries, short patience, no proxy on the way to the local server, no hub cache of the user's."""
+    monkeypatch.setattr(weights, "_WAIT", 0.0)
+    monkeypatch.setattr(weights, "_TIMEOUT", (5.0, 0.3))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv(weights.ENVIRONMENT, raising=False)
+
+
+@pytest.fixture
+def server():
+    with serve(CONTENT) as running:
+        yield running
+
+
+def sam_file(server: FileServer, **changes) -> SamWeights:
+    known = {"model_type": "vit_b", "file": "sam.pth", "size": len(CONTENT), "sha256": SHA256}
+    return SamWeights(**{**known, "url": f"{server.url}/sam.pth", **changes})
+
+
+def fetched(server: FileServer, folder: Path, **changes) -> Path:
+    return fetch_sam(sam_file(server, **changes), weights_dir=folder, progress=False)
+
+
+def left_over(folder: Path) -> set[str]:
+    """What a folder holds apart from locks."""
+    return {path.name for path in folder.iterdir() if not path.name.endswith(".lock")}
+
+
+def failure(server: FileServer, folder: Path, **changes) -> str:
+    """The message of a fetch that must fail: on one line, and with no file under the wanted name."""
+    with pytest.raises(WeightsError) as caught:
+        fetched(server, folder, **changes)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "sam.pth" not in left_over(folder)
+    return message
+
+
+# Presets and folders
+
+
+def test_presets_name_the_official_files():
+    for name, first in (("vit-b", "01ec64"), ("vit-l", "0b3195"), ("vit-h", "4b8939")):
+        sam = weights.get_preset(name).sam
+        assert sam.model_type == name.replace("-", "_")
+        assert sam.url.endswith(f"/segment_anything/sam_{sam.model_type}_{first}.pth")
+        assert len(sam.sha256) == 64
+
+
+@pytest.mark.parametrize("preset", [p for p in weights.PRESETS.values() if isinstance(p.clip, ClipWeights)])
+def test_presets_name_clip_as_open_clip_does(preset):
+    source = open_clip.get_pretrained_cfg(preset.clip.model, preset.clip.pretrained)
+    assert source["hub" if "hub" in source else "hf_hub"].rstrip("/") == preset.clip.hub
+    needs_quickgelu = source.get("quick_gelu", False)
+    assert open_clip.get_model_config(preset.clip.model).get("quick_gelu", False) == needs_quickgelu
+
+
+def test_unknown_preset():
+    with pytest.raises(ConfigError, match="no preset is called 'vit-x'; choose one of tiny, vit-b"):
+        weights.get_preset("vit-x")
+
+
+def test_weights_dir_order(monkeypatch, tmp_path):
+    assert weights.weights_dir().name == "clip2sam"
+    monkeypatch.setenv(weights.ENVIRONMENT, "/from/environment")
+    assert weights.weights_dir() == Path("/from/environment")
+    assert weights.weights_dir(tmp_path) == tmp_path
+
+
+def test_naming_files_needs_no_torch():
+    program = "import sys, clip2sam.weights as w; w.paths('vit-h'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# Downloads
+
+
+def test_download(server, tmp_path):
+    folder = tmp_path / "not" / "yet"
+    path = fetched(server, folder)
+    assert path.read_bytes() == CONTENT
+    assert left_over(folder) == {"sam.pth", "sam.pth.verified"}
+    assert fetched(server, folder) == path
+    assert server.requested == [""]
+
+
+def test_cut_connection_is_resumed(server, tmp_path):
+    server.manners = ["cut:300000", "cut:50000", "503"]
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+    first, second, refused, last = server.requested
+    assert first == ""
+    # A piece that wasn't complete may be lost, what was complete is not asked for again.
+    assert second == "bytes=262144-"
+    assert refused == last
+
+
+def test_later_start_resumes(server, tmp_path):
+    (tmp_path / "sam.pth.part").write_bytes(CONTENT[:123_456])
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+    assert server.requested == ["bytes=123456-"]
+    assert left_over(tmp_path) == {"sam.pth", "sam.pth.verified"}
+
+
+def test_complete_part_needs_no_network(server, tmp_path):
+    (tmp_path / "sam.pth.part").write_bytes(CONTENT)
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+    assert server.requested == []
+
+
+def test_server_without_ranges_starts_again(server, tmp_path):
+    server.ranges, server.manners = False, ["cut:300000"]
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+    assert server.requested == ["", "bytes=262144-"]
+
+
+def test_server_that_always_cuts_is_given_up(server, tmp_path):
+    server.ranges, server.manners = False, ["cut:300000"] * 20
+    message = failure(server, tmp_path)
+    assert "the download stopped at 262144 of 400000 bytes" in message
+    assert f"run again to go on, or get {server.url}/sam.pth and put it at {tmp_path / 'sam.pth'}" in message
+    assert len(server.requested) == 1 + weights._TRIES
+
+
+def test_many_cuts_are_no_reason_to_give_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "_CHUNK", 10_000)
+    server.manners = ["cut:45000"] * 8
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+    assert len(server.requested) > weights._TRIES
+
+
+def test_garbage_from_an_earlier_start(server, tmp_path):
+    (tmp_path / "sam.pth.part").write_bytes(b"<html>" * 1000)
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+    assert server.requested == ["bytes=6000-", ""]
+
+
+def test_too_long_a_part(server, tmp_path):
+    (tmp_path / "sam.pth.part").write_bytes(CONTENT + b"more")
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+    assert server.requested == [""]
+
+
+def test_wrong_hash(server, tmp_path):
+    message = failure(server, tmp_path, sha256="0" * 64)
+    assert f"SHA-256 {SHA256}, expected {'0' * 64}" in message
+    assert server.requested == [""]
+    assert left_over(tmp_path) == set()
+
+
+@pytest.mark.parametrize("have", [0, 1000])
+def test_wrong_size_is_known_before_anything_is_taken(server, tmp_path, have):
+    part = tmp_path / "sam.pth.part"
+    part.write_bytes(CONTENT[:have])
+    message = failure(server, tmp_path, size=len(CONTENT) + 1)
+    assert "400000" in message
+    assert "400001" in message
+    assert f"put it at {tmp_path / 'sam.pth'}" in message
+    assert part.read_bytes() == CONTENT[:have]
+
+
+def test_more_than_expected_from_a_server_that_tells_no_length(server, tmp_path):
+    server.tell_length = False
+    assert "gave more than the expected 300000 bytes" in failure(server, tmp_path, size=300_000)
+    assert (tmp_path / "sam.pth.part").stat().st_size == 0
+
+
+def test_no_length_told(server, tmp_path):
+    server.tell_length = False
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_not_found(server, tmp_path):
+    message = failure(server, tmp_path, url=f"{server.url}/missing")
+    assert "404" in message
+    assert f"get {server.url}/missing and put it at {tmp_path / 'sam.pth'}" in message
+    assert len(server.requested) == 1
+
+
+def test_slow_but_steady(server, tmp_path):
+    """A transfer that takes longer than the patience for silence is no failure."""
+    server.manners = ["trickle"]
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+    assert server.requested == [""]
+
+
+def test_silence_is_given_up_and_resumed(server, tmp_path):
+    server.manners = ["stall:300000"]
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+    assert server.requested == ["", "bytes=262144-"]
+
+
+def test_silence_for_ever(server, tmp_path):
+    server.manners = ["stall:0"] * 10
+    assert "Read timed out" in failure(server, tmp_path)
+    assert len(server.requested) == weights._TRIES
+
+
+def test_nobody_answers(server, tmp_path):
+    server.server_close()
+    message = failure(server, tmp_path)
+    assert "refused" in message
+    assert f"put it at {tmp_path / 'sam.pth'}" in message
+
+
+def other_process(server: FileServer, folder: Path) -> "subprocess.Popen[str]":
+    program = (
+        f"from clip2sam.weights import *; print(fetch_sam({sam_file(server)!r}, weights_dir={str(folder)!r},"
+        " progress=False))"
+    )
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_parallel_starts_download_once(server, tmp_path):
+    server.manners = ["hold:100000"]
+    with other_process(server, tmp_path) as first:
+        assert server.silent.wait(30)
+        with other_process(server, tmp_path) as second:
+            assert "another process is downloading sam.pth" in second.stderr.readline()
+            server.go_on.set()
+            for process in (first, second):
+                assert process.communicate(timeout=30)[0].strip() == str(tmp_path / "sam.pth")
+    assert server.requested == [""]
+    assert (tmp_path / "sam.pth").read_bytes() == CONTENT
+
+
+def test_killed_download_is_resumed(server, tmp_path):
+    server.manners = ["hold:300000"]
+    with other_process(server, tmp_path) as process:
+        assert server.silent.wait(30)
+        while not (part := tmp_path / "sam.pth.part").exists() or part.stat().st_size == 0:
+            assert process.poll() is None
+        process.kill()
+    assert left_over(tmp_path) == {"sam.pth.part"}
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+    assert server.requested == ["", "bytes=262144-"]
+
+
+# The disk
+
+
+def test_no_room(server, tmp_path, monkeypatch):
+    (tmp_path / "sam.pth.part").write_bytes(CONTENT[:100_000])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=299_999))
+    message = failure(server, tmp_path)
+    assert "needs 300000 more bytes" in message
+    assert "has 299999 free" in message
+    assert server.requested == []
+
+
+def test_disk_that_fills_up(server, tmp_path):
+    """A limit on the size of files stands for the full disk; what was written is kept for the next start."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        message = failure(server, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.strerror(errno.EFBIG) in message
+    assert "--weights-dir" in message
+    assert (tmp_path / "sam.pth.part").stat().st_size > 0
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_folder_that_is_a_file(server, tmp_path):
+    (tmp_path / "weights").write_text("")
+    with pytest.raises(WeightsError, match=r"can't be written or read: (File exists|Not a directory)"):
+        fetched(server, tmp_path / "weights")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folder(server, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    folder.chmod(0o555)
+    assert "Permission denied" in failure(server, folder)
+    folder.chmod(0o755)
+    path = fetched(server, folder)
+    (folder / "sam.pth.verified").unlink()
+    folder.chmod(0o555)
+    assert fetched(server, folder) == path, "a file that is there and right can be used without writing"
+
+
+def test_file_that_can_not_be_remembered(server, tmp_path):
+    (tmp_path / "sam.pth").write_bytes(CONTENT)
+    (tmp_path / "sam.pth.verified").mkdir()
+    assert fetched(server, tmp_path) == tmp_path / "sam.pth"
+    assert server.requested == []
+
+
+# Verified once, never wrongly remembered
+
+
+def test_hash_is_measured_once(server, tmp_path, monkeypatch):
+    fetched(server, tmp_path)
+    monkeypatch.setattr(weights, "file_sha256", None)
+    assert fetched(server, tmp_path) == tmp_path / "sam.pth"
+
+
+def test_file_put_there_by_hand(server, tmp_path):
+    (tmp_path / "sam.pth").write_bytes(CONTENT)
+    assert fetch_sam(sam_file(server), weights_dir=tmp_path, offline=True) == tmp_path / "sam.pth"
+    assert json.loads((tmp_path / "sam.pth.verified").read_text())["sha256"] == SHA256
+    assert server.requested == []
+
+
+@pytest.mark.parametrize("keep_time", [False, True])
+def test_changed_after_verification(server, tmp_path, keep_time):
+    path = fetched(server, tmp_path)
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"changed")
+    if keep_time:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert path.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(WeightsError, match=f"expected {SHA256}: its content changed; delete .*sam.pth and run again"):
+        fetched(server, tmp_path)
+    assert path.exists(), "a person's file is not deleted for them"
+    assert server.requested == [""]
+
+
+def test_replaced_after_verification(server, tmp_path):
+    path = fetched(server, tmp_path)
+    other = tmp_path / "other"
+    other.write_bytes(bytes(len(CONTENT)))
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    os.replace(other, path)
+    with pytest.raises(WeightsError, match="its content changed"):
+        fetched(server, tmp_path)
+
+
+def test_cut_after_verification(server, tmp_path):
+    path = fetched(server, tmp_path)
+    os.truncate(path, 1000)
+    with pytest.raises(WeightsError, match="has 1000 bytes, expected 400000: it is cut or another file; delete"):
+        fetched(server, tmp_path)
+
+
+@pytest.mark.parametrize("note", ["", "[]", "{}", '{"sha256": "ab"', '"text"'])
+def test_torn_note_is_measured_again(server, tmp_path, note):
+    fetched(server, tmp_path)
+    (tmp_path / "sam.pth.verified").write_text(note)
+    assert fetched(server, tmp_path) == tmp_path / "sam.pth"
+    assert json.loads((tmp_path / "sam.pth.verified").read_text())["sha256"] == SHA256
+
+
+def test_offline(server, tmp_path):
+    with pytest.raises(WeightsError) as caught:
+        fetch_sam(sam_file(server), weights_dir=tmp_path, offline=True)
+    place = tmp_path / "sam.pth"
+    advice = f"get {server.url}/sam.pth and put it at {place}"
+    assert str(caught.value) == f"sam.pth is missing: the download is forbidden (offline); {advice}"
+    assert server.requested == []
+
+
+def test_survey(server, tmp_path, monkeypatch):
+    vit_b = weights.get_preset("vit-b")
+    sam = sam_file(server, file="sam_vit_b.pth")
+    preset = weights.Preset("vit-b", vit_b.clip, sam, "")
+    monkeypatch.setattr(weights, "PRESETS", {**weights.PRESETS, "vit-b": preset})
+
+    def row(survey):
+        (found,) = [entry for entry in survey(tmp_path) if entry.file == sam.file]
+        assert (found.kind, found.presets, found.path) == ("sam", ("vit-b",), tmp_path / sam.file)
+        return found.state, found.size, found.sha256
+
+    assert row(weights.status) == ("missing", len(CONTENT), None)
+    path = tmp_path / sam.file
+    path.write_bytes(CONTENT)
+    assert row(weights.status) == ("present", len(CONTENT), None)
+    assert row(weights.verify) == ("verified", len(CONTENT), SHA256)
+    assert row(weights.status) == ("verified", len(CONTENT), SHA256)
+    path.write_bytes(CONTENT[::-1])
+    assert row(weights.status) == ("present", len(CONTENT), None)
+    damaged = hashlib.sha256(CONTENT[::-1]).hexdigest()
+    assert row(weights.verify) == ("damaged", len(CONTENT), damaged)
+    path.write_bytes(CONTENT[:-1])
+    (found,) = [entry for entry in weights.status(tmp_path) if entry.file == sam.file]
+    assert found.state == "damaged"
+    assert "has 399999 bytes, expected 400000" in found.problem
+    assert weights.paths("vit-b", weights_dir=tmp_path)["sam"] == path
+    shared = [entry for entry in weights.status(tmp_path) if entry.file == vit_b.clip.file]
+    assert [entry.presets for entry in shared] == [("vit-b", "vit-l", "vit-h")], "one line a file"
+
+
+# CLIP through open_clip
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    """The model hub's address, answered by the local server."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return server
+
+
+def test_clip_comes_through_open_clip(hub, tmp_path, monkeypatch):
+    path = fetch_clip("vit-h", weights_dir=tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert path.name == "open_clip_model.safetensors"
+    assert path.is_relative_to(tmp_path / "hub")
+    monkeypatch.setattr(weights, "file_sha256", None)
+    before = len(hub.requested)
+    assert fetch_clip("vit-b", weights_dir=tmp_path, offline=True) == path
+    assert len(hub.requested) == before
+    (found,) = [entry for entry in weights.status(tmp_path) if "vit-h" in entry.presets and entry.kind == "clip"]
+    assert (found.state, found.sha256, found.path) == ("verified", SHA256, path)
+
+
+def test_changed_clip_is_refused(hub, tmp_path):
+    path = fetch_clip("vit-h", weights_dir=tmp_path)
+    path.resolve().write_bytes(CONTENT[::-1])
+    with pytest.raises(WeightsError, match=f"expected {SHA256}: its content changed; delete .*/hub/models--timm--"):
+        fetch_clip("vit-h", weights_dir=tmp_path)
+
+
+def test_clip_put_there_by_hand(hub, tmp_path):
+    place = weights.paths("vit-h", weights_dir=tmp_path)["clip"]
+    place.write_bytes(CONTENT)
+    assert fetch_clip("vit-h", weights_dir=tmp_path, offline=True) == place
+    assert hub.requested == []
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_clip_out_of_reach(hub, tmp_path, offline):
+    hub.server_close()
+    with pytest.raises(WeightsError) as caught:
+        fetch_clip("vit-h", weights_dir=tmp_path, offline=offline)
+    message = str(caught.value)
+    assert message.startswith("ViT-B-16-quickgelu-openai.safetensors is missing: ")
+    assert ("(offline)" if offline else "refused") in message
+    place = tmp_path / "ViT-B-16-quickgelu-openai.safetensors"
+    assert message.endswith(
+        f"get {hub.url}/timm/vit_base_patch16_clip_224.openai/resolve/main/open_clip_model.safetensors "
+        f"and put it at {place}"
+    )
+    assert "\n" not in message
+
+
+# Loading: seeded checkpoints in the official formats
+
+
+@pytest.fixture
+def architecture(tmp_path):
+    """A CLIP architecture of open_clip's kind, small enough to be built in no time."""
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    for name, quick in (("weights-test", False), ("weights-test-quickgelu", True)):
+        config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick}
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
+        open_clip.add_model_config(tmp_path / f"{name}.json")
+    return "weights-test-quickgelu"
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "training"])
+def test_clip_loads(architecture, tmp_path, form):
+    torch.manual_seed(3)
+    state = {name: torch.randn_like(t) for name, t in open_clip.create_model(architecture).state_dict().items()}
+    path = tmp_path / f"clip.{form}"
+    if form == "safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state if form == "pt" else {"epoch": 3, "state_dict": state}, path)
+    clip, tokenizer = load_clip(architecture, path, pretrained="openai")
+    assert not clip.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in clip.state_dict().items())
+    assert tokenizer(["a heart"]).shape == (1, 8)
+
+
+def test_clip_of_another_architecture(architecture, tmp_path):
+    torch.save({"visual.conv1.weight": torch.zeros(3)}, tmp_path / "clip.pt")
+    with pytest.raises(WeightsError, match=r"clip.pt does not fit open_clip's weights-test-quickgelu: .*Missing key"):
+        load_clip(architecture, tmp_path / "clip.pt")
+    with pytest.raises(ConfigError, match="open_clip has no architecture 'ViT-X'"):
+        load_clip("ViT-X", tmp_path / "clip.pt")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # scripting is on its way out of torch
+def test_torchscript_is_not_run(architecture, tmp_path):
+    """As OpenAI published its CLIP."""
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "clip.pt")
+    with pytest.raises(WeightsError, match=r"is a TorchScript archive.*; it is not run. Leave the path out"):
+        load_clip(architecture, tmp_path / "clip.pt")
+
+
+def test_quickgelu_is_checked(monkeypatch):
+    small = {
+        name: open_clip.CLIP(
+            16,
+            {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+            {"context_length": 8, "vocab_size": 10, "width": 16, "heads": 1, "layers": 1},
+            quick_gelu=name.endswith("-quickgelu"),
+        )
+        for name in ("ViT-B-16", "ViT-B-16-quickgelu")
+    }
+    for name, pretrained, right in (
+        ("ViT-B-16", "openai", False),
+        ("ViT-B-16-quickgelu", "openai", True),
+        ("ViT-B-16", "laion2b_s34b_b88k", True),
+        ("ViT-B-16-quickgelu", "laion2b_s34b_b88k", False),
+        ("ViT-B-16", "my own", True),
+    ):
+        if right:
+            weights.check_quickgelu(small[name], name, pretrained)
+            continue
+        other = "ViT-B-16-quickgelu" if name == "ViT-B-16" else "ViT-B-16"
+        with pytest.raises(ConfigError, match=f"the weights '{pretrained}' of ViT-B-16 were .*; use '{other}'"):
+            weights.check_quickgelu(small[name], name, pretrained)
+
+
+def sam_state(model_type: str) -> dict[str, torch.Tensor]:
+    """Tensors of the official names and shapes; their memory is only reserved."""
+    with torch.device("meta"):
+        model = sam_model_registry[model_type]()
+    return {name: torch.empty(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def save_with_holes(state: dict[str, torch.Tensor], path: Path) -> None:
+    """A checkpoint of full size and in the official form, that takes no room: its values are holes, read as zeros."""
+    with torch.serialization.skip_data():
+        torch.save(state, path)
+
+
+def test_sam_loads(tmp_path):
+    path = tmp_path / "sam.pth"
+    state = {name: torch.empty_like(t).normal_() for name, t in sam_state("vit_b").items()}
+    torch.save(state, path)
+    sam = load_sam("vit_b", path)
+    assert not sam.training
+    assert {t.device.type for t in [*sam.parameters(), *sam.buffers()]} == {"cpu"}
+    assert sam.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in sam.state_dict().items())
+    assert sam.pixel_mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+    assert sam.pixel_std.flatten().tolist() == pytest.approx([58.395, 57.12, 57.375])
+    assert sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.any()
+    path.unlink()
+
+
+def test_half_precision_sam_becomes_fp32(tmp_path):
+    path = tmp_path / "sam.pth"
+    state = sam_state("vit_b")
+    halves = {name: t.half() for name, t in state.items() if name.startswith("mask_decoder")}
+    save_with_holes({**state, **halves}, path)
+    assert {parameter.dtype for parameter in load_sam("vit_b", path).parameters()} == {torch.float32}
+
+
+def test_vit_h_at_full_size(tmp_path):
+    path = tmp_path / "sam_vit_h.pth"
+    save_with_holes(sam_state("vit_h"), path)
+    assert path.stat().st_size == pytest.approx(2_564_550_879, rel=1e-4), "as large as the official file"
+    sam = load_sam("vit_h", path)
+    assert sum(parameter.numel() for parameter in sam.parameters()) == 641_090_608
+    assert not any(tensor.is_meta for tensor in [*sam.parameters(), *sam.buffers()])
+
+
+def test_sam_of_another_size_is_recognised(tmp_path):
+    path = tmp_path / "sam.pth"
+    save_with_holes(sam_state("vit_b"), path)
+    with pytest.raises(WeightsError) as caught:
+        load_sam("vit_l", path)
+    message = str(caught.value)
+    assert f"{path} does not fit SAM vit_l; it looks like vit_b, name that: " in message
+    assert "image_encoder.blocks.12." in message
+    assert len(message) < 600
+    assert "\n" not in message
+
+
+def test_sam_with_keys_missing(tmp_path):
+    path = tmp_path / "sam.pth"
+    state = sam_state("vit_b")
+    del state["mask_decoder.iou_token.weight"]
+    save_with_holes(state, path)
+    with pytest.raises(WeightsError, match=r"Missing key.*mask_decoder.iou_token.weight"):
+        load_sam("vit_b", path)
+
+
+def test_sam_type_that_does_not_exist(tmp_path):
+    with pytest.raises(ConfigError, match="SAM has no model type 'vit_x'; choose one of vit_b, vit_l, vit_h"):
+        load_sam("vit_x", tmp_path / "sam.pth")
+
+
+class Malicious:
+    """Unpickling it would create a file."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.place,))
+
+
+@pytest.mark.parametrize("form", ["torch", "legacy", "pickle"])
+def test_malicious_checkpoint_runs_nothing(tmp_path, form):
+    path, trace = tmp_path / "sam.pth", tmp_path / "was here"
+    state = {"weight": torch.zeros(2), "more": Malicious(trace)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(state))
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "torch")
+    with pytest.raises(WeightsError, match="holds more than tensors, or isn't a checkpoint, and was not opened"):
+        load_sam("vit_b", path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"<html>not found</html>", b"PK\x03\x04 cut", CONTENT[:5000]])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_files_that_are_no_checkpoint(tmp_path, content, suffix):
+    path = tmp_path / f"sam{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError) as caught:
+        load_sam("vit_b", path)
+    assert str(caught.value).startswith(f"{path} can't be read as tensors: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_cut_checkpoint(tmp_path):
+    path = tmp_path / "sam.pth"
+    torch.save({"weight": torch.zeros(10_000)}, path)
+    os.truncate(path, 20_000)
+    with pytest.raises(WeightsError, match="can't be read as tensors"):
+        load_sam("vit_b", path)
+
+
+@pytest.mark.parametrize("held", [{}, [1], {"model": {"weight": torch.zeros(2)}, "epoch": 1}])
+def test_checkpoint_of_another_form(tmp_path, held):
+    torch.save(held, tmp_path / "sam.pth")
+    with pytest.raises(WeightsError, match=f"holds a {type(held).__name__} of .*, expected tensors by name"):
+        load_sam("vit_b", tmp_path / "sam.pth")
+
+
+def test_no_such_checkpoint(tmp_path):
+    with pytest.raises(WeightsError, match=r"there is no file .*sam\.pth; give the path of a checkpoint, or a preset"):
+        load_sam("vit_b", tmp_path / "sam.pth")
+
+
+# The files inside the package
+
+
+def test_embedded_files_are_named():
+    files = weights.paths("tiny")
+    assert {path.name for path in files.values()} == {"tiny_clip.safetensors", "tiny_sam.safetensors"}
+    if not all(path.exists() for path in files.values()):
+        pytest.skip("this checkout has no trained tiny weights")
+    assert weights.fetch("tiny", offline=True) == files
+    states = {entry.state for entry in weights.status() if entry.presets == ("tiny",)}
+    assert states == {"present"}
+
+
+def test_missing_part_of_the_package(monkeypatch):
+    lost = weights.EmbeddedWeights("lost.safetensors")
+    monkeypatch.setattr(weights, "PRESETS", {"tiny": weights.Preset("tiny", lost, lost, "")})
+    with pytest.raises(WeightsError, match=r"lost.safetensors, a part of clip2sam itself, is missing; install"):
+        weights.fetch("tiny")
