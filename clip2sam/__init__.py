@@ -1,1 +1,63 @@
-"""clip2sam: typed labels in, masks out."""
+"""clip2sam: typed labels in, masks out.
+
+    import clip2sam
+
+    segmenter = clip2sam.load("vit-h")
+    result = segmenter("street.jpg", ["person", "traffic light"])
+    result.masks, result.scores, result.labels, result.absent
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clip2sam.config import Config, published
+    from clip2sam.errors import Clip2SamError, CocoError, ConfigError, ImageError, LabelError, WeightsError
+    from clip2sam.images import load_image
+    from clip2sam.labels import as_label_set
+    from clip2sam.loading import load
+    from clip2sam.pipeline import Segmenter
+    from clip2sam.result import Absent, Result
+    from clip2sam.types import Annotation, Image, LabelClass, LabelSet
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "config": ("Config", "published"),
+    "errors": ("Clip2SamError", "CocoError", "ConfigError", "ImageError", "LabelError", "WeightsError"),
+    "images": ("load_image",),
+    "labels": ("as_label_set",),
+    "loading": ("load",),
+    "pipeline": ("Segmenter",),
+    "result": ("Absent", "Result"),
+    "types": ("Annotation", "Image", "LabelClass", "LabelSet"),
+}
+
+__all__ = [
+    "Absent",
+    "Annotation",
+    "Clip2SamError",
+    "CocoError",
+    "Config",
+    "ConfigError",
+    "Image",
+    "ImageError",
+    "LabelClass",
+    "LabelError",
+    "LabelSet",
+    "Result",
+    "Segmenter",
+    "WeightsError",
+    "as_label_set",
+    "load",
+    "load_image",
+    "published",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Open a room when something in it is first asked for, so that `clip2sam --help` needn't load PyTorch."""
+    for room, names in _ROOMS.items():
+        if name in names:
+            return getattr(import_module(f"clip2sam.{room}"), name)
+    raise AttributeError(f"module 'clip2sam' has no attribute {name!r}")

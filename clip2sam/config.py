@@ -35,6 +35,9 @@ class Config:
             raise ConfigError(f'grid must be "half" or 2 or more cells a side, but got {self.grid!r}')
         if not 0 < self.threshold <= 1:
             raise ConfigError(f"threshold must be above 0 and at most 1, but got {self.threshold}")
+        for name, cap in (("max_positive", self.max_positive), ("max_negative", self.max_negative)):
+            if cap is not None and cap < 0:
+                raise ConfigError(f"{name} must be 0 or more (or None for no cap), but got {cap}")
 
 
 def published() -> Config:

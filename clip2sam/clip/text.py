@@ -36,14 +36,16 @@ def encode_sentences(model: Any, tokens: Int[Tensor, "sentences context"]) -> Fl
     A CLIP's text transformer is causal and its feature is read at the end-of-text token, so everything behind
     the batch's last such token is cut off; the result is the same. A tower of another make runs whole.
     """
+    device = model.logit_scale.device
     if not _is_causal(model):
-        return model.encode_text(tokens)
-    ends = tokens.argmax(dim=-1)
-    length = int(ends.max()) + 1
+        return model.encode_text(tokens.to(device))
+    ends = tokens.argmax(dim=-1)  # the end-of-text token has the highest number
+    length = int(ends.max()) + 1  # known on the host, so the device isn't asked
+    tokens, ends = tokens[:, :length].to(device), ends.to(device)
     dtype = model.token_embedding.weight.dtype
-    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length].to(dtype)
+    x = model.token_embedding(tokens) + model.positional_embedding[:length].to(dtype)
     x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    x = model.ln_final(x)[torch.arange(len(x), device=x.device), ends]
+    x = model.ln_final(x)[torch.arange(len(x), device=device), ends]
     projection = model.text_projection
     return projection(x) if isinstance(projection, nn.Module) else x @ projection
 
@@ -68,12 +70,11 @@ def encode_prompts(
     Warns:
         UserWarning: a prompt has sentences longer than the model's context; their ends are cut.
     """
-    device = model.logit_scale.device
     sentences = [t.replace("{}", p) for p in prompts for t in templates]
     _warn_of_long(tokenizer, prompts, templates)
     features = [
         F.normalize(
-            encode_sentences(model, tokenizer(sentences[i : i + SENTENCES_A_BATCH]).to(device)).float(),
+            encode_sentences(model, tokenizer(sentences[i : i + SENTENCES_A_BATCH])).float(),
             dim=-1,
         )
         for i in range(0, len(sentences), SENTENCES_A_BATCH)
