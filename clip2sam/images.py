@@ -73,8 +73,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
 
     `max_pixels` (height times width) is compared with the file's header, before anything is decoded.
 
-    `origin` of the result is the path as given, with unprintable characters and bytes that are not UTF-8
-    escaped, or "bytes", "array" or "PIL image".
+    `origin` of the result is the path as given, made `printable`, or "bytes", "array" or "PIL image".
 
     Raises `ImageError`, which names the origin, for a file that is missing, empty, unreadable or not regular
     (a folder, a pipe, a device), not a picture, cut, damaged or too large, and for an array of another shape or dtype.
@@ -120,8 +119,13 @@ def find_images(
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path as text that prints on any terminal: control characters and undecodable bytes are escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fsdecode(path))
+    """A path as text that prints on any terminal: control characters and undecodable bytes become %XX, as in an URL."""
+    return "".join(c if c.isprintable() else _percent(c) for c in os.fsdecode(path))
+
+
+def _percent(c: str) -> str:
+    undecodable = "\udc80" <= c <= "\udcff"  # how Python carries a byte of a name that is not UTF-8
+    return "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "surrogateescape" if undecodable else "surrogatepass"))
 
 
 def _in_folder(top: Path) -> Iterator[Path]:

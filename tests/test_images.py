@@ -352,7 +352,7 @@ def test_what_is_no_picture_is_named(tmp_path, content, found):
     with pytest.raises(ImageError) as caught:
         load_image(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert found in str(caught.value) or "cut or damaged" in str(caught.value)
+    assert found in str(caught.value)
 
 
 def test_files_that_are_no_files(tmp_path):
@@ -399,9 +399,10 @@ def test_names_that_are_not_utf8_load_and_print(tmp_path, colours):
     Path(path).write_bytes(encoded(PIL.Image.fromarray(colours)))
     image = load_image(path)
     assert np.array_equal(image.pixels, colours)
-    assert image.origin.endswith(r"/caf\udce9\n\x1b[31m.png")
+    assert image.origin.endswith("/caf%E9%0A%1B[31m.png")
     image.origin.encode("utf-8")
     assert find_images(tmp_path) == [Path(path)]
+    assert printable("\ud800\u200b") == "%ED%A0%80%E2%80%8B"
     assert printable("Straße 7/犬.png") == "Straße 7/犬.png"
 
 
