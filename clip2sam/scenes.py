@@ -12,15 +12,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 
 from clip2sam.errors import ConfigError, LabelError
-
-if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, UInt8
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "ring", "moon", "arrow", "diamond")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
@@ -51,7 +48,7 @@ class SceneObject:
     shape: str
     colour: str
     texture: str
-    mask: "Bool[np.ndarray, 'height width']"
+    mask: Bool[np.ndarray, "height width"]
     """Its visible part: what no later object covers."""
 
 
@@ -60,7 +57,7 @@ class Scene:
     """A picture and what is in it. Objects are in drawing order: a later one covers an earlier one."""
 
     seed: int
-    pixels: "UInt8[np.ndarray, 'height width 3']"
+    pixels: UInt8[np.ndarray, "height width 3"]
     objects: tuple[SceneObject, ...]
 
     @property
@@ -116,12 +113,12 @@ def scene(
 
 
 @lru_cache(maxsize=1)
-def _noise_bank() -> "Float[np.ndarray, 'rows cols 3']":
+def _noise_bank() -> Float[np.ndarray, "rows cols 3"]:
     """Normal noise, drawn once: cutting a piece is ten times faster than drawing one per picture."""
     return np.random.default_rng(7).standard_normal((1024, 1024, 3), dtype=np.float32)
 
 
-def _noise(rng: np.random.Generator, height: int, width: int) -> "Float[np.ndarray, 'height width 3']":
+def _noise(rng: np.random.Generator, height: int, width: int) -> Float[np.ndarray, "height width 3"]:
     bank = _noise_bank()
     if height > bank.shape[0] or width > bank.shape[1]:
         return rng.standard_normal((height, width, 3), dtype=np.float32)
@@ -129,7 +126,7 @@ def _noise(rng: np.random.Generator, height: int, width: int) -> "Float[np.ndarr
     return bank[top : top + height, left : left + width]
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> "Float[np.ndarray, 'height width 3']":
+def _background(rng: np.random.Generator, height: int, width: int) -> Float[np.ndarray, "height width 3"]:
     """Muted clouds of two scales, then clutter: blobs and lines without a name, in colours without a name."""
     cells = int(rng.integers(12, 40))
     coarse, fine = (_clouds(rng, n) for n in (4, cells))
@@ -152,7 +149,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> "Float[np.
     return pixels
 
 
-def _clouds(rng: np.random.Generator, cells: int) -> "Float[np.ndarray, 'cells cells 3']":
+def _clouds(rng: np.random.Generator, cells: int) -> Float[np.ndarray, "cells cells 3"]:
     """Random tones with a little tint, a cell each."""
     tone = rng.standard_normal((cells, cells, 1), dtype=np.float32)
     return tone + np.float32(0.3) * rng.standard_normal((cells, cells, 3), dtype=np.float32)
@@ -161,7 +158,7 @@ def _clouds(rng: np.random.Generator, cells: int) -> "Float[np.ndarray, 'cells c
 _SHIFT = 4  # cv2 takes corners as integers with this many binary places
 
 
-def _fixed(corners: "Float[np.ndarray, 'corners 2']") -> np.ndarray:
+def _fixed(corners: Float[np.ndarray, "corners 2"]) -> np.ndarray:
     """Corners (x, y), where the first pixel's centre is (0, 0), in cv2's fixed point."""
     return np.round(corners * (1 << _SHIFT)).astype(np.int32)
 
@@ -229,7 +226,7 @@ def _names(item: SceneObject) -> tuple[str, str, str]:
 
 def _add_object(
     rng: np.random.Generator,
-    pixels: "Float[np.ndarray, 'height width 3']",
+    pixels: Float[np.ndarray, "height width 3"],
     drawn: list[SceneObject],
     areas: list[int],
     radius: tuple[float, float],
@@ -269,7 +266,7 @@ def _add_object(
 
 def _paint(
     rng: np.random.Generator, colour: str, texture: str, shape: tuple[int, int], unit: float
-) -> "Float[np.ndarray, 'height width 3']":
+) -> Float[np.ndarray, "height width 3"]:
     """The object's surface: its colour, with stripes or dots of a light or dark grey, under a slope of light."""
     hue, saturation, value = (rng.uniform(*limits) for limits in _HSV[colour])
     ink = colorsys.hsv_to_rgb(hue / 360 % 1, saturation, value)
@@ -293,8 +290,8 @@ def _paint(
 
 
 def _light(
-    rng: np.random.Generator, pixels: "Float[np.ndarray, 'height width 3']"
-) -> "UInt8[np.ndarray, 'height width 3']":
+    rng: np.random.Generator, pixels: Float[np.ndarray, "height width 3"]
+) -> UInt8[np.ndarray, "height width 3"]:
     """One light over the whole picture: gain, a slope from side to side, blur now and then, noise."""
     height, width = pixels.shape[:2]
     across = np.linspace(-1, 1, width, dtype=np.float32) * np.float32(rng.uniform(-0.12, 0.12))
@@ -334,12 +331,12 @@ def matches(item: SceneObject, label: str) -> bool:
     return is_label(label) and all(word in (*_names(item), "thing") for word in label.split())
 
 
-def instance_masks(picture: Scene, label: str) -> "list[Bool[np.ndarray, 'height width']]":
+def instance_masks(picture: Scene, label: str) -> list[Bool[np.ndarray, "height width"]]:
     """The visible masks of the objects that the label is true of, in drawing order; none where it is absent."""
     return [o.mask for o in picture.objects if matches(o, label)]
 
 
-def label_mask(picture: Scene, label: str) -> "Bool[np.ndarray, 'height width']":
+def label_mask(picture: Scene, label: str) -> Bool[np.ndarray, "height width"]:
     """The union of the label's instance masks; all false where it is absent."""
     union = np.zeros(picture.size, bool)
     for mask in instance_masks(picture, label):
@@ -387,7 +384,7 @@ def asked_labels(picture: Scene, count: int = 20) -> dict[str, tuple[str, ...]]:
 
 def scene_ground_truth(
     picture: Scene, labels: Sequence[str] | None = None
-) -> "dict[str, list[Bool[np.ndarray, 'height width']]]":
+) -> dict[str, list[Bool[np.ndarray, "height width"]]]:
     """Label -> its visible instance masks, for each of `labels` (by default: those of `asked_labels`).
 
     Absent labels are there with an empty list, so that an evaluation knows that they were asked.
