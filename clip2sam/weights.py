@@ -525,11 +525,9 @@ def _transfer(weights: SamWeights, path: Path, part: Path, progress: bool) -> No
     import requests
     from tqdm import tqdm
 
-    with tqdm(
-        desc=weights.file, total=weights.size, unit="B", unit_scale=True, disable=None if progress else True
-    ) as bar:
-        furthest = reached = part.stat().st_size if part.exists() else 0
-        failures, reason = 0, ""
+    furthest = reached = part.stat().st_size if part.exists() else 0
+    failures, reason, quiet = 0, "", None if progress else True  # None: no bar unless on a terminal
+    with tqdm(desc=weights.file, total=weights.size, initial=reached, unit="B", unit_scale=True, disable=quiet) as bar:
         while reached < weights.size:
             if failures:
                 _log.info("%s: %s; trying again", weights.url, reason)

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves `content` under every address but those ending in "missing".
+    """Serves `content` under every address but those ending in "missing"; "moved" leads to another one.
 
     Each GET takes the first of `manners`, if any are left; "" is good manners:
     "cut:N" closes the connection after N bytes, "stall:N" falls silent after N bytes, "hold:N" as well until
@@ -34,6 +34,12 @@ class FileServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def stop(self) -> None:
+        """Answer nobody any more: from then on connections are refused."""
+        self.go_on.set()
+        self.shutdown()
+        self.server_close()
+
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that went away in the middle is part of the tests."""
 
@@ -54,6 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
         manner, _, number = (server.manners.pop(0) if server.manners else "").partition(":")
         if manner.isdigit() or self.path.endswith("missing"):
             self._headers(int(manner or 404), 0)
+            return
+        if self.path.endswith("moved"):
+            self._headers(302, 0)
             return
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
         body = server.content[start:]
@@ -81,6 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         if self.server.tell_length:
             self.send_header("Content-Length", str(length))
+        if status == 302:
+            self.send_header("Location", "/found")
         if status == 206:
             total = len(self.server.content)
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
@@ -99,7 +110,5 @@ def serve(content: bytes) -> Iterator[FileServer]:
     try:
         yield server
     finally:
-        server.go_on.set()
-        server.shutdown()
+        server.stop()
         thread.join()
-        server.server_close()

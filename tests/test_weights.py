@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -208,6 +209,22 @@ def test_not_found(server, tmp_path):
     assert len(server.requested) == 1
 
 
+def test_moved(server, tmp_path):
+    (tmp_path / "sam.pth.part").write_bytes(CONTENT[:1000])
+    assert fetched(server, tmp_path, url=f"{server.url}/moved").read_bytes() == CONTENT
+    assert server.requested == ["bytes=1000-"] * 2
+
+
+def test_progress_is_shown_on_a_terminal_only(server, tmp_path, monkeypatch):
+    server.ranges, server.manners = False, ["cut:300000"]
+    for place, terminal in (("terminal", True), ("log", False)):
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda shown=terminal: shown)
+        monkeypatch.setattr(sys, "stderr", screen)
+        fetch_sam(sam_file(server), weights_dir=tmp_path / place)
+        assert ("sam.pth: 100%" in screen.getvalue()) == terminal
+
+
 def test_slow_but_steady(server, tmp_path):
     """A transfer that takes longer than the patience for silence is no failure."""
     server.manners = ["trickle"]
@@ -228,7 +245,7 @@ def test_silence_for_ever(server, tmp_path):
 
 
 def test_nobody_answers(server, tmp_path):
-    server.server_close()
+    server.stop()
     message = failure(server, tmp_path)
     assert "refused" in message
     assert f"put it at {tmp_path / 'sam.pth'}" in message
@@ -460,7 +477,7 @@ def test_clip_put_there_by_hand(hub, tmp_path):
 
 @pytest.mark.parametrize("offline", [True, False])
 def test_clip_out_of_reach(hub, tmp_path, offline):
-    hub.server_close()
+    hub.stop()
     with pytest.raises(WeightsError) as caught:
         fetch_clip("vit-h", weights_dir=tmp_path, offline=offline)
     message = str(caught.value)
