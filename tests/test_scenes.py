@@ -1,0 +1,170 @@
+"""Scenes: the same seed gives the same scene, and what is said of a scene is true of its pixels."""
+
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+
+from clip2sam.errors import ConfigError, LabelError
+from clip2sam.scenes import (
+    COLOURS,
+    KINDS,
+    SHAPES,
+    TEXTURES,
+    all_labels,
+    asked_labels,
+    caption,
+    instance_masks,
+    is_label,
+    label_mask,
+    matches,
+    scene,
+    scene_ground_truth,
+    split_seed,
+    true_labels,
+)
+
+VALIDATION = [split_seed("validation", i) for i in range(40)]
+
+
+def test_a_seed_is_a_scene():
+    first, again, other = scene(5), scene(5), scene(6)
+    assert np.array_equal(first.pixels, again.pixels)
+    assert [caption(first), len(first.objects)] == [caption(again), len(again.objects)]
+    for one, same in zip(first.objects, again.objects, strict=True):
+        assert np.array_equal(one.mask, same.mask)
+    assert not np.array_equal(first.pixels, other.pixels)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(224, (224, 224)), ((320, 480), (320, 480)), ((97, 64), (97, 64))])
+def test_sizes(size, expected):
+    for seed in range(6):
+        picture = scene(seed, size)
+        assert picture.pixels.shape == (*expected, 3)
+        assert picture.pixels.dtype == np.uint8
+        assert picture.size == expected
+        assert all(o.mask.shape == expected and o.mask.any() for o in picture.objects)
+
+
+def test_larger_than_the_noise_that_is_kept():
+    assert scene(1, (1040, 40)).pixels.shape == (1040, 40, 3)
+
+
+@pytest.mark.parametrize("wrong", [{"size": 31}, {"size": (64, 8)}, {"objects": (2, 1)}, {"radius": (30.0, 500.0)}])
+def test_what_can_not_be_drawn(wrong):
+    with pytest.raises(ConfigError, match="expected"):
+        scene(1, **wrong)
+
+
+def test_visible_masks_share_no_pixel():
+    for seed in VALIDATION:
+        picture = scene(seed)
+        assert sum((o.mask.astype(int) for o in picture.objects), np.zeros(picture.size, int)).max() <= 1
+
+
+def test_masks_are_the_painted_pixels():
+    """A painted object is saturated and the background muted: parted by that alone, the picture shows the mask."""
+    overlaps = []
+    for seed in range(200, 260):
+        picture = scene(seed, objects=(1, 1))
+        item = picture.objects[0]
+        if item.texture != "solid" or item.colour not in ("red", "orange", "yellow", "cyan", "blue"):
+            continue
+        pixels = cv2.blur(picture.pixels, (3, 3)).astype(float)
+        spread = pixels.max(axis=2) - pixels.min(axis=2)
+        painted = spread > (np.median(spread[item.mask]) + np.median(spread[~item.mask])) / 2
+        overlaps.append((painted & item.mask).sum() / (painted | item.mask).sum())
+    assert len(overlaps) >= 6
+    assert min(overlaps) > 0.85
+
+
+def test_numbers_of_objects_and_twins():
+    pictures = [scene(s) for s in VALIDATION]
+    counts = {len(p.objects) for p in pictures}
+    assert {0, 1, 5} <= counts <= set(range(7))
+    assert any(len(instance_masks(p, x)) > 1 for p in pictures for x in all_labels("colour + shape"))
+    seen = {w for p in pictures for o in p.objects for w in (o.shape, o.colour, o.texture)}
+    assert seen == {*SHAPES, *COLOURS, *TEXTURES}
+
+
+def test_splits_share_no_seed():
+    ends = [(split_seed(s, 0), split_seed(s, 999_999_999)) for s in ("train", "validation", "test")]
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(ends))
+    with pytest.raises(ConfigError, match="'tests'"):
+        split_seed("tests", 0)
+    with pytest.raises(ConfigError, match="1000000000"):
+        split_seed("train", 1_000_000_000)
+
+
+def test_labels_are_true_of_what_they_name():
+    item = next(o for s in VALIDATION for o in scene(s).objects if o.texture == "striped")
+    assert matches(item, item.shape)
+    assert matches(item, f"{item.colour} thing")
+    assert matches(item, f"{item.colour} striped {item.shape}")
+    assert not matches(item, f"dotted {item.shape}")
+    assert not matches(item, "person")
+    assert not matches(item, f"{item.shape} {item.colour}")
+
+
+@pytest.mark.parametrize(
+    ("label", "known"),
+    [("heart", True), ("red dotted star", True), ("red thing", True), ("star red", False), ("", False), ("cat", False)],
+)
+def test_is_label(label, known):
+    assert is_label(label) is known
+
+
+def test_true_labels_and_masks_agree():
+    for seed in VALIDATION[:15]:
+        picture = scene(seed)
+        true = true_labels(picture)
+        for kind in KINDS:
+            for label in all_labels(kind):
+                mask = label_mask(picture, label)
+                assert mask.any() == (label in true[kind])
+                assert mask.sum() == sum(m.sum() for m in instance_masks(picture, label))
+
+
+def test_all_labels():
+    assert [len(all_labels(k)) for k in KINDS] == [10, 8, 30, 80]
+    with pytest.raises(LabelError, match="'size'"):
+        all_labels("size")
+
+
+def test_asked_labels_are_mostly_absent_and_partly_hard():
+    shared, absent = 0, 0
+    for seed in VALIDATION:
+        picture = scene(seed)
+        asked = asked_labels(picture)
+        assert asked == asked_labels(scene(seed))
+        assert [len(asked[k]) for k in KINDS] == [5, 5, 5, 5]
+        true = true_labels(picture)
+        words = {w for o in picture.objects for w in (o.shape, o.colour, o.texture)}
+        for kind in KINDS:
+            assert len(set(asked[kind])) == 5
+            assert len(set(asked[kind]) & set(true[kind])) == min(2, len(true[kind]))
+            false = [x for x in asked[kind] if x not in true[kind]]
+            absent += len(false)
+            shared += sum(bool(words & set(x.split())) for x in false)
+    assert absent > 10 * len(VALIDATION)
+    assert shared > 0.15 * absent
+
+
+def test_ground_truth_holds_absent_labels_too():
+    picture = next(p for p in map(scene, VALIDATION) if len(p.objects) > 2)
+    truth = scene_ground_truth(picture)
+    assert len(truth) == 20
+    assert [] in truth.values()
+    item = picture.objects[-1]
+    alone = scene_ground_truth(picture, [f"{item.colour} {item.shape}", "person"])
+    assert any(np.array_equal(m, item.mask) for m in alone[f"{item.colour} {item.shape}"])
+    assert alone["person"] == []
+
+
+def test_captions():
+    picture = next(p for p in map(scene, VALIDATION) if len(p.objects) == 2)
+    first, second = picture.objects
+    assert f"{first.colour} {first.texture} {first.shape} and a" in caption(picture)
+    assert caption(picture).endswith(f"{second.colour} {second.texture} {second.shape}")
+    assert caption(next(p for p in map(scene, VALIDATION) if not p.objects)) == "nothing"
