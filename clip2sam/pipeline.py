@@ -10,7 +10,9 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -110,6 +112,13 @@ class Segmenter:
 
     def _is_distractor(self, labels: LabelSet) -> Tensor:
         return torch.tensor([c.distractor for c in labels.classes], device=self.clip.device)
+
+    def presence_of(self, result: Result) -> Bool[np.ndarray, "classes"]:
+        """The presence decision of these settings for a result that was made with others."""
+        limits = self._thresholds(result.label_set)
+        if limits is None:
+            return np.ones(len(result.presence), bool)
+        return result.presence >= limits[: len(result.presence)].cpu().numpy()
 
     def with_config(self, **changes: Any) -> "Segmenter":
         """The same models with other settings."""
