@@ -119,8 +119,11 @@ def find_images(
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path as text that prints on any terminal: control characters and undecodable bytes become %XX, as in an URL."""
-    return "".join(c if c.isprintable() else _percent(c) for c in os.fsdecode(path))
+    """A path as text for terminals and COCO files: control characters and undecodable bytes become %XX, as in an URL,
+    and so does a backslash, except where it stands between folders.
+    """
+    odd = "\\" if os.sep == "/" else ""
+    return "".join(c if c.isprintable() and c != odd else _percent(c) for c in os.fsdecode(path))
 
 
 def _percent(c: str) -> str:
@@ -303,7 +306,7 @@ def _too_large(origin: str, max_pixels: int, found: str) -> str:
 
 
 def _damaged(origin: str, error: Exception) -> ImageError:
-    reason = printable(str(error)) or type(error).__name__
+    reason = "".join(filter(str.isprintable, str(error))) or type(error).__name__
     return ImageError(f"{origin}: the picture is cut or damaged ({reason}); get a whole copy of it")
 
 

@@ -172,7 +172,7 @@ def _read_file(path: str | os.PathLike[str]) -> _Draft:
             text = _as_yaml(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = printable(" ".join(str(error).split()))
+        reason = " ".join(str(error).split())
         raise LabelError(f"{origin}: expected labels in YAML or JSON, but it can't be read: {reason}") from error
     if root is None:
         raise LabelError(f"{origin}: expected at least one label, the file is empty; write one a line, as '- person'")

@@ -403,6 +403,7 @@ def test_names_that_are_not_utf8_load_and_print(tmp_path, colours):
     image.origin.encode("utf-8")
     assert find_images(tmp_path) == [Path(path)]
     assert printable("\ud800\u200b") == "%ED%A0%80%E2%80%8B"
+    assert printable("a\\b") == "a%5Cb"
     assert printable("Straße 7/犬.png") == "Straße 7/犬.png"
 
 
