@@ -550,14 +550,8 @@ def _heat_colours() -> Any:
 
 
 def _range(values: Float[np.ndarray, "values"]) -> tuple[float, float]:
-    """The least and the greatest, moved apart where they are equal; 0 and 1 where there is nothing."""
-    if not values.size:
-        return 0.0, 1.0
-    low, high = float(values.min()), float(values.max())
-    size = max(abs(low), abs(high))
-    if high - low > 1e-6 * size:
-        return low, high
-    return low - (0.1 * size or 1.0), high + (0.1 * size or 1.0)
+    """The least and the greatest, or 0 and 1 where there is nothing."""
+    return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
 
 def _ink(fill: RGB) -> RGB:
@@ -649,7 +643,7 @@ def _draw_legend(ax: Axes, entries: Sequence[tuple[str, RGB]], rows: int) -> tup
     if len(entries) > len(shown):
         shown.append((f"and {len(entries) - len(shown)} more", (0.0, 0.0, 0.0)))
         handles.append(Patch(facecolor="none", edgecolor="none"))
-    # The names are set afterwards: a legend leaves out any that begins with "_".
+    # The names are set afterwards: before matplotlib 3.10, legends leave out any that begins with "_".
     legend = ax.legend(
         handles,
         ["name"] * len(handles),
