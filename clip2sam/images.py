@@ -18,7 +18,7 @@ import PIL.Image
 import PIL.ImageFile
 
 from clip2sam.errors import ImageError
-from clip2sam.types import Image
+from clip2sam.picture import Image
 
 ImageSource = Image | str | os.PathLike[str] | bytes | np.ndarray | PIL.Image.Image
 

@@ -8,23 +8,10 @@ Arrays of dimension `labels` follow the user's order of classes, distractors las
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Image:
-    """A decoded picture: RGB, orientation applied."""
-
-    pixels: UInt8[np.ndarray, "height width 3"]
-    origin: str
-    """Where it came from, for messages and file names: a path, or a description such as "array"."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.pixels.shape[0], self.pixels.shape[1]
+from clip2sam.picture import Image as Image
 
 
 @dataclass(frozen=True)
