@@ -31,8 +31,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.candidate not in ("agreement", "predicted_iou"):
             raise ConfigError(f'candidate must be "agreement" or "predicted_iou", but got {self.candidate!r}')
-        if not (self.grid == "half" or (isinstance(self.grid, int) and self.grid >= 2)):
-            raise ConfigError(f'grid must be "half" or 2 or more cells a side, but got {self.grid!r}')
+        if isinstance(self.grid, int) and self.grid < 2:
+            raise ConfigError(f"grid must be 2 or more cells a side, but got {self.grid}")
         if not 0 < self.threshold <= 1:
             raise ConfigError(f"threshold must be above 0 and at most 1, but got {self.threshold}")
         for name, cap in (("max_positive", self.max_positive), ("max_negative", self.max_negative)):

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as mask_utils
 
@@ -35,7 +36,7 @@ class Result:
     """One for each mask, in the order of the labels."""
     label_indices: Int[np.ndarray, "masks"]
     """Which class each mask is of: an index into `class_names`."""
-    points: tuple[Float[np.ndarray, "points 3"], ...]
+    points: tuple[Float[np.ndarray, "_ 3"], ...]
     """For each mask its prompt: x, y in continuous pixels, and 1 (positive) or 0 (negative)."""
     presence: Float[np.ndarray, "classes"]
     """Presence score of every class asked for."""
@@ -93,7 +94,7 @@ def as_result(image: Image, labels: LabelSet, config: Config, sam: PointSAM, pre
     masks, prompts = prediction.masks, prediction.prompts
     rles = [encode_mask(m) for chunk in sam.upscale(masks.logits, masks.size) for m in chunk.cpu().numpy()]
     index, score = prompts.label_index.cpu().numpy(), masks.predicted_iou.clamp(0, 1).cpu().tolist()
-    points = np.concatenate([prompts.coords.cpu().numpy(), prompts.point_labels.cpu().numpy()[..., None]], axis=-1)
+    points = torch.cat([prompts.coords, prompts.point_labels[..., None].float()], dim=-1).cpu().numpy()
     kept = [i for i, rle in enumerate(rles) if mask_utils.area(rle) > 0]
     presence = prediction.maps.presence[:wanted].cpu().numpy()
     found = {int(index[i]) for i in kept}

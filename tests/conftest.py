@@ -9,7 +9,7 @@ from jaxtyping import install_import_hook
 assert "clip2sam" not in sys.modules, "the hook must be in place before the package is imported"
 install_import_hook("clip2sam", "beartype.beartype")
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the models are small: threads cost more than they give
 
 
 @pytest.fixture(autouse=True)
