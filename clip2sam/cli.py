@@ -147,7 +147,9 @@ def _segment_with_progress(
 
 def _print_picture(picture: "Segmented") -> None:
     """One block a picture: what was found, then what was not and why."""
-    out.print(Text(picture.file_name, style="bold"))
+    from clip2sam.images import printable
+
+    out.print(Text(printable(picture.file_name), style="bold"))
     if picture.failure:
         err.print(Text(f"  failed: {picture.failure}", style="red"))
     for annotation in picture.annotations:

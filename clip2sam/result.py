@@ -75,7 +75,7 @@ class Result:
     def record(self, file_name: str | None = None) -> ImageRecord:
         """The picture's row in a COCO file; by default the file name of its origin."""
         height, width = self.image.size
-        return ImageRecord(file_name or PurePath(self.image.origin).name, height, width)
+        return ImageRecord(file_name or PurePath(self.image.origin).name.replace("\\", "_"), height, width)
 
     def show(self) -> Any:
         """Draw all masks on the picture: a matplotlib Figure, which a notebook shows by itself."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from clip2sam.coco import coco_document, write_coco
+from clip2sam.coco import coco_document, file_name_fault, write_coco
 from clip2sam.errors import ImageError
-from clip2sam.images import load_image, printable
+from clip2sam.images import load_image
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import Absent, Result
 from clip2sam.types import Annotation, ImageRecord, LabelSet
@@ -74,6 +74,8 @@ def _segment_one(
     folder: Path,
     overlays: Overlays,
 ) -> Segmented:
+    if fault := file_name_fault(name):
+        return Segmented(name, failure=f"{fault}; rename it")
     try:
         image = load_image(path)
     except ImageError as error:
@@ -106,10 +108,10 @@ def slug(label: str) -> str:
 def relative_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Names for the pictures in a COCO file: relative to the deepest folder that holds them all, with slashes.
 
-    Bytes of a name that are not UTF-8 are escaped, because JSON can't hold them.
+    Bytes that are not UTF-8 stay as Python decodes them, lone surrogates, which JSON writes as escapes.
     """
     absolute = [Path(os.path.abspath(p)) for p in paths]
     if not absolute:
         return []
     root = os.path.commonpath([p.parent for p in absolute])
-    return [printable(p.relative_to(root)).replace(os.sep, "/") for p in absolute]
+    return [p.relative_to(root).as_posix() for p in absolute]

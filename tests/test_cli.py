@@ -1,6 +1,7 @@
 """The command line as a person meets it: what it prints, what it writes, how it exits."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -193,7 +194,19 @@ def test_names_are_relative_and_portable(tmp_path):
     assert relative_names([]) == []
     assert relative_names([tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]) == ["a/x.png", "b/x.png"]
     assert relative_names([tmp_path / "x.png"]) == ["x.png"]
-    assert relative_names([b"/tmp/bad\xff.png".decode("utf-8", "surrogateescape")])[0].isprintable()
+
+
+def test_names_that_are_not_utf8_or_not_portable(run, street, tmp_path):
+    odd = os.fsdecode(b"bad\xff.png")
+    (tmp_path / "p").mkdir()
+    for name in (odd, "back\\slash.png", "new\nline.png"):
+        (tmp_path / "p" / name).write_bytes(street.read_bytes())
+    code, printed, errors = run("segment", "p", "--label", "heart", "--overlays", "none")
+    assert code == 1
+    assert "got a backslash" in errors
+    assert "bad\\udcff.png" in printed
+    document = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert sorted(i["file_name"] for i in document["images"]) == sorted([odd, "new\nline.png"])
 
 
 def test_slugs_are_safe_file_names():
