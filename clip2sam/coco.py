@@ -106,8 +106,8 @@ def rle_to_polygons(rle: dict[str, Any]) -> list[list[float]]:
     """A mask's outlines along the edges of its pixels: one polygon for each connected part.
 
     Parts that touch at a corner are one. A hole is cut out: the outline runs to it along a row, around it, and back
-    the same way, so that every filling rule leaves it empty. Each polygon has 4 corners or more, at multiples
-    of 0.5. An empty mask has none. Raises `CocoError` for a damaged RLE.
+    the same way, so that every filling rule leaves it empty. Each polygon has 4 corners or more, at whole numbers, and
+    exactly its pixels' area. An empty mask has none. Raises `CocoError` for a damaged RLE.
     """
     area, (x, y, width, height) = area_and_box(rle)
     if area == 0:
@@ -117,12 +117,26 @@ def rle_to_polygons(rle: dict[str, Any]) -> list[list[float]]:
     grid = np.zeros((2 * height + 1, 2 * width + 1), np.uint8)
     grid[1::2, 1::2] = decode_rle(rle)[y : y + height, x : x + width]
     found, tree = cv2.findContours(cv2.dilate(grid, np.ones((3, 3), np.uint8)), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    rings = [ring[:, 0].astype(np.float64) / 2 + (x, y) for ring in found]
+    rings = [np.add(_with_corners(ring[:, 0] / 2), (x, y)) for ring in found]
     holes: dict[int, list[np.ndarray]] = {i: [] for i in range(len(rings)) if tree[0, i, 3] < 0}
     for ring, (_, _, _, parent) in zip(rings, tree[0], strict=True):
         if parent >= 0:
             holes[parent].append(ring)
     return [_cut_out(rings[i], inner).ravel().tolist() for i, inner in holes.items()]
+
+
+def _with_corners(ring: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "corners 2"]:
+    """A contour takes inner corners by a step across, from half an edge to half an edge: put the corners back."""
+    after = np.roll(ring, -1, axis=0)
+    across = (ring != after).all(axis=1)
+    first, second = np.column_stack([ring[:, 0], after[:, 1]]), np.column_stack([after[:, 0], ring[:, 1]])
+    corners = np.where(_whole(first)[:, None], first, second)
+    both = np.stack([ring, corners], axis=1).reshape(-1, 2)
+    return both[np.stack([_whole(ring), across], axis=1).ravel()]
+
+
+def _whole(points: Float[np.ndarray, "points 2"]) -> Bool[np.ndarray, "points"]:
+    return np.asarray((points % 1 == 0).all(axis=1))
 
 
 def _cut_out(ring: Float[np.ndarray, "corners 2"], holes: list[np.ndarray]) -> Float[np.ndarray, "more 2"]:
@@ -185,7 +199,10 @@ def _image_rows(records: Sequence[ImageRecord]) -> list[dict[str, Any]]:
             raise CocoError(f"image {i}: {fault}; rename it or name it from the data set's root")
         if first.setdefault(record.file_name, i) != i:
             raise CocoError(f"image {i}: {record.file_name!r} is given twice, first as image {first[record.file_name]}")
-    return [{"id": i, "file_name": r.file_name, "height": r.height, "width": r.width} for i, r in enumerate(records, 1)]
+    return [
+        {"id": i, "file_name": r.file_name, "height": int(r.height), "width": int(r.width)}
+        for i, r in enumerate(records, 1)
+    ]
 
 
 def _annotation_row(

@@ -45,7 +45,7 @@ def validate(
     """
     report = _Report()
     value = _load(source, report)
-    known = _Known.of(_load(against, _Report())) if against is not None else None
+    known = None if against is None else _known(_load(against, report, "against"), report)
     if value is _NOTHING:
         return report.violations
     _check_json(value, report)
@@ -86,10 +86,11 @@ class _Report:
 
     def get(self, record: dict[str, Any], place: str, key: str, fits: Callable[[Any], bool], wanted: str) -> Any:
         """A value that fits, or None with a fault reported."""
+        where = _below(place, key)
         if key not in record:
-            self.add(f"{place}.{key}", f"expected {wanted}, got nothing: the key is missing")
+            self.add(where, f"expected {wanted}, got nothing: the key is missing")
         elif not fits(record[key]):
-            self.add(f"{place}.{key}", f"expected {wanted}, got {shortly(record[key])}")
+            self.add(where, f"expected {wanted}, got {shortly(record[key])}")
         else:
             return record[key]
         return None
@@ -123,32 +124,33 @@ class _Known:
     images: dict[int, tuple[int, int] | None]
     categories: set[int]
 
-    @classmethod
-    def of(cls, document: Any) -> "_Known":
-        """Of a data set that is not itself under test."""
-        report = _Report()
-        if not isinstance(document, dict):
-            return cls({}, set())
-        return cls(_check_images(document, report), _check_categories(document, report))
+
+def _known(document: Any, report: _Report) -> _Known | None:
+    """Of a data set that results are compared with, whose own faults are not under test."""
+    if isinstance(document, dict):
+        return _Known(_check_images(document, _Report()), _check_categories(document, _Report()))
+    if document is not _NOTHING:
+        report.add("against", f"expected a data set, an object, got {shortly(document)}")
+    return None
 
 
-def _load(source: Any, report: _Report) -> Any:
+def _load(source: Any, report: _Report, place: str = "file") -> Any:
     """The value of a JSON file, or `source` itself if it is no path."""
     if not isinstance(source, str | os.PathLike):
         return source
     try:
         if not Path(source).is_file():  # a pipe would wait for a writer
-            report.add("file", f"expected a JSON file at {printable(source)}, found none; check the path")
+            report.add(place, f"expected a JSON file at {printable(source)}, found none; check the path")
             return _NOTHING
         return json.loads(Path(source).read_bytes().decode("utf-8"), object_pairs_hook=_Object.of)
     except OSError as error:
-        report.add("file", f"expected a file that can be read, got: {error.strerror}")
+        report.add(place, f"expected a file that can be read, got: {error.strerror}")
     except UnicodeDecodeError as error:
-        report.add("file", f"expected UTF-8, got {error.reason} at byte {error.start}")
+        report.add(place, f"expected UTF-8, got {error.reason} at byte {error.start}")
     except RecursionError:
-        report.add("file", "expected COCO's few levels, got lists or objects nested too deep to read")
+        report.add(place, "expected COCO's few levels, got lists or objects nested too deep to read")
     except ValueError as error:  # json.JSONDecodeError, or a number of thousands of digits
-        report.add("file", f"expected JSON, got: {error}")
+        report.add(place, f"expected JSON, got: {error}")
     return _NOTHING
 
 
@@ -175,8 +177,8 @@ def _check_json(root: Any, report: _Report) -> None:
 
 
 def _check_document(document: dict[str, Any], report: _Report) -> None:
-    report.get(document, "file", "info", lambda v: isinstance(v, dict), "an object")
-    report.get(document, "file", "licenses", lambda v: isinstance(v, list), "a list")
+    report.get(document, "", "info", lambda v: isinstance(v, dict), "an object")
+    report.get(document, "", "licenses", lambda v: isinstance(v, list), "a list")
     known = _Known(_check_images(document, report), _check_categories(document, report))
     seen: dict[Any, str] = {}
     for place, record in report.records(document, "annotations"):
@@ -248,11 +250,11 @@ def _check_references(
 class _Shape:
     """What a mask says of its box and area."""
 
-    corners: tuple[float, ...]
+    corners: tuple[int | float, ...]
     """Left, top, right, bottom."""
     slack: float
     """By how many pixels each side of a box may differ."""
-    area_fits: Callable[[float], bool]
+    area_fits: Callable[[int | float], bool]
 
 
 def _check_segmentation(
@@ -306,14 +308,15 @@ def _check_polygons(polygons: list[Any], place: str, size: tuple[int, int] | Non
 
 
 def _polygon_area_fits(
-    given: float, polygons: list[Any], rings: list[Float[np.ndarray, "points 2"]], size: tuple[int, int] | None
+    given: int | float, polygons: list[Any], rings: list[Float[np.ndarray, "_ 2"]], size: tuple[int, int] | None
 ) -> bool:
     """Areas of polygons are taken in two ways: from the corners, or by counting pixels, where parts may overlap."""
     outline = sum(float(np.abs(np.diff(r, axis=0, append=r[:1])).sum()) for r in rings)
     x_y = [(r[:, 0], r[:, 1]) for r in rings]
     from_corners = sum(abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2 for x, y in x_y)
-    if abs(given - from_corners) <= 1 + outline / 2 or size is None or max(size) > 50_000:
-        return abs(given - from_corners) <= 1 + outline / 2
+    fits = abs(given - from_corners) <= 1 + outline / 2
+    if fits or size is None or size[0] * size[1] >= 2**31 or outline > 1e6:  # counting costs memory for each step
+        return fits
     counted = int(mask_utils.area(mask_utils.merge(mask_utils.frPyObjects(polygons, *size))))
     return abs(given - counted) <= 1 + outline / 2
 

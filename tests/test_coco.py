@@ -1,0 +1,626 @@
+"""COCO files: what pycocotools makes of them, masks there and back, every fault found, no file half written."""
+
+import copy
+import io
+import json
+import os
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from clip2sam.coco import (
+    area_and_box,
+    coco_document,
+    coco_results,
+    decode_rle,
+    encode_mask,
+    rle_to_polygons,
+    run_lengths,
+    write_atomically,
+    write_coco,
+)
+from clip2sam.coco_validate import Violation, validate
+from clip2sam.errors import CocoError
+from clip2sam.labels import as_label_set
+from clip2sam.types import Annotation, ImageRecord, LabelClass, LabelSet
+
+# pycocotools' own decoding
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+REAL_FILE = Path(__file__).parents[2] / "shared" / "data" / "coco64" / "instances.json"
+
+masks = arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
+
+
+def disk(height: int, width: int, y: float, x: float, radius: float) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    return (rows - y) ** 2 + (columns - x) ** 2 < radius**2
+
+
+def ring() -> np.ndarray:
+    return disk(60, 80, 30, 40, 25) & ~disk(60, 80, 28, 44, 9) & ~disk(60, 80, 40, 30, 5)
+
+
+def drawn(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
+    """What pycocotools makes of polygons."""
+    merged = mask_utils.merge(mask_utils.frPyObjects(polygons, height, width))
+    return mask_utils.decode(merged).astype(bool)
+
+
+def area_by_corners(polygon: list[float]) -> float:
+    x, y = np.array(polygon).reshape(-1, 2).T
+    return abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+
+
+LABELS = LabelSet(
+    (
+        LabelClass("person", ("person",)),
+        LabelClass("traffic light", ("traffic light",), supercategory="street"),
+        LabelClass("犬", ("dog",)),
+        LabelClass("sky", ("sky",), distractor=True),
+    )
+)
+RECORDS = [ImageRecord("b/one.jpg", 60, 80), ImageRecord("empty.png", 5, 7), ImageRecord("a.jpg", 40, 40)]
+
+
+def annotation(label: str, mask: np.ndarray, score: float) -> Annotation:
+    return Annotation(label, encode_mask(mask), score)
+
+
+FOUND = [
+    [
+        annotation("traffic light", ring(), 0.75),
+        annotation("person", disk(60, 80, 10, 10, 8), 0.5),
+        annotation("person", np.zeros((60, 80), bool), 0.9),
+    ],
+    [],
+    [annotation("犬", disk(40, 40, 40, 40, 20), 1.0), annotation("犬", disk(40, 40, 5, 5, 2), 0.0)],
+]
+
+
+@pytest.fixture
+def document() -> dict:
+    return coco_document(RECORDS, FOUND, LABELS)
+
+
+# --- masks ---
+
+
+@given(masks)
+@example(np.ones((1, 1), bool))
+@example(np.zeros((3, 4), bool))
+@example(np.ones((3, 4), bool))
+def test_rle_there_and_back_agrees_with_pycocotools(mask):
+    rle = encode_mask(mask)
+    assert isinstance(rle["counts"], str)
+    assert rle["size"] == list(mask.shape)
+    assert np.array_equal(decode_rle(rle), mask)
+    assert np.array_equal(mask_utils.decode(rle), mask)
+    area, box = area_and_box(rle)
+    assert area == mask.sum() == mask_utils.area(rle)
+    assert box == mask_utils.toBbox(rle).tolist()
+    assert all(type(v) is int for v in [area, *box])
+    uncompressed = {"size": rle["size"], "counts": run_lengths(rle).tolist()}
+    assert np.array_equal(decode_rle(uncompressed), mask)
+    assert area_and_box(uncompressed) == (area, box)
+
+
+def test_rle_of_large_masks_has_long_numbers_and_differences_of_both_signs():
+    mask = np.zeros((3000, 2000), bool)
+    for x in range(40, 1900, 7):
+        mask[x : 3000 - (x * x) % 700, x] = True
+    rle = encode_mask(mask)
+    assert np.array_equal(decode_rle(rle), mask)
+    assert area_and_box(rle) == (mask.sum(), mask_utils.toBbox(rle).tolist())
+
+
+def test_runs_of_no_length_are_skipped():
+    rle = {"size": [2, 3], "counts": [0, 1, 0, 1, 2, 0, 2]}
+    assert decode_rle(rle).tolist() == [[True, False, False], [True, False, False]]
+    assert area_and_box(rle) == (2, [0, 0, 1, 2])
+
+
+@pytest.mark.parametrize("mask", [np.zeros((2, 2, 2), bool), np.zeros((0, 3), bool), np.zeros((2, 2), np.uint8)])
+def test_what_is_no_mask_is_refused(mask):
+    with pytest.raises(CocoError, match=r"expected a boolean mask \(height, width\), got"):
+        getattr(encode_mask, "__wrapped__", encode_mask)(mask)
+
+
+@given(masks)
+@example(np.eye(5, dtype=bool))
+@example(np.pad(np.zeros((1, 1), bool), 1, constant_values=True))
+@settings(max_examples=200)
+def test_polygons_are_exactly_their_mask(mask):
+    polygons = rle_to_polygons(encode_mask(mask))
+    assert all(len(p) >= 8 and len(p) % 2 == 0 for p in polygons)
+    assert all(type(v) is float for p in polygons for v in p)
+    assert all(v == round(v) for p in polygons for v in p)
+    assert len(polygons) == len(rle_to_polygons(encode_mask(mask.T)))
+    # two ways to fill that know nothing of each other: by columns, and by the corners alone, where a hole must count
+    assert sum(map(area_by_corners, polygons)) == mask.sum()
+    if mask.any():
+        assert np.array_equal(drawn(polygons, *mask.shape), mask)
+    else:
+        assert polygons == []
+
+
+def test_polygons_run_along_the_edges_of_pixels():
+    mask = np.zeros((10, 12), bool)
+    mask[2:5, 3:9] = True
+    (polygon,) = rle_to_polygons(encode_mask(mask))
+    corners = {(polygon[i], polygon[i + 1]) for i in range(0, len(polygon), 2)}
+    assert corners == {(3, 2), (9, 2), (9, 5), (3, 5)}
+
+
+def test_each_part_has_a_polygon_and_holes_are_cut_out_of_theirs():
+    mask = ring()
+    mask[0:3, 0:3] = True
+    mask[26:30, 42:46] = True  # an island in a hole
+    polygons = rle_to_polygons(encode_mask(mask))
+    assert len(polygons) == 3
+    assert np.array_equal(drawn(polygons, 60, 80), mask)
+    assert sum(map(area_by_corners, polygons)) == mask.sum()
+
+
+# --- documents ---
+
+
+def test_the_document(document):
+    assert document["categories"] == [
+        {"id": 1, "name": "person", "supercategory": ""},
+        {"id": 2, "name": "traffic light", "supercategory": "street"},
+        {"id": 3, "name": "犬", "supercategory": ""},
+    ]
+    assert document["images"][1] == {"id": 2, "file_name": "empty.png", "height": 5, "width": 7}
+    rows = document["annotations"]
+    assert [(r["id"], r["image_id"], r["category_id"], r["score"]) for r in rows] == [
+        (1, 1, 2, 0.75),
+        (2, 1, 1, 0.5),
+        (3, 3, 3, 1.0),
+        (4, 3, 3, 0.0),
+    ]
+    assert rows[2]["bbox"] == [20, 20, 20, 20]
+    assert rows[2]["area"] == disk(40, 40, 40, 40, 20).sum()
+    assert {r["iscrowd"] for r in rows} == {0}
+    assert (document["licenses"], type(document["info"])) == ([], dict)
+    assert validate(document) == []
+    assert coco_document(RECORDS, FOUND, LABELS) == document
+    assert coco_document(RECORDS, FOUND, LABELS, info={"year": 2001})["info"] == {"year": 2001}
+
+
+@pytest.mark.parametrize(
+    ("records", "found", "words"),
+    [
+        (RECORDS, FOUND[:2], "expected annotations for each of 3 images, got 2"),
+        ([RECORDS[0]] * 2, [[], []], "image 2: 'b/one.jpg' is given twice, first as image 1"),
+        ([ImageRecord("/a.jpg", 2, 2)], [[]], "image 1: expected a POSIX path .* got the absolute '/a.jpg'"),
+        (
+            [ImageRecord("x", 60, 80)],
+            [[annotation("cat", ring(), 0.5)]],
+            r"x, 'cat': expected one of the labels \['per",
+        ),
+        ([ImageRecord("x", 60, 80)], [[annotation("sky", ring(), 0.5)]], "x, 'sky': expected one of the labels"),
+        ([ImageRecord("x", 60, 80)], [[annotation("person", ring(), 1.5)]], "expected a score from 0 to 1, got 1.5"),
+        ([ImageRecord("x", 60, 80)], [[annotation("person", ring(), np.nan)]], "expected a score from 0 to 1, got nan"),
+        ([ImageRecord("x", 80, 60)], [[annotation("person", ring(), 0.5)]], r"width\] \[80, 60\], got \[60, 80\]"),
+        ([ImageRecord("x", 2, 2)], [[Annotation("person", {"size": [2, 2], "counts": "9"}, 0.5)]], "that sum to 4"),
+    ],
+)
+def test_what_would_not_be_coco_is_refused(records, found, words):
+    with pytest.raises(CocoError, match=words):
+        coco_document(records, found, LABELS)
+
+
+def coco_of(path: Path) -> COCO:
+    with redirect_stdout(io.StringIO()):
+        return COCO(path)
+
+
+@pytest.mark.parametrize("polygons", [False, True])
+def test_pycocotools_loads_it_and_it_agrees_with_itself(tmp_path, polygons):
+    document = coco_document(RECORDS, FOUND, LABELS, polygons=polygons)
+    results = coco_results(document)
+    write_coco(tmp_path / "data.json", document)
+    write_coco(tmp_path / "results.json", results)
+    assert validate(tmp_path / "data.json") == []
+    assert validate(tmp_path / "results.json", tmp_path / "data.json") == []
+    assert all(set(r) == {"image_id", "category_id", "segmentation", "score"} for r in results)
+    truth = coco_of(tmp_path / "data.json")
+    for row, record in zip(document["annotations"], [RECORDS[0]] * 2 + [RECORDS[2]] * 2, strict=True):
+        mask = truth.annToMask(row)
+        assert mask.shape == (record.height, record.width)
+        assert mask.sum() == row["area"]
+    for kind in ("segm", "bbox"):
+        with redirect_stdout(io.StringIO()):
+            evaluation = COCOeval(truth, truth.loadRes(str(tmp_path / "results.json")), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        assert evaluation.stats[0] == pytest.approx(1.0), kind
+
+
+def test_results_need_scores(document):
+    del document["annotations"][2]["score"]
+    with pytest.raises(CocoError, match="annotation 3: expected a score, got none"):
+        coco_results(document)
+
+
+# --- files ---
+
+
+def test_the_file_is_utf8_and_the_same_each_time(tmp_path, document):
+    for name in ("one.json", "two.json"):
+        write_coco(tmp_path / name, document)
+    text = (tmp_path / "one.json").read_bytes()
+    assert text == (tmp_path / "two.json").read_bytes()
+    assert "犬".encode() in text
+    assert json.loads(text) == document
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.json", "two.json"]
+
+
+def test_file_names_that_are_not_utf8_survive(tmp_path):
+    name = os.fsdecode(b"caf\xe9 \xf0\x9f\x90\x95.jpg")
+    write_coco(tmp_path / "data.json", coco_document([ImageRecord(name, 2, 2)], [[]], LABELS))
+    (tmp_path / "data.json").read_text(encoding="utf-8")
+    assert coco_of(tmp_path / "data.json").imgs[1]["file_name"] == name
+    assert validate(tmp_path / "data.json") == []
+
+
+def test_an_invalid_document_is_not_written(tmp_path, document):
+    path = tmp_path / "data.json"
+    write_coco(path, document)
+    before = path.read_bytes()
+    for row in document["annotations"]:
+        row["score"] = float("nan")
+    with pytest.raises(
+        CocoError, match=r"data\.json: not written, as it would not be valid COCO: annotations.*and \d+"
+    ):
+        write_coco(path, document)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, document, step):
+    path = tmp_path / "data.json"
+    path.write_text("the old one")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(step, full)
+    with pytest.raises(CocoError, match=r"data\.json: can't be written \(No space left on device\)"):
+        write_coco(path, document)
+    assert path.read_text() == "the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_killed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text("the old one")
+    child = os.fork()
+    if child == 0:
+        try:
+            os.fsync = lambda _: os._exit(9)  # after the bytes are written, before the file has its name
+            write_atomically(path, b"x" * 100_000)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert path.read_text() == "the old one"
+
+
+def test_places_that_can_t_be_written(tmp_path, document):
+    for path in (tmp_path / "missing" / "data.json", tmp_path):
+        with pytest.raises(CocoError, match="can't be written"):
+            write_coco(path, document)
+
+
+# --- validation ---
+
+
+def put(*keys_and_value):
+    """A change of a document: what stands at the keys becomes the value."""
+    *keys, last, value = keys_and_value
+
+    def change(document):
+        for key in keys:
+            document = document[key]
+        document[last] = value
+
+    return change
+
+
+def drop(*keys):
+    def change(document):
+        for key in keys[:-1]:
+            document = document[key]
+        del document[keys[-1]]
+
+    return change
+
+
+A0 = ("annotations", 0)
+SEGMENTATION = (*A0, "segmentation")
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "places"),
+    [
+        (drop("info"), ["info"]),
+        (put("info", []), ["info"]),
+        (drop("licenses"), ["licenses"]),
+        (put("licenses", {}), ["licenses"]),
+        (put("info", {"a": [1, {"b": NAN}]}), ["info.a[1].b"]),
+        (put("info", "scale", float("inf")), ["info.scale"]),
+        (put("info", 3, "x"), ["info[3]"]),
+        (put("info", "when", {1, 2}), ["info.when"]),
+        (put("images", 0, "id", 0), ["images[0].id", "annotations[0].image_id", "annotations[1].image_id"]),
+        (put("images", 1, "id", True), ["images[1].id"]),
+        (put("images", 1, "id", 2.0), ["images[1].id"]),
+        (put("images", 1, "id", "2"), ["images[1].id"]),
+        (put("images", 1, "id", -1), ["images[1].id"]),
+        (put("images", 1, "id", 10**5000), ["images[1].id"]),
+        (put("images", 1, "id", 3), ["images[2].id"]),
+        (drop("images", 1, "id"), ["images[1].id"]),
+        (put("images", 1, "height", 0), ["images[1].height"]),
+        (put("images", 1, "height", 1.5), ["images[1].height"]),
+        (drop("images", 1, "width"), ["images[1].width"]),
+        (put("images", 1, "width", None), ["images[1].width"]),
+        (put("images", 1, []), ["images[1]"]),
+        (put("images", 1, "file_name", ""), ["images[1].file_name"]),
+        (put("images", 1, "file_name", 7), ["images[1].file_name"]),
+        (put("images", 1, "file_name", ["a"]), ["images[1].file_name"]),
+        (put("images", 1, "file_name", "/etc/passwd"), ["images[1].file_name"]),
+        (put("images", 1, "file_name", "C:/a.jpg"), ["images[1].file_name"]),
+        (put("images", 1, "file_name", "a\\b.jpg"), ["images[1].file_name"]),
+        (put("images", 1, "file_name", "a/../../b.jpg"), ["images[1].file_name"]),
+        (put("images", 1, "file_name", "a\0.jpg"), ["images[1].file_name"]),
+        (put("images", 1, "file_name", "a.jpg"), ["images[2].file_name"]),
+        (put("categories", 0, "name", "犬"), ["categories[2].name"]),
+        (put("categories", 0, "name", " "), ["categories[0].name"]),
+        (put("categories", 0, "name", None), ["categories[0].name"]),
+        (drop("categories", 0, "supercategory"), ["categories[0].supercategory"]),
+        (put("categories", 0, "supercategory", None), ["categories[0].supercategory"]),
+        (put("categories", 0, "id", 3), ["categories[2].id", "annotations[1].category_id"]),
+        (put("categories", 0, "id", 0), ["categories[0].id", "annotations[1].category_id"]),
+        (drop("annotations"), ["annotations"]),
+        (put("annotations", {}), ["annotations"]),
+        (put("annotations", 0, None), ["annotations[0]"]),
+        (put(*A0, "id", 0), ["annotations[0].id"]),
+        (put(*A0, "id", 2), ["annotations[1].id"]),
+        (put(*A0, "id", False), ["annotations[0].id"]),
+        (put(*A0, "id", [1]), ["annotations[0].id"]),
+        (put(*A0, "image_id", 99), ["annotations[0].image_id"]),
+        (put(*A0, "image_id", True), ["annotations[0].image_id"]),
+        (put(*A0, "category_id", 99), ["annotations[0].category_id"]),
+        (drop(*A0, "category_id"), ["annotations[0].category_id"]),
+        (put(*A0, "iscrowd", 2), ["annotations[0].iscrowd"]),
+        (put(*A0, "iscrowd", False), ["annotations[0].iscrowd"]),
+        (drop(*A0, "iscrowd"), ["annotations[0].iscrowd"]),
+        (put(*A0, "score", 1.01), ["annotations[0].score"]),
+        (put(*A0, "score", -0.1), ["annotations[0].score"]),
+        (put(*A0, "score", "0.5"), ["annotations[0].score"]),
+        (put(*A0, "score", NAN), ["annotations[0].score"] * 2),
+        (put(*A0, "area", 0), ["annotations[0].area"]),
+        (put(*A0, "area", int(ring().sum()) + 1), ["annotations[0].area"]),
+        (put(*A0, "area", True), ["annotations[0].area"]),
+        (drop(*A0, "area"), ["annotations[0].area"]),
+        (put(*A0, "bbox", [15, 5, 50, 51]), ["annotations[0].bbox"]),
+        (put(*A0, "bbox", [15, 5, 50]), ["annotations[0].bbox"]),
+        (put(*A0, "bbox", [15, 5, 50, 0]), ["annotations[0].bbox"]),
+        (put(*A0, "bbox", [15, 5, 50, NAN]), ["annotations[0].bbox", "annotations[0].bbox[3]"]),
+        (put(*A0, "bbox", [-2, 5, 50, 50]), ["annotations[0].bbox"]),
+        (put(*A0, "bbox", [40, 5, 50, 50]), ["annotations[0].bbox"]),
+        (put(*A0, "bbox", {"x": 1}), ["annotations[0].bbox"]),
+        (drop(*A0, "bbox"), ["annotations[0].bbox"]),
+        (drop(*SEGMENTATION), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "masks.png"), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, []), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, {}), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "size", [80, 60]), ["annotations[0].segmentation.size"]),
+        (put(*SEGMENTATION, "size", [60]), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "size", [60.0, 80]), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "size", [10**9, 10**9]), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, encode_mask(np.zeros((60, 80), bool))), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", None), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", ""), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", b"abc"), ["annotations[0].segmentation", "annotations[0].segmentation.counts"]),
+        (put(*SEGMENTATION, "counts", "o" * 9999), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", "o" * 9999 + "0"), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", "0p"), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", "0 1"), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", "0\0"), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", "犬"), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", "0000OO"), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", "ooooo0" * 20), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", [0, 4801]), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", [10, -10, 4800]), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, "counts", [0, 4800.0]), ["annotations[0].segmentation"]),
+        (put(*SEGMENTATION, [[1, 2, 3]]), ["annotations[0].segmentation[0]"]),
+        (put(*SEGMENTATION, [[1, 2, 3, 4]]), ["annotations[0].segmentation[0]"]),
+        (put(*SEGMENTATION, [[15, 5, 65, 5, 65, 55, 15]]), ["annotations[0].segmentation[0]"]),
+        (put(*SEGMENTATION, [[15, 5, 65, 5, 65, None]]), ["annotations[0].segmentation[0]"]),
+        (
+            put(*SEGMENTATION, [[15, 5, 65, 5, 65, NAN]]),
+            ["annotations[0].segmentation[0]", "annotations[0].segmentation[0][5]"],
+        ),
+        (put(*SEGMENTATION, [[15, 5, 65, 5, 82, 55]]), ["annotations[0].segmentation[0]"]),
+        (put(*SEGMENTATION, [[15, 5, 65, 5, 65, 62]]), ["annotations[0].segmentation[0]"]),
+        (put(*SEGMENTATION, [[15, -5, 65, 5, 65, 55]]), ["annotations[0].segmentation[0]"]),
+        (put(*SEGMENTATION, [15, 5, 65, 5, 65, 55]), [f"annotations[0].segmentation[{i}]" for i in range(6)]),
+        (put(*SEGMENTATION, [[20, 5, 65, 5, 65, 55]]), ["annotations[0].area", "annotations[0].bbox"]),
+        (put(*SEGMENTATION, [[15, 5, 65, 5, 65, 55, 15, 55, 15, 53, 63, 53, 63, 7, 15, 7]]), ["annotations[0].area"]),
+    ],
+)
+def test_each_fault_is_found_at_its_place(document, change, places):
+    change(document)
+    found = validate(document)
+    assert sorted(v.place for v in found) == sorted(places)
+    assert all(v.message.startswith("expected ") and "\n" not in v.message for v in found)
+    with pytest.raises(CocoError, match="not written"):
+        write_coco("never-written.json", document)
+
+
+def test_every_fault_is_reported_not_just_the_first(document):
+    for row in document["annotations"]:
+        row.update(score=2, iscrowd=None, image_id=77)
+    document["categories"][1]["name"] = ""
+    assert len(validate(document)) == 3 * len(document["annotations"]) + 1
+    assert str(Violation("a.b", "expected c")) == "a.b: expected c"
+
+
+def test_general_coco_has_gaps_crowds_polygons_and_no_scores(document):
+    document["categories"][2]["id"] = 90
+    for row in document["annotations"]:
+        del row["score"]
+        row["category_id"] = {3: 90}.get(row["category_id"], row["category_id"])
+        row["id"] = row["id"] * 100_000
+    document["images"][1].update(id=581929, license=4, coco_url="http://images.example/1.jpg", date_captured="2013")
+    crowd = document["annotations"][0]
+    crowd["segmentation"]["counts"] = run_lengths(crowd["segmentation"]).tolist()
+    crowd["iscrowd"] = 1
+    person = document["annotations"][1]
+    person.update(segmentation=[[2.5, 2.25, 17.75, 2.25, 17.75, 18.0]], bbox=[2.5, 2.25, 15.25, 15.75], area=120.09)
+    assert validate(document) == []
+
+
+def test_polygons_that_overlap_may_have_either_area(document):
+    square = [15.0, 5.0, 65.0, 5.0, 65.0, 55.0, 15.0, 55.0]
+    for area in (2500, 5000):
+        document["annotations"][0].update(segmentation=[square, square], bbox=[15, 5, 50, 50], area=area)
+        assert validate(document) == []
+    document["annotations"][0]["area"] = 3750
+    assert [v.place for v in validate(document)] == ["annotations[0].area"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "expected JSON, got: Expecting value: line 1 column 1"),
+        (b'{"images": [}', "expected JSON, got: Expecting value: line 1 column 13"),
+        (b"\xff\xfe{}", "expected UTF-8, got invalid start byte at byte 0"),
+        (b"\xef\xbb\xbf{}", "expected JSON, got: Unexpected UTF-8 BOM"),
+        (b"[" * 200_000, "nested too deep"),
+        (b"1" * 5000, "expected JSON, got: Exceeds the limit"),
+        (b'"text"', "expected an object (a data set) or a list (results), got 'text'"),
+        (b"null", "expected an object (a data set) or a list (results), got None"),
+        (b"\x80\x04K\x01.", "expected UTF-8"),
+    ],
+)
+def test_files_that_are_no_coco_at_all(tmp_path, content, words):
+    path = tmp_path / "data.json"
+    path.write_bytes(content)
+    (violation,) = validate(path)
+    assert violation.place == "file"
+    assert words in violation.message
+
+
+def test_files_that_are_not_there(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "missing.json", tmp_path, tmp_path / "pipe", "a\0b"):
+        (violation,) = validate(path)
+        assert violation.place == "file"
+        assert "found none" in violation.message
+
+
+def test_what_only_a_file_can_have(tmp_path, document):
+    path = tmp_path / "data.json"
+    text = json.dumps(document)
+    changed = text.replace('"id": 2, "file_name"', '"id": 9, "id": 2, "file_name"').replace(
+        '"score": 0.75', '"score": NaN'
+    )
+    path.write_text(changed.replace('"version": "1.0"', '"version": 1e999, "x": -Infinity, "x": 1'))
+    assert sorted({v.place for v in validate(path)}) == [
+        "annotations[0].score",
+        "images[1].id",
+        "info.version",
+        "info.x",
+    ]
+
+
+def test_results(document):
+    results = coco_results(document)
+    assert validate([]) == []
+    assert validate(results) == []
+    assert validate(results, document) == []
+
+    def places(**change):
+        changed = copy.deepcopy(results)
+        changed[2].update(change)
+        return sorted(v.place for v in validate(changed, document))
+
+    assert places(image_id=9) == ["[2].image_id"]
+    assert places(category_id=9) == ["[2].category_id"]
+    assert places(image_id=1) == ["[2].segmentation.size"]
+    assert places(score=None) == ["[2].score"]
+    assert places(bbox=[1, 2, 3, 4]) == ["[2].bbox"]
+    assert places(segmentation=[[1, 2, 3, 4, 5, 6]]) == ["[2].segmentation"]
+    assert [v.place for v in validate([*results, 7])] == ["[4]"]
+    assert [v.place for v in validate(results, "missing.json")] == ["against"]
+    no_image = copy.deepcopy(results)
+    no_image[0]["image_id"] = 99
+    assert validate(no_image) == [], "without the data set, nobody can know"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 5) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_garbage_anywhere_is_a_report_and_no_traceback(data):
+    document = coco_document(RECORDS, FOUND, LABELS)
+    node = document
+    while isinstance(node, dict | list) and node:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key = data.draw(st.sampled_from(keys))
+        if data.draw(st.booleans()) or not isinstance(node[key], dict | list):
+            node[key] = data.draw(json_values)
+            break
+        node = node[key]
+    for violation in validate(document):
+        assert violation.place
+    validate(document["annotations"] if isinstance(document["annotations"], list) else [])
+
+
+@settings(max_examples=300)
+@given(counts=st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=40), height=st.integers(1, 9))
+def test_any_counts_string_is_read_or_refused(counts, height):
+    rle = {"size": [height, 7], "counts": counts}
+    try:
+        mask = decode_rle(rle)
+    except CocoError:
+        return
+    assert mask.shape == (height, 7)
+    assert np.array_equal(mask_utils.decode(rle), mask)
+
+
+def test_the_real_file_is_valid():
+    if not REAL_FILE.is_file():
+        pytest.skip(f"{REAL_FILE} is not here")
+    assert validate(REAL_FILE) == []
+    document = json.loads(REAL_FILE.read_text())
+    labels = as_label_set([c["name"] for c in document["categories"]])
+    coco = coco_of(REAL_FILE)
+    records = [ImageRecord(i["file_name"], i["height"], i["width"]) for i in document["images"][:8]]
+    found = [
+        [
+            Annotation(coco.cats[a["category_id"]]["name"], encode_mask(coco.annToMask(a).astype(bool)), 1.0)
+            for a in coco.imgToAnns[image["id"]]
+        ]
+        for image in document["images"][:8]
+    ]
+    for polygons in (False, True):
+        assert validate(coco_document(records, found, labels, polygons=polygons)) == []
