@@ -26,3 +26,19 @@ class WeightsError(Clip2SamError, OSError):
 
 class CocoError(Clip2SamError, ValueError):
     """Annotations that would not be valid COCO."""
+
+
+class RunError(Clip2SamError, RuntimeError):
+    """A run over a data set that can't go on: other settings than it began with, or a folder that is no run."""
+
+
+class RunLockedError(RunError):
+    """Another process works on the same run."""
+
+
+class RunDiskError(RunError):
+    """The disk is full, or the run's folder can't be written. What is in the journal stays there."""
+
+
+class TooManyFailuresError(RunError):
+    """More pictures failed than were allowed."""

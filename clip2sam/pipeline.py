@@ -5,14 +5,14 @@ labels --> text features -------------^                                         
 picture ----> SAM's image encoder -----------------------------------> decoder <-------+--> masks
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -73,34 +73,73 @@ class Segmenter:
         A picture on which no label is present never reaches SAM's encoder.
         """
         maps = self.similarity(image, labels)
+        present, grids, prompts = self._prompts(image, labels, maps)
+        return Prediction(maps, grids, present, prompts, self._masks(image, maps, prompts))
+
+    @torch.no_grad()
+    def predict_batch(self, images: Sequence[Image], labels: LabelSet, *, group: int = 1) -> list[Prediction]:
+        """Several pictures, each as `predict_torch` does it, with the two encoders taking `group` of them at once.
+
+        The groups always have that size, the last filled up with repeats, so that the same kernels run for a picture
+        whatever comes with it. With a group of 1 the numbers are `predict_torch`'s own.
+        """
+        if not images:
+            return []
+        tokens = _in_groups(
+            lambda p: self.clip.encode_image(p, self.config.method), self.clip.preprocess(images), group
+        )
+        maps = [self._maps(picture_tokens[None], labels) for picture_tokens in tokens]
+        prompts = [self._prompts(image, labels, m) for image, m in zip(images, maps, strict=True)]
+        asked = [i for i, (_, _, p) in enumerate(prompts) if len(p.coords)]
+        embeddings: dict[int, Tensor] = {}
+        if asked:
+            pixels = self.sam.preprocess([images[i] for i in asked])
+            embeddings = dict(zip(asked, _in_groups(self.sam.encode_image, pixels, group), strict=True))
+        return [
+            Prediction(m, grids, present, p, self._masks(image, m, p, embeddings.get(i)))
+            for i, (image, m, (present, grids, p)) in enumerate(zip(images, maps, prompts, strict=True))
+        ]
+
+    def similarity(self, image: Image, labels: LabelSet) -> SimilarityMaps:
+        """CLIP's part: a raw map and a presence score for every class, distractors included."""
+        return self._maps(self.clip.encode_image(self.clip.preprocess([image]), self.config.method), labels)
+
+    def _maps(self, tokens: Float[Tensor, "1 tokens channels"], labels: LabelSet) -> SimilarityMaps:
+        text = self.clip.encode_labels(labels)
+        empty = self.clip.encode_empty(labels.templates) if len(text) == 1 else None
+        return similarity_maps(feature_surgery(tokens, text, empty)[0])
+
+    def _prompts(
+        self, image: Image, labels: LabelSet, maps: SimilarityMaps
+    ) -> tuple[Bool[Tensor, "labels"], Float[Tensor, "labels grid_rows grid_cols"], PointPrompts]:
+        """Who is present, the grids, and the points of those who are."""
         present = is_present(maps, self._thresholds(labels), self._is_distractor(labels))
         grids = pool_grid(maps.raw, self.config.grid)
         coords, point_labels = select_points(
             grids, image.size, self.config.threshold, self.config.max_positive, self.config.max_negative
         )
-        prompts = point_prompts(coords, point_labels, present)
-        return Prediction(maps, grids, present, prompts, self._masks(image, maps, prompts))
+        return present, grids, point_prompts(coords, point_labels, present)
 
-    def similarity(self, image: Image, labels: LabelSet) -> SimilarityMaps:
-        """CLIP's part: a raw map and a presence score for every class, distractors included."""
-        text = self.clip.encode_labels(labels)
-        empty = self.clip.encode_empty(labels.templates) if len(text) == 1 else None
-        tokens = self.clip.encode_image(self.clip.preprocess([image]), self.config.method)
-        return similarity_maps(feature_surgery(tokens, text, empty)[0])
-
-    def _masks(self, image: Image, maps: SimilarityMaps, prompts: PointPrompts) -> Masks:
+    def _masks(
+        self,
+        image: Image,
+        maps: SimilarityMaps,
+        prompts: PointPrompts,
+        embedding: Float[Tensor, "channels rows cols"] | None = None,
+    ) -> Masks:
         """SAM's part: decode the prompts and keep one candidate of each."""
-        logits, iou = self._decode(image, prompts)
+        logits, iou = self._decode(image, prompts, embedding)
         heat = maps.raw[prompts.label_index]
         agrees = agreement(self.sam.pool_candidates(logits, image.size, (heat.shape[-2], heat.shape[-1])), heat)
         best = (agrees if self.config.candidate == "agreement" else iou).argmax(dim=-1)
         row = torch.arange(len(best), device=best.device)
         return Masks(logits[row, best], iou[row, best], agrees[row, best], best, prompts.label_index, image.size)
 
-    def _decode(self, image: Image, prompts: PointPrompts) -> tuple[Tensor, Tensor]:
+    def _decode(self, image: Image, prompts: PointPrompts, embedding: Tensor | None) -> tuple[Tensor, Tensor]:
         if not len(prompts.coords):
             return self.sam.no_candidates()
-        embedding = self.sam.encode_image(self.sam.preprocess([image]))[0]
+        if embedding is None:
+            embedding = self.sam.encode_image(self.sam.preprocess([image]))[0]
         return self.sam.decode(embedding, prompts, image.size)
 
     def _thresholds(self, labels: LabelSet) -> Tensor | None:
@@ -123,3 +162,12 @@ class Segmenter:
     def with_config(self, **changes: Any) -> "Segmenter":
         """The same models with other settings."""
         return Segmenter(self.clip, self.sam, replace(self.config, **changes))
+
+
+def _in_groups(
+    encode: Callable[[Float[Tensor, "_ 3 _ _"]], Tensor], pixels: Float[Tensor, "batch 3 side side"], group: int
+) -> Tensor:
+    """Encode `group` pictures at a time: (batch, ...). The last group is filled up with its last picture."""
+    missing = -len(pixels) % group
+    full = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+    return torch.cat([encode(part) for part in full.split(group)])[: len(pixels)]
