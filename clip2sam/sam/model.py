@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clip2sam.points import PADDING, pixel_indices
 from clip2sam.sam.decoder import decode, embed_points
+from clip2sam.sam.encoder import encode_image
 from clip2sam.types import Image, PointPrompts
 
 PROMPTS_A_BATCH = 16
@@ -61,7 +62,7 @@ class PointSAM:
     def encode_image(self, pixels: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch channels rows cols"]:
         """The image embeddings, in float32 whatever the encoder's precision."""
         dtype = self.sam.image_encoder.patch_embed.proj.weight.dtype
-        return self.sam.image_encoder(pixels.to(dtype)).float()
+        return encode_image(self.sam.image_encoder, pixels.to(dtype)).float()
 
     @torch.no_grad()
     def decode(
