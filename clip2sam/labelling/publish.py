@@ -75,7 +75,7 @@ def publish(run: RunFolder, index: Index, clock: Clock | None = None, labelled_n
         summary.waited_for_writer = round(clock.waited_for_writer / clock.total, 4)
     _draw_presence(run, summary)
     with atomic_file(run.path / "summary.json") as file:
-        file.write(as_json(_as_rows(summary)).encode() + b"\n")
+        file.write(as_json(as_rows(summary)).encode() + b"\n")
     return summary
 
 
@@ -118,7 +118,7 @@ def _count(summary: Summary, histograms: list[Counter[int]], record: Labelled, m
             histogram[math.floor(score / BIN)] += 1
 
 
-def _as_rows(summary: Summary) -> dict[str, Any]:
+def as_rows(summary: Summary) -> dict[str, Any]:
     """The summary as JSON, whose keys are text."""
     rows = asdict(summary)
     for row in rows["classes"]:

@@ -35,7 +35,7 @@ def label(
     *,
     segmenter: Segmenter | str | Callable[[], Segmenter] = "tiny",
     on_picture: Callable[[Labelled], Any] = lambda _: None,
-    on_start: Callable[[int, int], Any] = lambda total, todo: None,
+    on_start: Callable[[RunFolder, int], Any] = lambda run, todo: None,
     **settings: Any,
 ) -> Summary:
     """Label a data set: start, or go on where the run in `output` stopped; then publish.
@@ -48,7 +48,7 @@ def label(
         segmenter: the models: a segmenter, a preset's name, or a function that loads one (called once the lock is
             taken).
         on_picture: called for each picture once it is in the journal.
-        on_start: called with the number of pictures listed and of those still to do.
+        on_start: called with the run and the number of pictures still to do.
         **settings: those of `label_iter`.
 
     Returns:
@@ -118,7 +118,7 @@ class _Run:
         max_pixels: int = MAX_PIXELS,
         timeout: float = TIMEOUT,
         preset: str = "own models",
-        on_start: Callable[[int, int], Any] = lambda total, todo: None,
+        on_start: Callable[[RunFolder, int], Any] = lambda run, todo: None,
     ) -> None:
         self.source, self.root, self.output = source, root, Path(output)
         self.labels = as_label_set(labels, distractors=distractors)
@@ -151,7 +151,7 @@ class _Run:
         clock, labelled, keys = Clock(), 0, run.source.keys
         with closing(Journal(run.journal, len(keys))) as journal:
             wanted = [(i, key) for i, key in enumerate(keys) if self._is_wanted(journal, i)]
-            self.on_start(len(keys), len(wanted))
+            self.on_start(run, len(wanted))
             for record in run_flow(
                 wanted,
                 engine,
