@@ -160,7 +160,7 @@ def _check_json(root: Any, report: _Report) -> None:
     seen: set[int] = set()  # by identity: what contains itself ends too
     while rest:
         node, place = rest.pop()
-        if isinstance(node, dict | list) and id(node) not in seen:
+        if isinstance(node, dict | list) and id(node) not in seen and not _are_numbers(node):
             seen.add(id(node))
             for twice in node.repeated if isinstance(node, _Object) else ():
                 report.add(_below(place, twice), "expected the key once, got it more than once")
@@ -289,7 +289,7 @@ def _check_polygons(polygons: list[Any], place: str, size: tuple[int, int] | Non
     if not polygons:
         report.add(place, "expected at least one polygon, got none")
     for i, polygon in enumerate(polygons):
-        if not isinstance(polygon, list) or not all(_is_number(v) for v in polygon):
+        if not _are_numbers(polygon):
             report.add(f"{place}[{i}]", f"expected a list of finite numbers, got {shortly(polygon)}")
         elif len(polygon) < 6 or len(polygon) % 2:
             report.add(f"{place}[{i}]", f"expected an even number of coordinates, 6 or more, got {len(polygon)}")
@@ -357,6 +357,14 @@ def _is_whole(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
+
+
+def _are_numbers(value: Any) -> bool:
+    """A list of such numbers, told at the speed that long outlines need."""
+    if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
+        return False
+    # comparisons pass over NaN, sums don't; the comparisons go first, as Python can't add a float to a huge integer
+    return not value or (min(value) > -1e15 and max(value) < 1e15 and math.isfinite(sum(value)))
 
 
 def _is_score(value: Any) -> bool:
