@@ -6,6 +6,7 @@ Source of the format: https://cocodataset.org/#format-data
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,7 @@ class _Object(dict[str, Any]):
     def of(cls, pairs: list[tuple[str, Any]]) -> "_Object":
         made = cls(pairs)
         if len(made) < len(pairs):
-            keys = [k for k, _ in pairs]
-            made.repeated = tuple(k for k in made if keys.count(k) > 1)
+            made.repeated = tuple(k for k, times in Counter(k for k, _ in pairs).items() if times > 1)
         return made
 
 
