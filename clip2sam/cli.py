@@ -1,5 +1,6 @@
 """The command line: arguments in, the rooms' functions called, what they say printed. Nothing inside imports it."""
 
+import json
 import os
 import sys
 import warnings
@@ -95,7 +96,7 @@ def segment(
     segmenter = load(
         preset,
         device=device,
-        precision=precision,  # type: ignore[arg-type]  # load checks it and names the choices
+        precision=precision,
         resolution=resolution,
         clip_checkpoint=clip_checkpoint,
         sam_checkpoint=sam_checkpoint,
@@ -140,9 +141,12 @@ def _segment_with_progress(
             _print_picture(picture)
             progress.advance(task)
 
-        return segment_files(
-            segmenter, files, labels, output, overlays=overlays, polygons=polygons, on_picture=on_picture
-        )
+        try:
+            return segment_files(
+                segmenter, files, labels, output, overlays=overlays, polygons=polygons, on_picture=on_picture
+            )
+        except KeyboardInterrupt:
+            _fail(f"interrupted; {output / 'annotations.json'} holds the pictures done until then", 130)
 
 
 def _print_picture(picture: "Segmented") -> None:
@@ -212,6 +216,59 @@ def demo(
         out.print(Text(f"wrote {path}"))
 
 
+@app.command()
+def evaluate(
+    dataset: Annotated[
+        Path | None, typer.Option(help="A COCO data set with masks; by default the drawn scenes are used.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of its pictures; by default the data set's own.")] = None,
+    scenes: Annotated[int, typer.Option(help="How many drawn scenes.")] = 100,
+    split: Annotated[str, typer.Option(help="Which scenes: train, validation or test.")] = "validation",
+    method: Annotated[
+        list[str], typer.Option(help="raw, maskclip, surgery or clearclip; repeatable, side by side.")
+    ] = ["surgery"],  # noqa: B006
+    published: Annotated[bool, typer.Option("--published", help="Judge the published recipe.")] = False,
+    presence: Annotated[float | None, typer.Option(help="Another presence threshold.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write all figures into this JSON file.")] = None,
+    preset: Preset = "tiny",
+    device: Device = "auto",
+    precision: Precision = "exact",
+    weights_dir: WeightsDir = None,
+    offline: Offline = False,
+) -> None:
+    """Judge every stage against pictures whose truth is known: pointing, presence, masks, COCO AP."""
+    from clip2sam.evaluate import coco_examples, scene_examples
+    from clip2sam.evaluate import evaluate as judge
+    from clip2sam.loading import load
+
+    segmenter = load(preset, device=device, precision=precision, weights_dir=weights_dir, offline=offline)
+    found = {}
+    for name in method:
+        _configure(segmenter, published, method=name, presence=presence)
+        if dataset is None:
+            examples = scene_examples(split, scenes)
+        else:
+            examples = coco_examples(dataset, images or dataset.parent)
+        with Progress(TextColumn(name), TextColumn("{task.completed} pictures"), console=err, transient=True) as bar:
+            task = bar.add_task(name, total=None)
+            found[name] = judge(segmenter, examples, lambda: bar.advance(task))  # noqa: B023
+        _print_figures(name, found[name])
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(found, indent=1))
+
+
+def _print_figures(method: str, figures: dict[str, Any]) -> None:
+    """A table a method: a column for each kind of label, a row for each figure."""
+    columns = {**figures["kinds"], "all": figures["all"]} if len(figures["kinds"]) > 1 else {"all": figures["all"]}
+    table = Table("figure", *columns, title=method)
+    for row in figures["all"]:
+        values = [column[row] for column in columns.values()]
+        table.add_row(row, *(str(v) if isinstance(v, int) else f"{v:.3f}" for v in values))
+    out.print(table)
+    out.print(Text("COCO over masks: " + ", ".join(f"{name} {value:.3f}" for name, value in figures["coco"].items())))
+
+
 @weights_app.command("list")
 def weights_list(weights_dir: WeightsDir = None) -> None:
     """Show every preset's files, whether they are there, and where they come from."""
@@ -259,11 +316,10 @@ def weights_path(
 
 
 def _print_files(files: Any) -> None:
-    table = Table("file", "presets", "state", "bytes", "licence", "from")
     for f in files:
-        size = "?" if f.size is None else f"{f.size:,}"
-        table.add_row(f.file, ", ".join(f.presets), f.state, size, f.licence, f.url or "inside the package")
-    out.print(table)
+        size = "size unknown" if f.size is None else f"{f.size:,} bytes"
+        out.print(Text(f.file, style="bold") + Text(f"  {f.state}, {size}, {f.licence}, for {', '.join(f.presets)}"))
+        out.print(Text(f"    at {f.path}" + (f"\n    from {f.url}" if f.url else ""), style="dim"))
     for f in files:
         if f.problem:
             err.print(Text(f"error: {f.problem}", style="red"))

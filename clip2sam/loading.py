@@ -1,7 +1,7 @@
 """From a preset's name, or your own models, to a segmenter on a device."""
 
 import os
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,7 +13,6 @@ from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PointSAM
 from clip2sam.tiny import load_tiny_clip, load_tiny_sam
 
-Precision = Literal["exact", "bf16", "fp16"]
 DTYPES = {"exact": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 PRESET_CONFIGS = {"tiny": Config(presence=0.1)}
@@ -28,7 +27,7 @@ def load(
     sam: Any = None,
     config: Config | None = None,
     device: str = "auto",
-    precision: Precision = "exact",
+    precision: str = "exact",
     resolution: int | None = None,
     clip_checkpoint: str | os.PathLike[str] | None = None,
     sam_checkpoint: str | os.PathLike[str] | None = None,

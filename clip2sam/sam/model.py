@@ -61,7 +61,7 @@ class PointSAM:
     @torch.no_grad()
     def encode_image(self, pixels: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch channels rows cols"]:
         """The image embeddings, in float32 whatever the encoder's precision."""
-        dtype = self.sam.image_encoder.patch_embed.proj.weight.dtype
+        dtype = self.sam.image_encoder.neck[0].weight.dtype
         return encode_image(self.sam.image_encoder, pixels.to(dtype)).float()
 
     @torch.no_grad()
