@@ -222,9 +222,10 @@ def _annotation_row(
             f"{where}: expected a mask of the image's [height, width] {[record.height, record.width]}, "
             f"got {annotation.rle['size']}; scale it first"
         )
+    rle = {"size": list(annotation.rle["size"]), "counts": annotation.rle["counts"]}
     return {
         "category_id": category_ids[annotation.label],
-        "segmentation": rle_to_polygons(annotation.rle) if polygons else dict(annotation.rle),
+        "segmentation": rle_to_polygons(rle) if polygons else rle,
         "area": area,
         "bbox": box,
         "iscrowd": 0,

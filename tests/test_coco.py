@@ -196,6 +196,12 @@ def test_the_document(document):
     assert coco_document(RECORDS, FOUND, LABELS, info={"year": 2001})["info"] == {"year": 2001}
 
 
+def test_the_document_shares_nothing_with_what_it_is_made_of(document):
+    before = copy.deepcopy(FOUND[0][0].rle)
+    document["annotations"][0]["segmentation"]["size"].reverse()
+    assert FOUND[0][0].rle == before
+
+
 @pytest.mark.parametrize(
     ("records", "found", "words"),
     [
