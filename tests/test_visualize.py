@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from PIL import Image as PilImage
 
-from clip2sam import visualize
 from clip2sam.errors import ConfigError, ImageError
 from clip2sam.types import Image
 from clip2sam.visualize import (
@@ -32,6 +31,7 @@ from clip2sam.visualize import (
     result_figure,
     result_label_figure,
     save_figure,
+    words,
 )
 
 GREY = np.full((60, 90, 3), 128, np.uint8)
@@ -302,14 +302,14 @@ def test_names_in_any_script_are_drawn_without_a_warning() -> None:
 
 
 def test_characters_that_no_font_has_are_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(visualize, "_FALLBACK_FONTS", ())
+    monkeypatch.setattr(words, "FALLBACK_FONTS", ())
     ax = draw_masks(GREY, np.ones((1, 60, 90), bool), ["a猫b"], np.array([0.5]), [colour(0)])
     assert tags(ax)[0].get_text() == "a□b 0.50"
 
 
 def test_a_font_that_has_the_character_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    letter = chr(min(visualize._glyphs("STIXGeneral") - visualize._glyphs("DejaVu Sans") - set(range(0xE000, 0xF900))))
-    monkeypatch.setattr(visualize, "_FALLBACK_FONTS", ("No Such Font", "STIXGeneral"))
+    letter = chr(min(words.glyphs("STIXGeneral") - words.glyphs("DejaVu Sans") - set(range(0xE000, 0xF900))))
+    monkeypatch.setattr(words, "FALLBACK_FONTS", ("No Such Font", "STIXGeneral"))
     ax = draw_masks(GREY, np.ones((1, 60, 90), bool), [letter], np.array([0.5]), [colour(0)])
     assert tags(ax)[0].get_text() == f"{letter} 0.50"
     assert tags(ax)[0].get_family() == ["DejaVu Sans", "STIXGeneral"]
