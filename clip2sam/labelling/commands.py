@@ -1,4 +1,4 @@
-"""The commands `label` and `export`. Models, tables and drawings are slow to import: each command imports what it needs."""
+"""The commands `label` and `export`. Models and tables are slow to import: each command imports what it needs."""
 
 import sys
 from pathlib import Path
@@ -85,7 +85,7 @@ def label(
         segmenter = load_models(
             preset,
             device=device,
-            precision=precision,  # type: ignore[arg-type]  # load checks it and names the choices
+            precision=precision,
             resolution=resolution,
             clip_checkpoint=clip_checkpoint,
             sam_checkpoint=sam_checkpoint,
@@ -132,7 +132,7 @@ def export(
     ] = None,
     overlap: Annotated[
         str,
-        typer.Option(help="A pixel in masks of several classes goes to all (keep), the best score, or the small one."),
+        typer.Option(help="Whose a pixel in several classes is: all keep it (keep), the best score, the small mask."),
     ] = "keep",
     polygons: Annotated[bool, typer.Option("--polygons", help="coco: polygons instead of RLE.")] = False,
     merge: Annotated[Path | None, typer.Option(help="coco: add to this file's rows, which stay as they are.")] = None,
@@ -164,7 +164,7 @@ def export(
     masks = sum(c.masks for c in summary.classes)
     Console(highlight=False, soft_wrap=True).print(
         Text(
-            f"{summary.done + summary.empty} of {summary.listed} pictures, {masks} masks, {summary.failed} failed; wrote "
+            f"{summary.done + summary.empty} of {summary.listed} pictures, {masks} masks, {summary.failed} failed, to "
         )
         + Text(str(output), style="bold")
     )

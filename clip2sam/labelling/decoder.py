@@ -21,6 +21,9 @@ from clip2sam.images import load_image, printable
 from clip2sam.labelling.sources import locate
 from clip2sam.picture import Image
 
+CODE = "from clip2sam.labelling.decoder import serve; serve()"
+"""What a decoder process runs."""
+
 
 class DecoderProcess:
     """One decoder, started when it is first needed and again after a crash. For one thread at a time.
@@ -80,7 +83,7 @@ class DecoderProcess:
     def _start(self) -> "subprocess.Popen[bytes]":
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
-            [sys.executable, "-c", "from clip2sam.labelling.decoder import serve; serve()"],
+            [sys.executable, "-c", CODE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # native libraries write their complaints there, a line a picture

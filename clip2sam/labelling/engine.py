@@ -6,11 +6,10 @@ the same kernels run whatever the batch. What can still differ there in the last
 version of PyTorch, and the pictures after one at which memory ran out, because the groups become smaller.
 """
 
-import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ GROUP = 4
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Engine(Protocol):
     """What the flow needs of a model; `SegmenterEngine` is the one in use."""
 
@@ -126,7 +126,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def release_memory() -> None:
     """Give back what is cached. To be called when the error is gone, and with it what its frames held."""
-    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -1,7 +1,7 @@
 """The presence scores of a run as histograms, one a class, with its threshold: what thresholds are chosen from."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from matplotlib.figure import Figure
 
@@ -12,6 +12,7 @@ DRAWN = 80
 """Classes on the picture; the summary has them all."""
 
 
+@runtime_checkable
 class Scores(Protocol):
     """A class's presence scores."""
 

@@ -21,7 +21,7 @@ from clip2sam.labelling.files import atomic_file
 from clip2sam.labelling.folder import RunFolder
 from clip2sam.labelling.record import FoundMask, Labelled
 from clip2sam.labelling.sources import coco_name
-from clip2sam.visualize import class_colors
+from clip2sam.visualize import colour
 
 LOCAL_FILES = "/data/local-files/?d="
 """What Label Studio puts in front of pictures in its own storage folder."""
@@ -29,7 +29,8 @@ LOCAL_FILES = "/data/local-files/?d="
 
 @contextmanager
 def yolo_folder(run: RunFolder, folder: Path) -> Iterator[Add]:
-    """YOLO segmentation: `labels/NAME.txt` for each picture, and `data.yaml`, which expects the pictures in `images/`.
+    """YOLO segmentation: `labels/NAME.txt` for each picture, and `data.yaml`, which expects the pictures in `images/`
+    beside it.
 
     A line is a class (from 0) and a polygon, x and y by turns, as shares of the width and height. A mask of several
     parts is one line: they are joined by lines there and back, which enclose nothing. A picture without a mask has an
@@ -58,7 +59,7 @@ def yolo_folder(run: RunFolder, folder: Path) -> Iterator[Add]:
 
     yield add
     names = {i: c.name for i, c in enumerate(run.classes)}
-    data = {"path": ".", "train": "images", "val": "images", "names": names}
+    data = {"train": "images", "val": "images", "names": names}
     with atomic_file(folder / "data.yaml") as file:
         file.write(yaml.safe_dump(data, allow_unicode=True, sort_keys=False).encode())
 
@@ -132,13 +133,13 @@ def region(run: RunFolder, record: Labelled, mask: FoundMask, name: str, polygon
 
 @contextmanager
 def png_folder(run: RunFolder, folder: Path) -> Iterator[Add]:
-    """One PNG a picture, `NAME.png`: 0 is background, 1 the first class, 2 the second; and `classes.txt`, a name a line.
+    """One PNG a picture, `NAME.png`: 0 is background, 1 the first class, and so on; `classes.txt` has the names.
 
     With up to 255 classes 8 bits with a palette, else 16 bits. Where masks of several classes overlap, the one with the
-    best score is on top: other decisions have been taken before.
+    best score is on top, unless the decision has set them apart.
     """
-    colours = np.array([(0, 0, 0), *class_colors(len(run.classes))])
-    palette = np.rint(255 * colours[:256]).astype(np.uint8)
+    colours = np.array([(0, 0, 0), *(colour(i) for i in range(255))])
+    palette = np.rint(255 * colours).astype(np.uint8)
 
     def add(record: Labelled, masks: Sequence[FoundMask]) -> None:
         index = np.zeros(record.size, np.uint8 if len(run.classes) <= 255 else np.uint16)

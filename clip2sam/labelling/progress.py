@@ -23,7 +23,8 @@ SECONDS_A_LINE = 10.0
 class Display:
     """A bar on a terminal, else a line every ten seconds; nothing when quiet; JSON lines for machines.
 
-    Failures are printed as they come, with their reason. The summary goes to standard output, all else to standard error.
+    Failures are printed as they come, with their reason. The summary goes to standard output, the rest to standard
+    error.
     """
 
     def __init__(self, out: Console, err: Console, *, quiet: bool = False, machine: bool = False) -> None:
@@ -110,6 +111,6 @@ def _print_table(out: Console, summary: Summary) -> None:
     out.print(table)
     out.print(
         f"{summary.listed} listed = {summary.done} done + {summary.empty} empty + {summary.failed} failed; "
-        f"{summary.labelled_now} now, in {summary.seconds:.1f} s: {summary.pictures_per_second:.2f} pictures a second; "
-        f"the model waited {summary.waited_for_pictures:.1%} for pictures, {summary.waited_for_writer:.1%} for the writer"
+        f"{summary.labelled_now} now, in {summary.seconds:.1f} s, {summary.pictures_per_second:.2f} a second; the "
+        f"model waited {summary.waited_for_pictures:.1%} for pictures, {summary.waited_for_writer:.1%} for the writer"
     )

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from clip2sam.errors import ImageError
 from clip2sam.picture import Image
@@ -18,6 +18,7 @@ PICTURES_AHEAD = 64
 """And so many pictures: without the pixels, each takes some memory as well."""
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """What a reader thread needs; `DecoderProcess` is the one in use."""
 

@@ -190,7 +190,7 @@ class _Run:
             )
 
 
-def _at_least(least: float, name: str, value: Any) -> Any:
+def _at_least(least: int | float, name: str, value: Any) -> Any:
     if not isinstance(value, int | float) or value < least:
         raise ConfigError(f"{name} must be {least:g} or more, but got {value!r}")
     return value
