@@ -1,0 +1,206 @@
+"""What a run over a data set survives, in figures: python benchmarks/labelling_faults.py WHAT [COUNT]
+
+    kills    COUNT times (200) a run is killed (SIGKILL) at a random moment and gone on with: is the file that of an
+             unbroken run, and how many pictures were done twice?
+    bad      COUNT pictures (1,000), 5 % of them bad in all known ways, decoders that crash and hang among them: are the
+             others as in a clean run?
+    memory   COUNT small pictures (50,000) through a quick stand-in for the models: resident memory along the way
+    waiting  COUNT drawn pictures (200) with the tiny preset: how long the model waits
+    decoding what it costs to decode in other processes instead of threads
+
+Everything is made in a temporary folder, which is removed at the end.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as PILImage
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from clip2sam.labelling import decoder as decoder_room  # noqa: E402
+from clip2sam.labelling.decoder import DecoderProcess  # noqa: E402
+from clip2sam.labelling.flow import run_flow  # noqa: E402
+from clip2sam.labelling.journal import Journal  # noqa: E402
+from clip2sam.labelling.reading import Readers  # noqa: E402
+from clip2sam.labelling.run import label  # noqa: E402
+from tests.labelling_fakes import Here, Threshold, small_segmenter, write_pictures  # noqa: E402
+
+WORKER = ROOT / "tests" / "labelling_worker.py"
+BATCH = 4  # the worker's
+
+
+def kills(folder: Path, count: int) -> None:
+    """The worker's children are killed at moments spread evenly over what a run takes."""
+    pictures = write_pictures(folder / "in", 150)
+    whole, rng = folder / "whole", random.Random(0)
+    subprocess.run([sys.executable, WORKER, pictures, whole, folder / "trace"], check=True)
+    rounds = redone = runs = most = 0
+    while rounds < count:
+        runs += 1
+        output, trace = folder / f"run-{runs}", folder / f"trace-{runs}"
+        delays = [rng.uniform(0.0, 1.2) for _ in range(min(10, count - rounds))]
+        subprocess.run([sys.executable, WORKER, pictures, output, trace, *map(str, delays)], check=True)
+        for name in ("annotations.json", "results.json"):
+            assert (output / name).read_bytes() == (whole / name).read_bytes(), name
+        starts = [len(line) for line in trace.read_text().split("\n")]
+        twice = sum(starts) - 150
+        struck = sum(n > 0 for n in starts[:-1])
+        assert twice <= BATCH * struck, (twice, struck)
+        rounds, redone, most = rounds + len(delays), redone + twice, most + struck
+        print(f"{rounds} kills ({most} of them while the model worked), {redone} pictures done twice, files identical")
+
+
+def bad(folder: Path, count: int) -> None:
+    """A clean run over the good pictures, and one with bad ones among them."""
+    decoder_room.CODE = FAULTY
+    good = write_pictures(folder / "in", count - count // 20)
+    segmenter = small_segmenter()
+    clean = label(good, ["cat", "dog"], folder / "clean", segmenter=segmenter)
+    for i, kind in zip(range(count // 20), _kinds(), strict=False):
+        _write_bad(good, i, kind)
+    mixed = label(good, ["cat", "dog"], folder / "mixed", segmenter=segmenter, timeout=2.0, max_pixels=10**8)
+    one, other = (json.loads((folder / n / "annotations.json").read_text()) for n in ("clean", "mixed"))
+    assert _by_name(one) == _by_name(other)
+    print(
+        f"clean: {clean.listed} listed, {clean.failed} failed; mixed: {mixed.listed} listed = {mixed.done} done + ",
+        end="",
+    )
+    print(f"{mixed.empty} empty + {mixed.failed} failed; the {len(_by_name(one))} good ones are identical")
+    for failure in mixed.failures[: len(KINDS)]:
+        print("  " + failure["reason"])
+
+
+FAULTY = """
+import ctypes, os
+from clip2sam.labelling import decoder
+real = decoder.load_image
+def load_image(path, **settings):
+    name = os.path.basename(path)
+    if "crash" in name:
+        ctypes.string_at(0)
+    if "hang" in name:
+        ctypes.PyDLL(None).sleep(1000)
+    return real(path, **settings)
+decoder.load_image = load_image
+decoder.serve()
+"""
+
+KINDS = ("cut.png", "cut.jpg", "text.jpg", "empty.gif", "pipe.png", "link.png", "huge.png", "crash.png", "hang.png")
+
+
+def _kinds() -> Iterator[str]:
+    while True:
+        yield from KINDS
+
+
+def _write_bad(folder: Path, i: int, kind: str) -> None:
+    path, whole = folder / f"bad-{i:03d}-{kind}", (folder / "000.png").read_bytes()
+    if kind == "cut.jpg":
+        PILImage.open(folder / "000.png").save(path, "JPEG")
+        path.write_bytes(path.read_bytes()[:-300])
+    elif kind == "pipe.png":
+        os.mkfifo(path)
+    elif kind == "link.png":
+        path.symlink_to("/etc/hostname")
+    elif kind == "huge.png":  # a header that promises 65,000 x 65,000 pixels
+        path.write_bytes(whole[:16] + (65000).to_bytes(4) * 2 + whole[24:])
+    else:
+        contents = {"cut.png": whole[:500], "text.jpg": b"not a picture", "empty.gif": b""}
+        path.write_bytes(contents.get(kind, whole))
+
+
+def _by_name(document: dict[str, list[dict[str, object]]]) -> dict[object, list[object]]:
+    """Everything about each picture but its ids, which count the pictures."""
+    rows: dict[object, list[object]] = {i["id"]: [i["file_name"], i["height"], i["width"]] for i in document["images"]}
+    for annotation in document["annotations"]:
+        rows[annotation["image_id"]].append({k: v for k, v in annotation.items() if k not in ("id", "image_id")})
+    return {row[0]: row[1:] for row in rows.values()}
+
+
+def memory(folder: Path, count: int) -> None:
+    """A quick engine, real decoders: what grows is the flow's, the journal's index and nothing else."""
+    pictures = write_pictures(folder / "in", 100, side=64)
+    wanted = [(i, f"{i % 100:03d}.png") for i in range(count)]
+    journal = Journal(folder / "journal-0001.jsonl", count)
+    curve: list[tuple[int, float]] = []
+    began = time.perf_counter()
+    records = run_flow(
+        wanted,
+        Threshold(),
+        journal,
+        [0.5] * 3,
+        lambda: DecoderProcess(str(pictures), 10**8, 60.0),
+        threads=2,
+        batch_size=8,
+    )
+    for n, _ in enumerate(records, 1):
+        if n % max(count // 20, 1) == 0:
+            curve.append((n, _resident()))
+            print(
+                f"{n:>8} pictures {curve[-1][1]:8.1f} MB {n / (time.perf_counter() - began):8.0f} a second", flush=True
+            )
+    journal.close()
+    settled = curve[1][1]
+    print(f"from {curve[1][0]} pictures on at most {max(m for _, m in curve[1:]) / settled - 1:+.2%}")
+
+
+def _resident() -> float:
+    """Resident memory of this process in MB."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def waiting(folder: Path, count: int) -> None:
+    """Drawn pictures and the tiny preset on the CPU."""
+    from clip2sam.scenes import scene, split_seed
+
+    (folder / "in").mkdir()
+    for i in range(count):
+        PILImage.fromarray(scene(split_seed("test", i)).pixels).save(folder / "in" / f"{i:04d}.png")
+    labels = ["red circle", "heart", "star", "blue thing", "striped square"]
+    summary = label(folder / "in", labels, folder / "run", segmenter="tiny")
+    print(f"{count} pictures, {summary.pictures_per_second:.2f} a second; the model waited ", end="")
+    print(f"{summary.waited_for_pictures:.2%} for pictures, {summary.waited_for_writer:.2%} for the writer")
+
+
+def decoding(folder: Path, count: int) -> None:
+    """JPEGs of 12 and 0.3 megapixels, by two readers, in threads and in processes."""
+    rng = np.random.default_rng(0)
+    for name, (height, width), times in (("large", (3000, 4000), count // 50), ("small", (480, 640), count)):
+        coarse = PILImage.fromarray(rng.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8))
+        coarse.resize((width, height), PILImage.Resampling.BICUBIC).save(folder / f"{name}.jpg", quality=90)
+        wanted = [(i, f"{name}.jpg") for i in range(times)]
+        for how, make in (
+            ("threads", lambda: Here(str(folder))),
+            ("processes", lambda: DecoderProcess(str(folder), 10**9, 60.0)),
+        ):
+            with Readers(iter(wanted), make, 2) as readers:
+                next(readers)
+                began = time.perf_counter()
+                n = sum(1 for _ in readers)
+            print(f"{name} ({height} x {width}) in {how}: {1000 * (time.perf_counter() - began) / n:.2f} ms a picture")
+
+
+def main() -> None:
+    """Run what is asked for."""
+    tasks = {"kills": (kills, 200), "bad": (bad, 1000), "memory": (memory, 50_000), "waiting": (waiting, 200)}
+    tasks["decoding"] = (decoding, 500)
+    if len(sys.argv) < 2 or sys.argv[1] not in tasks:
+        sys.exit(__doc__)
+    task, usual = tasks[sys.argv[1]]
+    with tempfile.TemporaryDirectory() as folder:
+        task(Path(folder), int(sys.argv[2]) if len(sys.argv) > 2 else usual)
+
+
+if __name__ == "__main__":
+    main()
