@@ -128,12 +128,18 @@ class Segmenter:
         embedding: Float[Tensor, "channels rows cols"] | None = None,
     ) -> Masks:
         """SAM's part: decode the prompts and keep one candidate of each."""
+        logits, iou, agrees, best = self._candidates(image, maps, prompts, embedding)
+        row = torch.arange(len(best), device=best.device)
+        return Masks(logits[row, best], iou[row, best], agrees[row, best], best, prompts.label_index, image.size)
+
+    def _candidates(
+        self, image: Image, maps: SimilarityMaps, prompts: PointPrompts, embedding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """SAM's candidates of each prompt: their logits, predicted IoU and agreement, and which one is kept."""
         logits, iou = self._decode(image, prompts, embedding)
         heat = maps.raw[prompts.label_index]
         agrees = agreement(self.sam.pool_candidates(logits, image.size, (heat.shape[-2], heat.shape[-1])), heat)
-        best = (agrees if self.config.candidate == "agreement" else iou).argmax(dim=-1)
-        row = torch.arange(len(best), device=best.device)
-        return Masks(logits[row, best], iou[row, best], agrees[row, best], best, prompts.label_index, image.size)
+        return logits, iou, agrees, (agrees if self.config.candidate == "agreement" else iou).argmax(dim=-1)
 
     def _decode(self, image: Image, prompts: PointPrompts, embedding: Tensor | None) -> tuple[Tensor, Tensor]:
         if not len(prompts.coords):

@@ -12,8 +12,9 @@ from pycocotools import mask as mask_utils
 
 from clip2sam.coco import coco_document, decode_rle, encode_mask
 from clip2sam.config import Config
+from clip2sam.errors import ConfigError
 from clip2sam.sam import PointSAM
-from clip2sam.types import Annotation, Image, ImageRecord, LabelSet, Prediction
+from clip2sam.types import Annotation, Image, ImageRecord, LabelSet, Prediction, SimilarityMaps
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,67 @@ class Result:
         height, width = self.image.size
         return ImageRecord(file_name or PurePath(self.image.origin).name.replace("\\", "_"), height, width)
 
+    def to_numpy(self) -> dict[str, np.ndarray]:
+        """Everything as plain arrays, all of them fit for `numpy.savez` without pickling.
+
+        Returns:
+            masks: bool (masks, height, width). boxes: float32 (masks, 4), x0, y0, x1, y1 in continuous pixels, around
+            each mask's pixels. scores: float32 (masks,). label_indices: int64 (masks,), into class_names.
+            points: float32 (points, 4): the mask's index, x, y, and 1 (positive) or 0 (negative).
+            class_names: text (classes,). presence: float32 (classes,). maps: float32 (classes, rows, cols).
+            grids: float32 (classes, grid_rows, grid_cols), NaN for a map without a range.
+        """
+        points = [np.insert(p, 0, i, axis=1) for i, p in enumerate(self.points)]
+        return {
+            "masks": self.masks,
+            "boxes": self.boxes,
+            "scores": self.scores,
+            "label_indices": self.label_indices,
+            "points": np.concatenate([np.zeros((0, 4), np.float32), *points]).astype(np.float32),
+            "class_names": np.array(self.class_names),
+            "presence": self.presence,
+            "maps": self.maps,
+            "grids": self.grids,
+        }
+
+    @property
+    def boxes(self) -> Float[np.ndarray, "masks 4"]:
+        """The box around each mask's pixels: x0, y0, x1, y1 in continuous pixels."""
+        boxes = np.array([mask_utils.toBbox(a.rle) for a in self.annotations], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes
+
+    def to_supervision(self) -> Any:
+        """The masks as `supervision.Detections`, for its annotators, trackers and metrics.
+
+        `class_id` is the place in `class_names`, `data["class_name"]` the name.
+
+        Raises:
+            ConfigError: the package supervision is not installed; clip2sam does not need it otherwise.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise ConfigError(
+                "to_supervision needs the package supervision, which is not installed: pip install supervision"
+            ) from error
+        return Detections(
+            xyxy=self.boxes,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.label_indices,
+            data={"class_name": np.array(self.labels, dtype=str)},
+        )
+
     def show(self) -> Any:
-        """Draw all masks on the picture: a matplotlib Figure, which a notebook shows by itself."""
+        """Draw all masks on the picture: a matplotlib Figure, which shows itself in a notebook."""
         from clip2sam.visualize import result_figure  # drawing is loaded by those who draw
 
         return result_figure(self)
+
+    def _repr_png_(self) -> bytes:
+        """How a notebook shows a result: `show()` as PNG."""
+        return self.show()._repr_png_()
 
 
 def as_result(image: Image, labels: LabelSet, config: Config, sam: PointSAM, prediction: Prediction) -> Result:
@@ -108,22 +165,26 @@ def as_result(image: Image, labels: LabelSet, config: Config, sam: PointSAM, pre
         maps=prediction.maps.raw[:wanted].cpu().numpy(),
         grids=prediction.grids[:wanted].cpu().numpy(),
         absent=tuple(
-            Absent(c.name, float(presence[i]), _why_absent(i, c.threshold, config, prediction))
+            Absent(c.name, float(presence[i]), why_absent(i, labels, config, prediction.maps, prediction.present))
             for i, c in enumerate(labels.wanted)
             if i not in found
         ),
     )
 
 
-def _why_absent(i: int, own_threshold: float | None, config: Config, prediction: Prediction) -> str:
-    raw, score = prediction.maps.raw[i], float(prediction.maps.presence[i])
-    threshold = config.presence if own_threshold is None else own_threshold
+def why_absent(
+    i: int, labels: LabelSet, config: Config, maps: SimilarityMaps, present: Bool[torch.Tensor, "labels"]
+) -> str:
+    """Why class `i` has no mask, in a few words."""
+    raw, score = maps.raw[i], float(maps.presence[i])
+    own = labels.classes[i].threshold
+    threshold = config.presence if own is None else own
     if not raw.isfinite().all():
         return "its map has values that are not finite"
     if raw.max() == raw.min():
         return "its map is the same everywhere"
     if threshold is not None and score < threshold:
         return f"its highest score {score:.3f} is below the threshold {threshold:g}"
-    if not prediction.present[i]:
+    if not present[i]:
         return "a distractor scores higher at its peak"
     return "its points gave an empty mask"

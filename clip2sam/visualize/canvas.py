@@ -1,5 +1,6 @@
 """What is drawn on: colours that mean the same everywhere, axes in picture coordinates, pictures at a quick size."""
 
+from io import BytesIO
 from typing import Any, Literal, cast
 
 import cv2
@@ -8,6 +9,7 @@ from jaxtyping import Bool, UInt8
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image as PILImage
 
 RGB = tuple[float, float, float]
 """Red, green and blue, each 0 to 1."""
@@ -22,6 +24,20 @@ _PALETTE = ("#009E73", "#F0E442", "#D55E00", "#CC79A7", "#56B4E9", "#7A0019", "#
 _HEAT = "inferno"  # perceptually uniform, and brightness alone tells it: where the map is low the picture dims
 _LONGEST, _SHORTEST = 1600, 800  # bounds on the longest side of what is drawn, in pixels
 _STRETCH = 8  # the greatest ratio of sides that is drawn true to scale
+
+
+class Picture(Figure):
+    """A matplotlib Figure that shows itself in a notebook, where a plain one does so only if pyplot was set up."""
+
+    def _repr_png_(self) -> bytes:
+        """The figure as PNG at 72 dots an inch, in 256 colours: small enough to be stored in a notebook."""
+        drawn = BytesIO()
+        self.savefig(drawn, format="png", dpi=72)
+        small = BytesIO()  # the octree keeps rare colours, such as the points' blue, where median cut loses them
+        PILImage.open(drawn).convert("RGB").quantize(256, PILImage.Quantize.FASTOCTREE).save(
+            small, "png", optimize=True
+        )
+        return small.getvalue()
 
 
 def colour(index: int) -> RGB:
@@ -103,7 +119,7 @@ def axes_for(height: int, width: int, ax: Axes | None) -> Axes:
     """Axes in the picture's coordinates: those given, or new ones on a figure of their own, with room for a bar."""
     if ax is None:
         wide, high = fit(height, width, 7.0, 6.0)
-        ax = place_axes(Figure(figsize=(wide + 1.0, high + 0.4)), 0.2, 0.2, wide, high)
+        ax = place_axes(Picture(figsize=(wide + 1.0, high + 0.4)), 0.2, 0.2, wide, high)
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
     ax.set_aspect(aspect_of(height, width))

@@ -148,6 +148,7 @@ def draw_masks(
     *,
     ax: Axes | None = None,
     numbered: bool = False,
+    tagged: bool = True,
 ) -> Axes:
     """Masks over the picture, filled and outlined, each with a tag of its name and score.
 
@@ -159,6 +160,7 @@ def draw_masks(
         names: one a mask; an empty one leaves the score alone on the tag.
         colours: one a mask, see `colour`.
         numbered: tags show the mask's place in the list, from 1, for where there are too many to name.
+        tagged: False for no tags at all.
 
     Raises:
         ImageError: the masks are not of the picture's size.
@@ -179,8 +181,11 @@ def draw_masks(
     for i in order:
         _outline(canvas, small[i], colours[i], stroke)
     show_canvas(canvas, height, width, ax)
-    tags = [(f"{i + 1}" if numbered else f"{short(names[i], 28)} {scores[i]:.2f}".lstrip(), colours[i]) for i in order]
-    _draw_tags(ax, tags, [small[i] for i in order])
+    if tagged:
+        tags = [
+            (f"{i + 1}" if numbered else f"{short(names[i], 28)} {scores[i]:.2f}".lstrip(), colours[i]) for i in order
+        ]
+        _draw_tags(ax, tags, [small[i] for i in order])
     return ax
 
 

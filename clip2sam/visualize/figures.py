@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from clip2sam.errors import ConfigError, ImageError
 from clip2sam.types import Image
-from clip2sam.visualize.canvas import RGB, colour, fit, place_axes
+from clip2sam.visualize.canvas import RGB, Picture, colour, fit, place_axes
 from clip2sam.visualize.draw import draw_grid, draw_map, draw_masks, draw_picture, draw_points
 from clip2sam.visualize.words import FONT, short, style, write
 
@@ -154,7 +154,7 @@ def overview_figure(
             for name, n in counts.items()
         ]
     wide, high = fit(pixels.shape[0], pixels.shape[1], 8.5, 6.5)
-    figure = Figure(figsize=(wide + 0.4, high + 0.8))
+    figure = Picture(figsize=(wide + 0.4, high + 0.8))
     ax = place_axes(figure, 0.2, 0.4, wide, high)
     legend_wide, legend_high = _draw_legend(ax, entries, rows=max(10, int(high / 0.22)))
     # The legend's size is known only now: make room for it.
@@ -206,7 +206,7 @@ def contact_sheet(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], titles: Sequence
         )
     cols = min(len(images), 6)
     rows = -(-len(images) // cols)
-    figure = Figure(figsize=(cols * 2.0 + 0.1, rows * 2.2 + 0.1))
+    figure = Picture(figsize=(cols * 2.0 + 0.1, rows * 2.2 + 0.1))
     for i, (pixels, title) in enumerate(zip(images, titles, strict=True)):
         wide, high = fit(pixels.shape[0], pixels.shape[1], 1.9, 1.9)
         left, top = 0.1 + 2.0 * (i % cols), figure.get_figheight() - 0.1 - 2.2 * (i // cols)
@@ -245,13 +245,13 @@ def _three_panels(height: int, width: int) -> tuple[Figure, list[Axes]]:
     top, heading, bar, legend = 0.6, 0.3, 0.75, 0.35
     if width > 2 * height:
         wide, high = fit(height, width, 8.0, 4.0)
-        figure = Figure(figsize=(wide + bar + 0.2, top + 3 * (heading + high) + legend + 0.1))
+        figure = Picture(figsize=(wide + bar + 0.2, top + 3 * (heading + high) + legend + 0.1))
         tops = [top + heading, top + 2 * heading + high, top + 3 * heading + 2 * high + legend]
         places = [(0.2, figure.get_figheight() - t - high) for t in tops]
     else:
         wide, high = fit(height, width, 4.2, 4.2)
         slot = max(wide, 1.8)
-        figure = Figure(figsize=(3 * slot + bar + 0.6, top + heading + high + legend))
+        figure = Picture(figsize=(3 * slot + bar + 0.6, top + heading + high + legend))
         lefts = (0.2, 0.2 + slot + bar, 0.4 + 2 * slot + bar)
         places = [(left + (slot - wide) / 2, legend) for left in lefts]
     return figure, [place_axes(figure, left, bottom, wide, high) for left, bottom in places]
