@@ -4,6 +4,7 @@
 
 First the convolutional stem, alone, with average pooling and a linear head on the phrases; then the whole model with a
 sigmoid loss between pictures and sentences, on small pictures (windows of the 14 x 14 positions), then on large ones.
+In between the stem goes on with its head on pictures of one or two objects: they teach shapes best for their cost.
 Every picture is new. A run that was interrupted goes on from its checkpoint; all that is random follows from the
 step's number. The output folder gets `checkpoint.pt`, `log.jsonl`, `curves.png` and `tiny_clip.safetensors`.
 """
@@ -25,6 +26,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import PatchDropout
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip2sam.clip import CLIP_SURGERY, RAW_CLIP, TEMPLATES, dense_features, encode_prompts
 from clip2sam.clip.text import Tokenizer
@@ -66,16 +68,21 @@ class Stage:
     end: float
     drop: float = 0.0
     """The share of patch tokens left out: half the tokens are two and a half times as fast."""
+    whole: float = 1.0
+    """The share of the batch that goes through the whole model. Below 1 the stem's own head learns from all of it."""
 
 
 # Small pictures are cut from the same world: their objects have the same size in pixels (radius 20 to 56).
 STAGES = (
-    Stage("stem", 1800, 48, 96, (1, 2), 2e-3, 5e-4),
-    Stage("small", 1500, 32, 128, (0, 3), 1e-3, 1e-3),
-    Stage("large", 1000, 32, 224, (0, 6), 1e-3, 1e-3, 0.5),
-    Stage("cool", 500, 32, 224, (0, 6), 8e-4, 1e-5, 0.25),
+    Stage("stem", 1800, 48, 96, (1, 2), 2e-3, 5e-4, whole=0.0),
+    Stage("small", 1000, 32, 128, (0, 3), 1e-3, 1e-3),
+    Stage("large", 400, 32, 224, (0, 6), 1e-3, 1e-3, drop=0.5),
+    Stage("shapes", 1200, 96, 96, (1, 2), 1.5e-3, 1e-3, whole=0.25),
+    Stage("larger", 1000, 32, 224, (0, 6), 1e-3, 8e-4, drop=0.5),
+    Stage("cool", 450, 32, 224, (0, 6), 8e-4, 1e-5, drop=0.25),
 )
 WARMUP = 100  # steps at each stage's begin
+AVERAGE = 0.995  # the weights that are validated and saved are a moving average
 WEIGHT = {
     "shape": 1.0,
     "colour": 1.0,
@@ -160,21 +167,24 @@ def truth(pictures: list[Scene], labels: list[str]) -> Tensor:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def encode_windows(model: Any, pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """The image tower on pictures of any side: a small one takes a window of the positions. Not normalised."""
-    visual = model.visual
-    x = visual.conv1(pixels)
-    side = x.shape[-1]
+def encode_windows(model: Any, patches: Tensor, rng: np.random.Generator) -> Tensor:
+    """The image tower behind its stem, for a grid of any side: a small one takes a window of the positions.
+
+    patches: (batch, width, side, side); returns the features, not normalised.
+    """
+    visual, side = model.visual, patches.shape[-1]
     top, left = (int(rng.integers(0, visual.grid_size[0] - side + 1)) for _ in range(2))
     grid = visual.positional_embedding[1:].unflatten(0, visual.grid_size)[top : top + side, left : left + side]
-    x = x.flatten(2).transpose(1, 2) + grid.flatten(0, 1)
+    x = patches.flatten(2).transpose(1, 2) + grid.flatten(0, 1)
     cls = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
     x = visual.patch_dropout(torch.cat([cls, x.float()], dim=1))
     return visual.ln_post(visual.transformer(visual.ln_pre(x))[:, 0]) @ visual.proj
 
 
-def weighted_loss(logits: Tensor, target: Tensor, groups: list[str]) -> Tensor:
-    """Sigmoid loss: the mean within each group of labels, weighted between groups."""
+def weighted_loss(logits: Tensor, pictures: list[Scene], chosen: list[tuple[str, str]]) -> Tensor:
+    """Sigmoid loss of (pictures, labels): the mean within each group of labels, weighted between groups."""
+    groups = [group for _, group in chosen]
+    target = truth(pictures, [label for label, _ in chosen])
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=0)
     total = each.new_zeros(())
     for group, weight in WEIGHT.items():
@@ -188,17 +198,20 @@ def train_step(model: Any, head: nn.Linear, stage: Stage, step: int, first: int)
     """The loss of one step: `step` of all steps, whose pictures start at index `first`."""
     rng = np.random.default_rng((step, 3))
     pictures = [draw(first + i, stage) for i in range(stage.batch)]
-    pixels = to_input(pictures, stage.side)
-    chosen = FIXED if stage.name == "stem" else phrases(rng)
-    labels, groups = [x for x, _ in chosen], [g for _, g in chosen]
+    count = round(stage.whole * stage.batch)
+    loss = torch.zeros(())
     with torch.autocast("cpu", torch.bfloat16):
-        if stage.name == "stem":
-            logits = head(model.visual.conv1(pixels).relu().mean(dim=(2, 3)))
-        else:
-            image = F.normalize(encode_windows(model, pixels, rng), dim=-1)
-            text = model.encode_text(tokens_of(labels, rng), normalize=True)
+        patches = model.visual.conv1(to_input(pictures, stage.side))
+        if count < stage.batch:
+            logits = head(patches.relu().mean(dim=(2, 3)))
+            loss = loss + weighted_loss(logits.float(), pictures, FIXED)
+        if count:
+            chosen = phrases(rng)
+            image = F.normalize(encode_windows(model, patches[:count], rng), dim=-1)
+            text = model.encode_text(tokens_of([x for x, _ in chosen], rng), normalize=True)
             logits = model.logit_scale.exp() * (image @ text.T) + model.logit_bias
-    return weighted_loss(logits.float(), truth(pictures, labels), groups)
+            loss = loss + weighted_loss(logits.float(), pictures[:count], chosen)
+    return loss
 
 
 def rate(stage: Stage, step: int) -> float:
@@ -296,11 +309,13 @@ def run(output: Path, stages: tuple[Stage, ...], every: int) -> None:
     model = build_tiny_clip(len(KNOWN) + 1).train()
     model.visual.conv1.to(memory_format=torch.channels_last)
     head = nn.Linear(192, len(FIXED))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimizer = optimizer_of(model, head)
     step, first, begun, file = 0, 0, 0.0, output / "checkpoint.pt"
     if file.exists():
         saved = torch.load(file, weights_only=True)
         model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
         head.load_state_dict(saved["head"])
         optimizer.load_state_dict(saved["optimizer"])
         step, first, begun = saved["step"], saved["first"], saved["seconds"]
@@ -315,6 +330,9 @@ def run(output: Path, stages: tuple[Stage, ...], every: int) -> None:
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        average.update_parameters(model)
+        for kept, new in zip(average.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(new)
         optimizer.zero_grad(set_to_none=True)
         step, first = step + 1, first + stage.batch
         losses.append(loss.item())
@@ -327,17 +345,22 @@ def run(output: Path, stages: tuple[Stage, ...], every: int) -> None:
                 "seconds": round(time.monotonic() - start, 1),
             }
             entry |= {"loss": float(np.mean(losses[-50:])), "scale": float(model.logit_scale.exp().detach())}
-            if stage.name != "stem" and (step % every == 0 or last):
-                entry["validation"] = validate(model, 100)
+            if stage.whole and (step % every == 0 or last):
+                entry["validation"] = validate(average.module, 100)
             with (output / "log.jsonl").open("a") as log:
                 log.write(json.dumps(entry) + "\n")
             print(json.dumps(entry), flush=True)
         if step % 200 == 0 or last:
             state = {"model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict()}
-            state |= {"step": step, "first": first, "seconds": time.monotonic() - start}
+            state |= {
+                "average": average.state_dict(),
+                "step": step,
+                "first": first,
+                "seconds": time.monotonic() - start,
+            }
             torch.save(state, file.with_suffix(".part"))
             file.with_suffix(".part").replace(file)
-            save_tiny_clip(model, KNOWN, output / "tiny_clip.safetensors")
+            save_tiny_clip(average.module, KNOWN, output / "tiny_clip.safetensors")
 
 
 def draw_curves(output: Path) -> None:

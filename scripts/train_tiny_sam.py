@@ -24,12 +24,14 @@ import torch.nn.functional as F
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip2sam.scenes import Scene, scene, split_seed
 from clip2sam.tiny import SAM_SIDE, build_tiny_sam, load_tiny_clip, load_tiny_sam, save_tiny_sam
 
-STEPS, COOLING = 2600, 800  # COOLING of them bring the learning rate down
+STEPS, COOLING = 4200, 1400  # COOLING of them bring the learning rate down
 BATCH, PROMPTS, RATE, WARMUP = 8, 6, 1e-3, 200
+AVERAGE = 0.995  # the weights that are validated and saved are a moving average
 LOW = SAM_SIDE // 4  # the side of the decoder's masks
 GRID = 7
 
@@ -237,8 +239,7 @@ def evaluate(model: Sam, split: str, count: int) -> dict[str, float]:
     points: the mask of highest predicted IoU from true points; single: the single mask; oracle: the best of three;
     one_point: from the first positive point alone; box: from the object's box.
     """
-    model.eval()
-    predictor = SamPredictor(model)
+    predictor = SamPredictor(model.eval())
     found: dict[str, list[float]] = {"points": [], "single": [], "oracle": [], "one_point": [], "box": []}
     for index in range(count):
         picture = scene(split_seed(split, index))
@@ -254,7 +255,6 @@ def evaluate(model: Sam, split: str, count: int) -> dict[str, float]:
             found["one_point"].append(overlap(masks[int(predicted.argmax())], item.mask))
             masks, predicted, _ = predictor.predict(box=np.array(_box(item.mask)), multimask_output=True)
             found["box"].append(overlap(masks[int(predicted.argmax())], item.mask))
-    model.train()
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
@@ -284,11 +284,13 @@ def run(output: Path, stem: Path | None, steps: int, cooling: int, every: int) -
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.02},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
     ]
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     first, begun = 0, 0.0
     if file.exists():
         saved = torch.load(file, weights_only=True)
         model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
         first, begun = saved["step"], saved["seconds"]
     start, losses = time.monotonic() - begun, []
@@ -299,6 +301,9 @@ def run(output: Path, stem: Path | None, steps: int, cooling: int, every: int) -
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        average.update_parameters(model)
+        for kept, new in zip(average.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(new)
         optimizer.zero_grad(set_to_none=True)
         losses.append(loss.item())
         done = step + 1
@@ -310,15 +315,18 @@ def run(output: Path, stem: Path | None, steps: int, cooling: int, every: int) -
             }
             entry["loss"] = float(np.mean(losses[-50:]))
             if done % every == 0 or done == steps:
-                entry["validation"] = evaluate(model, "validation", 50)
+                entry["validation"] = evaluate(average.module, "validation", 50)
             with (output / "log.jsonl").open("a") as log:
                 log.write(json.dumps(entry) + "\n")
             print(json.dumps(entry), flush=True)
         if done % 200 == 0 or done == steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-            torch.save(state | {"seconds": time.monotonic() - start}, file.with_suffix(".part"))
+            torch.save(
+                state | {"average": average.state_dict(), "seconds": time.monotonic() - start},
+                file.with_suffix(".part"),
+            )
             file.with_suffix(".part").replace(file)
-            save_tiny_sam(model, output / "tiny_sam.safetensors")
+            save_tiny_sam(average.module, output / "tiny_sam.safetensors")
 
 
 def draw_curves(output: Path) -> None:

@@ -1,0 +1,173 @@
+"""The tiny models: they load, they are small, and they do what they learned."""
+
+import shutil
+
+import cv2
+import numpy as np
+import open_clip
+import pytest
+import torch
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
+
+from clip2sam.clip import TEMPLATES, encode_prompts
+from clip2sam.errors import WeightsError
+from clip2sam.scenes import COLOURS, KINDS, SHAPES, TEXTURES, all_labels, asked_labels, label_mask, scene, split_seed
+from clip2sam.tiny import (
+    CLIP_FILE,
+    SAM_FILE,
+    VOCABULARY_SIZE,
+    build_tiny_clip,
+    build_tiny_sam,
+    compact_rows,
+    default_path,
+    known_tokens,
+    load_tiny_clip,
+    load_tiny_sam,
+    save_tiny_clip,
+    save_tiny_sam,
+    tiny_tokenizer,
+)
+
+# Recorded floors, somewhat below what the shipped weights reach on these few scenes.
+PRESENCE_FLOOR = 0.9
+SAM_FLOOR = 0.8
+
+
+@pytest.fixture(scope="module")
+def tiny_clip():
+    return load_tiny_clip()
+
+
+@pytest.fixture(scope="module")
+def tiny_sam():
+    return load_tiny_sam()
+
+
+def test_files_are_small():
+    assert sum(default_path(name).stat().st_size for name in (CLIP_FILE, SAM_FILE)) <= 12_000_000
+
+
+def test_they_are_the_libraries_own_models(tiny_clip, tiny_sam):
+    model, tokenizer = tiny_clip
+    assert isinstance(model, open_clip.model.CLIP)
+    assert isinstance(model.visual, open_clip.transformer.VisionTransformer)
+    assert isinstance(tokenizer, open_clip.SimpleTokenizer)
+    assert isinstance(tiny_sam, Sam)
+    for part in (model, tiny_sam):
+        assert not part.training
+        assert {p.dtype for p in part.parameters()} == {torch.float32}
+        assert all(torch.isfinite(p).all() for p in part.parameters())
+
+
+def test_every_sentence_of_the_ensemble_fits():
+    """The longest label of three words, in every template, keeps its end-of-text token in the context unharmed."""
+    tokenizer = tiny_tokenizer()
+    labels = [f"{c} {t} {s}" for c in COLOURS for t in TEXTURES for s in SHAPES]
+    longest = max(labels, key=lambda x: len(tokenizer.encode(x)))
+    assert max(len(tokenizer.encode(t.replace("{}", longest))) for t in TEMPLATES) + 2 <= tokenizer.context_length
+
+
+def test_unknown_words_share_a_row(tiny_clip):
+    model, tokenizer = tiny_clip
+    rows = model.token_embedding.weight
+    assert rows.shape[0] == VOCABULARY_SIZE
+    person, light = tokenizer.encode("person")[0], tokenizer.encode("traffic")[0]
+    assert torch.equal(rows[person], rows[light])
+    red, blue = tokenizer.encode("red")[0], tokenizer.encode("blue")[0]
+    assert not torch.equal(rows[red], rows[blue])
+    assert not torch.equal(rows[red], rows[person])
+    assert len(torch.unique(rows, dim=0)) == len(known_tokens()) + 1
+
+
+def test_compact_rows_keep_the_end_of_text_highest():
+    known = known_tokens()
+    rows = compact_rows(known)
+    assert rows[tiny_tokenizer().eot_token_id] == rows.max() == len(known)
+    assert rows[known].unique().tolist() == list(range(1, len(known) + 1))
+    assert int((rows == 0).sum()) == VOCABULARY_SIZE - len(known)
+
+
+def test_a_saved_clip_comes_back(tmp_path):
+    known = known_tokens()
+    model = build_tiny_clip(len(known) + 1).eval()
+    save_tiny_clip(model, known, tmp_path / "clip.safetensors")
+    loaded, tokenizer = load_tiny_clip(tmp_path / "clip.safetensors")
+    tokens = tokenizer(["a red heart", "this is one wooden chair in the scene."])
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(loaded.encode_text(tokens), model.encode_text(compact_rows(known)[tokens]), atol=5e-3)
+        assert torch.allclose(loaded.encode_image(pixels), model.encode_image(pixels), atol=2e-2)
+
+
+def test_a_saved_sam_comes_back(tmp_path):
+    model = build_tiny_sam().eval()
+    save_tiny_sam(model, tmp_path / "sam.safetensors")
+    pixels = torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        expected, got = model.image_encoder(pixels), load_tiny_sam(tmp_path / "sam.safetensors").image_encoder(pixels)
+    assert torch.allclose(expected, got, atol=2e-2)
+
+
+def test_wrong_files(tmp_path):
+    with pytest.raises(WeightsError, match="found no file"):
+        load_tiny_clip(tmp_path / "none.safetensors")
+    with pytest.raises(WeightsError, match=r"tiny_other\.safetensors"):
+        default_path("tiny_other.safetensors")
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(default_path(SAM_FILE).read_bytes()[:5000])
+    with pytest.raises(WeightsError, match="safetensors file"):
+        load_tiny_sam(torn)
+    shutil.copy(default_path(CLIP_FILE), torn)
+    with pytest.raises(WeightsError, match="missing"):
+        load_tiny_sam(torn)
+    shutil.copy(default_path(SAM_FILE), torn)
+    with pytest.raises(WeightsError, match="tiny CLIP"):
+        load_tiny_clip(torn)
+
+
+@torch.no_grad()
+def _presence(model, text, indices):
+    """CLS cosines of each text with each validation scene, and the scenes."""
+    pictures = [scene(split_seed("validation", i)) for i in indices]
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (model.visual.image_mean, model.visual.image_std))
+    pixels = torch.from_numpy(np.stack([p.pixels for p in pictures])).permute(0, 3, 1, 2) / 255
+    image = model.encode_image((pixels - mean) / std, normalize=True)
+    return image @ text.T, pictures
+
+
+def test_present_labels_score_above_absent_and_unknown_ones(tiny_clip):
+    model, tokenizer = tiny_clip
+    names = [x for kind in KINDS for x in all_labels(kind)]
+    scores, pictures = _presence(
+        model, encode_prompts(model, tokenizer, [*names, "person", "traffic light"]), range(40)
+    )
+    for kind in KINDS:
+        asked = [(r, x) for r, p in enumerate(pictures) for x in asked_labels(p)[kind]]
+        value = np.array([float(scores[r, names.index(x)]) for r, x in asked])
+        truth = np.array([label_mask(pictures[r], x).any() for r, x in asked])
+        above = (value[truth][:, None] > value[~truth]).mean()
+        assert above > PRESENCE_FLOOR, kind
+        assert float(scores[:, -2:].max()) < np.quantile(value[truth], 0.1), kind
+
+
+def test_sam_cuts_objects_out_from_true_points(tiny_sam):
+    predictor = SamPredictor(tiny_sam)
+    overlaps = []
+    for index in range(12):
+        picture = scene(split_seed("validation", index), (200, 280) if index % 2 else 224)
+        predictor.set_image(picture.pixels)
+        for item in picture.objects:
+            depth = cv2.distanceTransform(np.pad(item.mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+            inside = np.argwhere(depth > depth.max() / 2)[:: max(1, int((depth > depth.max() / 2).sum()) // 3)][
+                :3, ::-1
+            ]
+            corners = np.array([[2, 2], [picture.size[1] - 3, picture.size[0] - 3]])
+            outside = corners[~item.mask[corners[:, 1], corners[:, 0]]]
+            masks, predicted, _ = predictor.predict(
+                np.concatenate([inside, outside]).astype(float), np.r_[np.ones(len(inside)), np.zeros(len(outside))]
+            )
+            mask = masks[int(predicted.argmax())]
+            overlaps.append((mask & item.mask).sum() / (mask | item.mask).sum())
+    assert len(overlaps) > 20
+    assert np.mean(overlaps) > SAM_FLOOR
