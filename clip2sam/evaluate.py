@@ -18,6 +18,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from clip2sam.coco import decode_rle
 from clip2sam.errors import CocoError
 from clip2sam.images import load_image
 from clip2sam.labels import as_label_set
@@ -120,7 +121,10 @@ def coco_examples(dataset: Path, images: Path) -> Iterator[Example]:
     for record in coco.imgs.values():
         truth: dict[str, list[Mask]] = {name: [] for name in categories.values()}
         for annotation in coco.imgToAnns[record["id"]]:
-            truth[categories[annotation["category_id"]]].append(coco.annToMask(annotation).astype(bool))
+            rle = coco.annToRLE(annotation)  # counts are bytes, or text where the file had them
+            counts = rle["counts"] if isinstance(rle["counts"], str) else rle["counts"].decode()
+            mask = decode_rle({"size": [int(n) for n in rle["size"]], "counts": counts})
+            truth[categories[annotation["category_id"]]].append(mask)
         yield Example(load_image(images / record["file_name"]), truth, kinds)
 
 
@@ -205,9 +209,8 @@ def point_shares(points: Float[np.ndarray, "points 3"] | None, truth: Mask) -> t
         return 0.0, 0.0
     on = truth[points[:, 1].astype(int), points[:, 0].astype(int)]
     positive = points[:, 2] == 1
-    return float(on[positive].mean()) if positive.any() else 0.0, float((~on[~positive]).mean()) if (
-        ~positive
-    ).any() else 0.0
+    hits, misses = on[positive], ~on[~positive]
+    return float(hits.mean()) if len(hits) else 0.0, float(misses.mean()) if len(misses) else 0.0
 
 
 def map_iou(raw: Float[np.ndarray, "rows cols"], truth: Mask) -> float:
@@ -235,7 +238,7 @@ def summarise(pairs: Sequence[Pair]) -> Figures:
     kept_present, kept_absent = sum(p.kept for p in present), sum(p.kept for p in absent)
     at_90 = float(np.quantile(scores, 0.1, method="lower")) if present else float("nan")
 
-    def mean(values: Iterable[float]) -> float:
+    def mean(values: Iterable[Any]) -> float:
         gathered = list(values)
         return float(np.mean(gathered)) if gathered else float("nan")
 
