@@ -24,13 +24,13 @@ class Config:
     max_positive: int | None = None
     max_negative: int | None = None
     """Caps on each kind of point; None for no cap."""
-    candidate: Literal["agreement", "predicted_iou"] = "agreement"
-    """Which of SAM's candidates is kept: the one that agrees best with the label's map, or the one that SAM
-    believes in most (as published)."""
+    candidate: Literal["both", "agreement", "predicted_iou"] = "both"
+    """Which of SAM's candidates is kept: the one that agrees best with the label's map ("agreement"), the one that SAM
+    believes in most ("predicted_iou", as published), or the one with the greatest sum of the two ("both")."""
 
     def __post_init__(self) -> None:
-        if self.candidate not in ("agreement", "predicted_iou"):
-            raise ConfigError(f'candidate must be "agreement" or "predicted_iou", but got {self.candidate!r}')
+        if self.candidate not in ("both", "agreement", "predicted_iou"):
+            raise ConfigError(f'candidate must be "both", "agreement" or "predicted_iou", but got {self.candidate!r}')
         if isinstance(self.grid, int) and self.grid < 2:
             raise ConfigError(f"grid must be 2 or more cells a side, but got {self.grid}")
         if not 0 < self.threshold <= 1:

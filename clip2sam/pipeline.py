@@ -139,7 +139,8 @@ class Segmenter:
         logits, iou = self._decode(image, prompts, embedding)
         heat = maps.raw[prompts.label_index]
         agrees = agreement(self.sam.pool_candidates(logits, image.size, (heat.shape[-2], heat.shape[-1])), heat)
-        return logits, iou, agrees, (agrees if self.config.candidate == "agreement" else iou).argmax(dim=-1)
+        quality = {"agreement": agrees, "predicted_iou": iou, "both": agrees + iou}[self.config.candidate]
+        return logits, iou, agrees, quality.argmax(dim=-1)
 
     def _decode(self, image: Image, prompts: PointPrompts, embedding: Tensor | None) -> tuple[Tensor, Tensor]:
         if not len(prompts.coords):
