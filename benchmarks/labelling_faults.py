@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as PILImage
@@ -40,24 +41,26 @@ BATCH = 4  # the worker's
 
 
 def kills(folder: Path, count: int) -> None:
-    """The worker's children are killed at moments spread evenly over what a run takes."""
+    """The worker's children are killed at moments spread over a run: some before the model's first picture."""
     pictures = write_pictures(folder / "in", 150)
     whole, rng = folder / "whole", random.Random(0)
     subprocess.run([sys.executable, WORKER, pictures, whole, folder / "trace"], check=True)
-    rounds = redone = runs = most = 0
+    rounds = redone = runs = working = 0
     while rounds < count:
         runs += 1
         output, trace = folder / f"run-{runs}", folder / f"trace-{runs}"
-        delays = [rng.uniform(0.0, 1.2) for _ in range(min(10, count - rounds))]
-        subprocess.run([sys.executable, WORKER, pictures, output, trace, *map(str, delays)], check=True)
+        moments = [f"{rng.randrange(15)}:{rng.uniform(0.0, 0.05)}" for _ in range(min(10, count - rounds))]
+        subprocess.run([sys.executable, WORKER, pictures, output, trace, *moments], check=True)
         for name in ("annotations.json", "results.json"):
             assert (output / name).read_bytes() == (whole / name).read_bytes(), name
-        starts = [len(line) for line in trace.read_text().split("\n")]
+        starts = [len(line) for line in trace.read_text().splitlines()]
         twice = sum(starts) - 150
         struck = sum(n > 0 for n in starts[:-1])
-        assert twice <= BATCH * struck, (twice, struck)
-        rounds, redone, most = rounds + len(delays), redone + twice, most + struck
-        print(f"{rounds} kills ({most} of them while the model worked), {redone} pictures done twice, files identical")
+        assert 0 <= twice <= BATCH * struck, (twice, struck)
+        rounds, redone, working = rounds + len(moments), redone + twice, working + struck
+        print(
+            f"{rounds} kills ({working} of them while the model worked), {redone} pictures done twice, files identical"
+        )
 
 
 def bad(folder: Path, count: int) -> None:
@@ -127,6 +130,16 @@ def _by_name(document: dict[str, list[dict[str, object]]]) -> dict[object, list[
     return {row[0]: row[1:] for row in rows.values()}
 
 
+class Forgetful(list[Any]):
+    """A list that nothing stays in: the stand-in's notes would grow."""
+
+    def append(self, value: Any) -> None:
+        """Forget it."""
+
+    def __iadd__(self, values: Any) -> "Forgetful":  # type: ignore[misc]
+        return self
+
+
 def memory(folder: Path, count: int) -> None:
     """A quick engine, real decoders: what grows is the flow's, the journal's index and nothing else."""
     pictures = write_pictures(folder / "in", 100, side=64)
@@ -134,15 +147,10 @@ def memory(folder: Path, count: int) -> None:
     journal = Journal(folder / "journal-0001.jsonl", count)
     curve: list[tuple[int, float]] = []
     began = time.perf_counter()
-    records = run_flow(
-        wanted,
-        Threshold(),
-        journal,
-        [0.5] * 3,
-        lambda: DecoderProcess(str(pictures), 10**8, 60.0),
-        threads=2,
-        batch_size=8,
-    )
+    engine = Threshold()
+    engine.seen = engine.batches = Forgetful()
+    make = lambda: DecoderProcess(str(pictures), 10**8, 60.0)  # noqa: E731
+    records = run_flow(wanted, engine, journal, [0.5] * 3, make, threads=2, batch_size=8)
     for n, _ in enumerate(records, 1):
         if n % max(count // 20, 1) == 0:
             curve.append((n, _resident()))
@@ -150,8 +158,8 @@ def memory(folder: Path, count: int) -> None:
                 f"{n:>8} pictures {curve[-1][1]:8.1f} MB {n / (time.perf_counter() - began):8.0f} a second", flush=True
             )
     journal.close()
-    settled = curve[1][1]
-    print(f"from {curve[1][0]} pictures on at most {max(m for _, m in curve[1:]) / settled - 1:+.2%}")
+    settled, most = curve[1][1], max(m for _, m in curve[1:])
+    print(f"from {curve[1][0]} pictures on at most {most - settled:+.1f} MB, {most / settled - 1:+.2%}")
 
 
 def _resident() -> float:

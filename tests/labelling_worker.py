@@ -1,14 +1,16 @@
-"""A process that labels until it is killed: python labelling_worker.py IN OUT TRACE DELAY...
+"""A process that labels until it is killed: python labelling_worker.py IN OUT TRACE MOMENT...
 
-For each delay it starts a child that labels IN into OUT and kills it (SIGKILL) that many seconds after the child's run
-has begun; at last a child runs to its end. All that is slow to load is loaded once, before the first child. Each
-child writes a line to TRACE: how many pictures its model was given.
+A moment is N:SECONDS, such as 3:0.01: a child labels IN into OUT and is killed (SIGKILL) so many seconds after its
+model was given N pictures (or ended by itself before); with N = 0, after its run has begun. At last a child runs to its
+end. All that is slow to load is loaded once, before the first child. TRACE gets a line a child, with a dot for each
+picture that its model was given.
 """
 
 import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -22,48 +24,55 @@ BATCH = 4
 LABELS = ["cat", "dog"]
 
 
-def label_in_a_child(segmenter, pictures, output, trace):
-    """Fork; the child labels, writing a byte to the trace for each picture that its model is given."""
-    ready, started = os.pipe()
+def label_in_a_child(segmenter, pictures, output):
+    """Fork; the child writes a byte when its run begins and one for each picture that its model is given."""
+    seen, tell = os.pipe()
     child = os.fork()
     if child:
-        os.close(started)
-        os.read(ready, 1)
-        os.close(ready)
-        return child
-    log = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.close(tell)
+        return child, seen
+    os.close(seen)
     real = segmenter.predict_batch
 
     def predict_batch(images, labels, **settings):
-        os.write(log, b"." * len(images))
+        os.write(tell, b"." * len(images))
         return real(images, labels, **settings)
 
     segmenter.predict_batch = predict_batch
     try:
-        run.label(
-            pictures, LABELS, output, segmenter=segmenter, batch_size=BATCH, on_start=lambda *_: os.write(started, b"!")
-        )
+        begun = lambda *_: os.write(tell, b"!")  # noqa: E731
+        run.label(pictures, LABELS, output, segmenter=segmenter, batch_size=BATCH, on_start=begun)
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
 
 
+def read_all(seen, least):
+    """Bytes from the child: at least so many, or all if it ends before."""
+    data = b""
+    while len(data) < least and (more := os.read(seen, 1000)):
+        data += more
+    return data
+
+
 def main():
-    pictures, output, trace, *delays = sys.argv[1:]
+    pictures, output, trace, *moments = sys.argv[1:]
     torch.set_num_threads(1)  # threads would not survive the fork
     segmenter = small_segmenter()
-    for delay in map(float, delays):
-        child = label_in_a_child(segmenter, pictures, output, trace)
-        time.sleep(delay)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        with open(trace, "ab") as file:
-            file.write(b"\n")
-    child = label_in_a_child(segmenter, pictures, output, trace)
-    _, status = os.waitpid(child, 0)
+    with open(trace, "w") as log:
+        for number, seconds in (moment.split(":") for moment in moments):
+            child, seen = label_in_a_child(segmenter, pictures, output)
+            told = read_all(seen, int(number) + 1)
+            time.sleep(float(seconds))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            told += read_all(seen, 10**9)
+            os.close(seen)
+            log.write("." * told.count(b".") + "\n")
+        child, seen = label_in_a_child(segmenter, pictures, output)
+        log.write("." * read_all(seen, 10**9).count(b".") + "\n")
+        _, status = os.waitpid(child, 0)
     sys.exit(os.waitstatus_to_exitcode(status))
 
 

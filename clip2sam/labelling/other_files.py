@@ -33,8 +33,8 @@ def yolo_folder(run: RunFolder, folder: Path) -> Iterator[Add]:
     beside it.
 
     A line is a class (from 0) and a polygon, x and y by turns, as shares of the width and height. A mask of several
-    parts is one line: they are joined by lines there and back, which enclose nothing. A picture without a mask has an
-    empty file.
+    parts is one line: they are joined by lines there and back, which enclose nothing (a reader that also fills the
+    pixels on an outline shows them one pixel wide). A picture without a mask has an empty file.
 
     Raises `ConfigError` if two pictures differ in their ending only, which this format can't tell apart.
     """
