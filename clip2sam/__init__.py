@@ -1,10 +1,10 @@
 """clip2sam: typed labels in, masks out.
 
-    import clip2sam
+import clip2sam
 
-    segmenter = clip2sam.load("vit-h")
-    result = segmenter("street.jpg", ["person", "traffic light"])
-    result.masks, result.scores, result.labels, result.absent
+segmenter = clip2sam.load("vit-h")
+result = segmenter("street.jpg", ["person", "traffic light"])
+result.masks, result.scores, result.labels, result.absent
 """
 
 from importlib import import_module
@@ -12,24 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clip2sam.config import Config, published
-    from clip2sam.errors import Clip2SamError, CocoError, ConfigError, ImageError, LabelError, WeightsError
+    from clip2sam.errors import Clip2SamError, CocoError, ConfigError, ImageError, LabelError, RunError, WeightsError
+    from clip2sam.explaining import explain, explain_caption, labels_at
     from clip2sam.images import load_image
+    from clip2sam.labelling.decide import Decision
+    from clip2sam.labelling.export import export
+    from clip2sam.labelling.run import label, label_iter
     from clip2sam.labels import as_label_set
     from clip2sam.loading import load
     from clip2sam.pipeline import Segmenter
     from clip2sam.result import Absent, Result
+    from clip2sam.tuning import tune
     from clip2sam.types import Annotation, Image, LabelClass, LabelSet
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "config": ("Config", "published"),
-    "errors": ("Clip2SamError", "CocoError", "ConfigError", "ImageError", "LabelError", "WeightsError"),
+    "errors": ("Clip2SamError", "CocoError", "ConfigError", "ImageError", "LabelError", "RunError", "WeightsError"),
+    "explaining": ("explain", "explain_caption", "labels_at"),
     "images": ("load_image",),
+    "labelling.decide": ("Decision",),
+    "labelling.export": ("export",),
+    "labelling.run": ("label", "label_iter"),
     "labels": ("as_label_set",),
     "loading": ("load",),
     "pipeline": ("Segmenter",),
     "result": ("Absent", "Result"),
+    "tuning": ("tune",),
     "types": ("Annotation", "Image", "LabelClass", "LabelSet"),
 }
 
@@ -40,18 +50,27 @@ __all__ = [
     "CocoError",
     "Config",
     "ConfigError",
+    "Decision",
     "Image",
     "ImageError",
     "LabelClass",
     "LabelError",
     "LabelSet",
     "Result",
+    "RunError",
     "Segmenter",
     "WeightsError",
     "as_label_set",
+    "explain",
+    "explain_caption",
+    "export",
+    "label",
+    "label_iter",
+    "labels_at",
     "load",
     "load_image",
     "published",
+    "tune",
 ]
 
 

@@ -14,8 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from clip2sam import __version__
+from clip2sam import __version__, commands
 from clip2sam.errors import Clip2SamError, LabelError, WeightsError
+from clip2sam.labelling import commands as labelling
 
 if TYPE_CHECKING:  # models and tables are slow to import: each command imports what it needs
     from clip2sam.pipeline import Segmenter
@@ -267,6 +268,12 @@ def _print_figures(method: str, figures: dict[str, Any]) -> None:
         table.add_row(row, *(str(v) if isinstance(v, int) else f"{v:.3f}" for v in values))
     out.print(table)
     out.print(Text("COCO over masks: " + ", ".join(f"{name} {value:.3f}" for name, value in figures["coco"].items())))
+
+
+app.command(epilog=EXIT_CODES)(commands.explain)
+app.command(epilog=EXIT_CODES)(commands.tune)
+app.command(epilog=labelling.EXIT_CODES)(labelling.label)
+app.command(epilog=labelling.EXIT_CODES)(labelling.export)
 
 
 @weights_app.command("list")

@@ -6,12 +6,10 @@ Also a map for every word of a caption, and the labels that are nearest to a pla
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -229,45 +227,3 @@ def labels_at(result: Result, x: float | int, y: float | int) -> list[tuple[str,
     rows, cols = result.maps.shape[1:]
     scores = result.maps[:, min(int(y / height * rows), rows - 1), min(int(x / width * cols), cols - 1)]
     return [(result.class_names[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
-
-
-# -- the command
-
-
-def explain_command(
-    picture: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
-    explained: Annotated[str, typer.Argument(metavar="LABEL", help="The label to explain.", show_default=False)],
-    label: Annotated[
-        list[str], typer.Option(help="All labels that are asked, if there are more; repeatable.", show_default=False)
-    ] = [],  # noqa: B006
-    labels: Annotated[Path | None, typer.Option(help="A YAML or JSON file of all labels.")] = None,
-    distractor: Annotated[
-        list[str], typer.Option(help="A label that competes and is never exported; repeatable.", show_default=False)
-    ] = [],  # noqa: B006
-    output: Annotated[Path, typer.Option(help="The drawing: .png, .jpg, .pdf or .svg.")] = Path("explanation.png"),
-    preset: Annotated[str, typer.Option(help="Which models: tiny, vit-b, vit-l, vit-h, vit-h-laion.")] = "tiny",
-    presence: Annotated[
-        float | None, typer.Option(help="Raw score that a label must reach; the preset's own by default.")
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="raw, maskclip, surgery or clearclip.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-) -> None:
-    """Draw why a label has its mask, or none: its map, what was redundant, presence, grid, points, candidates.
-
-    Example: clip2sam explain street.jpg "traffic light" --label person --label car
-    """
-    from clip2sam.clip import as_method
-    from clip2sam.loading import load
-    from clip2sam.visualize import save_figure
-
-    if label and labels is not None:
-        raise LabelError("say the labels once: --label NAME (repeatable) or --labels FILE")
-    asked = as_label_set(labels or list(dict.fromkeys([explained, *label])), distractors=distractor)
-    changes: dict[str, Any] = {} if presence is None else {"presence": presence}
-    if method is not None:
-        changes["method"] = as_method(method)
-    explanation = explain(load(preset, device=device).with_config(**changes), picture, asked, explained)
-    save_figure(explanation.show(), output)
-    score = f"presence {explanation.presence[explanation.index]:.3f}"
-    typer.echo(f"{explained}: {score}, {f'absent, {explanation.reason}' if explanation.reason else 'mask'}")
-    typer.echo(f"wrote {output}")

@@ -11,9 +11,10 @@ from PIL import Image as PILImage
 from typer.testing import CliRunner
 
 import clip2sam
+from clip2sam import commands
 from clip2sam.clip import SurgeryCLIP
 from clip2sam.errors import ConfigError, ImageError, LabelError
-from clip2sam.explaining import explain, explain_caption, explain_command, labels_at
+from clip2sam.explaining import explain, explain_caption, labels_at
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PointSAM
 from clip2sam.types import Image
@@ -172,7 +173,7 @@ def test_the_nearest_labels_of_a_place(segmenter, picture):
 
 def test_the_command_draws_and_says_what_was_decided(segmenter, picture, tmp_path: Path, monkeypatch):
     app = typer.Typer()
-    app.command()(explain_command)
+    app.command()(commands.explain)
     monkeypatch.setattr("clip2sam.loading.load", lambda preset, device: segmenter)
     PILImage.fromarray(picture.pixels).save(tmp_path / "street.png")
     arguments = [str(tmp_path / "street.png"), "person", "--label", "car", "--output", str(tmp_path / "why.png")]

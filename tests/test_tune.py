@@ -13,12 +13,13 @@ from PIL import Image as PILImage
 from typer.testing import CliRunner
 
 import clip2sam
+from clip2sam import commands
 from clip2sam.clip import SurgeryCLIP
 from clip2sam.errors import CocoError, ImageError, LabelError
 from clip2sam.labels import as_label_set, load_labels
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PointSAM
-from clip2sam.tuning import ClassScores, Tuning, labels_yaml, suggested, tune, tune_command
+from clip2sam.tuning import ClassScores, Tuning, labels_yaml, suggested, tune
 from clip2sam.types import LabelClass, LabelSet
 from tests.models import small_clip, small_sam
 
@@ -196,7 +197,7 @@ def test_the_figure_names_every_class_and_its_threshold():
 
 def test_the_command_writes_labels_and_figure(segmenter, folder, tmp_path, monkeypatch):
     app = typer.Typer()
-    app.command()(tune_command)
+    app.command()(commands.tune)
     monkeypatch.setattr("clip2sam.loading.load", lambda preset, device: segmenter)
     wanted = ["--output", str(tmp_path / "tuned.yaml"), "--figure", str(tmp_path / "tuned.png")]
     done = CliRunner().invoke(app, [str(folder / "truth.json"), *wanted])

@@ -36,13 +36,11 @@ def tuning_figure(tuning: Tuning) -> Figure:
         _draw_histogram(panels[0], shown[place], edges, colour(place))
         if known:
             _draw_curves(panels[1], shown[place])
+        lowest = panels[0] if shown[place].truth is None else panels[-1]
+        lowest.tick_params(labelbottom=True)  # also where no panel, or an empty one, stands below
     more = f"; {_DRAWN} of {len(tuning.classes)} classes" if len(tuning.classes) > _DRAWN else ""
-    figure.suptitle(
-        "pictures by presence score: with the label in colour, without it grey" + more
-        if known
-        else "pictures by presence score" + more,
-        fontsize=FONT + 1,
-    )
+    how = ": with the label in colour, without it grey; precision solid, recall dotted" if known else ""
+    figure.suptitle(f"pictures by presence score{how}{more}", fontsize=FONT + 1)
     return figure
 
 
@@ -66,19 +64,18 @@ def _draw_histogram(ax: Axes, scores: ClassScores, edges: np.ndarray, fill: tupl
 
 
 def _draw_curves(ax: Axes, scores: ClassScores) -> None:
-    """Precision solid and recall dotted, both black: the colour is the class's, above."""
+    """Precision and recall, both black: the colour is the class's, above."""
     thresholds, precision, recall = scores.curve()
     if not len(thresholds):
         ax.set_axis_off()
         known = "truth not known" if scores.truth is None else "in no picture"
         ax.text(0.5, 0.5, known, transform=ax.transAxes, ha="center", va="center", fontsize=FONT)
         return
-    ax.plot(thresholds, precision, color="black", linewidth=1.4, label="precision")
-    ax.plot(thresholds, recall, color="black", linewidth=1.4, linestyle=":", label="recall")
+    ax.plot(thresholds, precision, color="black", linewidth=1.4)
+    ax.plot(thresholds, recall, color="black", linewidth=1.4, linestyle=":")
     _draw_threshold(ax, scores)
     ax.set_ylim(0, 1.05)
     ax.tick_params(labelsize=FONT - 2)
-    ax.legend(fontsize=FONT - 2, frameon=False, loc="lower left")
 
 
 def _draw_threshold(ax: Axes, scores: ClassScores) -> None:

@@ -1,0 +1,66 @@
+"""Run the notebooks from top to bottom and store them with their outputs.
+
+    .venv/bin/python scripts/run_notebooks.py [notebooks/01_first_masks.ipynb ...]
+
+Each runs in a new empty folder, with one thread, so that it leaves nothing behind and disturbs nobody.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+LARGEST = 500_000
+"""Bytes of a stored notebook."""
+
+
+class ThisPython(AsyncKernelManager):
+    """A kernel of the Python that runs this, whatever kernels are installed."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
+
+
+def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
+    """A notebook, run anew. A cell that raises, or takes longer than so many seconds, raises here.
+
+    Outputs that change from run to run or belong to this machine (times, paths to kernels) are left out.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook,
+            timeout=seconds,
+            resources={"metadata": {"path": folder}},
+            kernel_manager_class=ThisPython,
+            record_timing=False,
+        )
+        client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    return notebook
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="all of them when left out")
+    for path in parser.parse_args().notebooks or sorted(FOLDER.glob("*.ipynb")):
+        text = nbformat.writes(execute(path)) + "\n"
+        if len(text) > LARGEST:
+            raise SystemExit(f"{path.name} would have {len(text)} bytes, {LARGEST} are allowed: show smaller pictures")
+        path.write_text(text)
+        print(f"{path.name}: {len(text)} bytes")
+
+
+if __name__ == "__main__":
+    main()
