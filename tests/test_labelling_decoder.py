@@ -117,6 +117,15 @@ def test_readers_yield_every_picture_once(pictures):
     assert not threads_named("reader")
 
 
+def test_a_name_that_coco_cannot_hold_costs_its_picture(pictures):
+    (pictures / "a\\b.png").write_bytes((pictures / "000.png").read_bytes())
+    with Readers(iter([(0, "a\\b.png")]), lambda: Here(pictures), 1) as readers:
+        (read,) = readers
+    assert read.image is None
+    assert read.failure.startswith("a%5Cb.png: expected a POSIX path")
+    assert read.failure.endswith("; rename it")
+
+
 def test_readers_stay_ahead_by_a_bounded_amount(monkeypatch):
     """So many bytes, or one picture, however many threads there are; one that is too large for it comes through."""
     monkeypatch.setattr("clip2sam.labelling.reading.BYTES_AHEAD", 3 * 100 * 100 * 3)

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from clip2sam.errors import ImageError
-from clip2sam.labelling.sources import checked_key, coco_name, find_source, locate
+from clip2sam.labelling.sources import checked_key, find_source, locate
 
 
 @pytest.fixture
@@ -112,19 +112,6 @@ def test_links_lead_out_of_the_root_nowhere(tree, tmp_path):
             locate(str(tree), key)
     (tmp_path / "alias").symlink_to(tree)
     assert locate(str(tmp_path / "alias"), "b.jpg") == str(tree / "b.jpg")
-
-
-def test_names_for_others_are_posix_and_printable():
-    assert coco_name("a\\b\n\udcff.png") == "a%5Cb%0A%FF.png"
-    assert coco_name("c:/x.png") == "c%3A/x.png"
-    assert coco_name("ä/日本 & <b>.png") == "ä/日本 & <b>.png"
-
-
-def test_two_names_that_would_look_alike_are_refused(tree):
-    (tree / "a\n.png").write_bytes(b"")
-    (tree / "a%0A.png").write_bytes(b"")
-    with pytest.raises(ImageError, match=r"both be written as 'a%0A\.png'"):
-        find_source(tree)
 
 
 def test_nothing_to_label_is_an_error(tmp_path):

@@ -18,7 +18,6 @@ from clip2sam.images import printable
 from clip2sam.labelling.files import as_json, atomic_file
 from clip2sam.labelling.folder import RunFolder
 from clip2sam.labelling.record import FoundMask, Labelled
-from clip2sam.labelling.sources import coco_name
 
 Add = Callable[[Labelled, Sequence[FoundMask]], None]
 """What every format gives: takes pictures one by one, in the order of the run's list, without those that failed, each
@@ -98,7 +97,7 @@ class _CocoRows:
             self._next_annotation += 1
 
     def _image_id(self, record: Labelled) -> int:
-        name, (height, width) = coco_name(record.key), record.size
+        name, (height, width) = record.key, record.size
         old = self._old_images.get(name)
         if old is not None:
             if (old.get("height"), old.get("width")) != (height, width):

@@ -20,7 +20,6 @@ from clip2sam.labelling.coco_files import Add, JsonList
 from clip2sam.labelling.files import atomic_file
 from clip2sam.labelling.folder import RunFolder
 from clip2sam.labelling.record import FoundMask, Labelled
-from clip2sam.labelling.sources import coco_name
 from clip2sam.visualize import colour
 
 LOCAL_FILES = "/data/local-files/?d="
@@ -40,11 +39,11 @@ def yolo_folder(run: RunFolder, folder: Path) -> Iterator[Add]:
     """
     first: dict[str, str] = {}
     for key in run.source.keys:
-        stem = os.path.splitext(coco_name(key))[0]
+        stem = os.path.splitext(key)[0]
         if first.setdefault(stem, key) != key:
             raise ConfigError(
-                f"YOLO's label files have no ending of their picture: {coco_name(first[stem])!r} and "
-                f"{coco_name(key)!r} would share one; rename one of them"
+                f"YOLO's label files have no ending of their picture: {first[stem]!r} and "
+                f"{key!r} would share one; rename one of them"
             )
 
     def add(record: Labelled, masks: Sequence[FoundMask]) -> None:
@@ -53,7 +52,7 @@ def yolo_folder(run: RunFolder, folder: Path) -> Iterator[Add]:
         for mask in masks:
             corners = joined_polygons(rle_to_polygons(record.rle(mask))) / (width, height)
             lines.append(f"{mask.label} " + " ".join(f"{share:.6g}" for share in corners.ravel()) + "\n")
-        stem = os.path.splitext(coco_name(record.key))[0]
+        stem = os.path.splitext(record.key)[0]
         with atomic_file(folder / "labels" / f"{stem}.txt") as file:
             file.write("".join(lines).encode())
 
@@ -150,7 +149,7 @@ def png_folder(run: RunFolder, folder: Path) -> Iterator[Add]:
             picture.putpalette(palette.tobytes())
         data = io.BytesIO()
         picture.save(data, "PNG")
-        with atomic_file(folder / PurePosixPath(f"{coco_name(record.key)}.png")) as file:
+        with atomic_file(folder / PurePosixPath(f"{record.key}.png")) as file:
             file.write(data.getvalue())
 
     yield add

@@ -15,7 +15,6 @@ from clip2sam.labelling.decide import reaches
 from clip2sam.labelling.folder import RunFolder
 from clip2sam.labelling.publish import Summary
 from clip2sam.labelling.record import Labelled, to_row
-from clip2sam.labelling.sources import coco_name
 
 SECONDS_A_LINE = 10.0
 
@@ -73,7 +72,7 @@ class Display:
             if not self._machine:
                 self._err.print(Text(f"failed: {record.reason}", style="red"))
         if self._machine and not self._quiet:
-            self._say_json({**to_row(record), "file_name": coco_name(record.key)})
+            self._say_json(to_row(record))
         self._show()
 
     def finish(self, summary: Summary, machine_rows: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from clip2sam.labelling.flow import Clock
 from clip2sam.labelling.folder import RunFolder
 from clip2sam.labelling.journal import Index, read_records
 from clip2sam.labelling.record import FoundMask, Labelled
-from clip2sam.labelling.sources import coco_name
 
 BIN = 0.02
 """Width of a presence histogram's bin."""
@@ -93,7 +92,7 @@ def pour(run: RunFolder, index: Index, decision: Decision, formats: Sequence[Add
             )
         if record.state == "failed":
             summary.failed += 1
-            summary.failures.append({"file_name": coco_name(record.key), "reason": record.reason})
+            summary.failures.append({"file_name": record.key, "reason": record.reason})
             continue
         masks = decide(record, decision, thresholds)
         for add in formats:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, runtime_checkable
 
+from clip2sam.coco import file_name_fault
 from clip2sam.errors import ImageError
+from clip2sam.images import printable
 from clip2sam.picture import Image
 
 BYTES_AHEAD = 256 * 2**20
@@ -137,6 +139,8 @@ class Readers:
 
 
 def _decoded(decoder: Decoder, picture: int, key: str) -> Read:
+    if fault := file_name_fault(key):  # a name that can't stand in a COCO file
+        return Read(picture, None, f"{printable(key)}: {fault}; rename it", 0.0)
     began = time.perf_counter()
     image, failure = None, ""
     try:

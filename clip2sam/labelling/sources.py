@@ -1,8 +1,8 @@
 """What is to be labelled: a folder, a list, a COCO file or a glob becomes a sorted list of names below one root.
 
 A name ("key") is a POSIX path relative to the root, as the file system spells it; bytes that are not UTF-8 are kept
-as lone surrogates. In files for others it stands as `coco_name`. Names that lead out of the root are refused: ..,
-absolute ones and NUL here, links when the picture is opened (`locate`).
+as lone surrogates, which JSON writes as escapes. Names that lead out of the root are refused: .., absolute ones and
+NUL here, links when the picture is opened (`locate`).
 """
 
 import csv
@@ -49,8 +49,8 @@ def find_source(source: str | os.PathLike[str], root: str | os.PathLike[str] | N
         root: the folder that a list's or COCO file's names are relative to; by default the one it lies in.
 
     Raises:
-        ImageError: nothing is there, no picture is found, the list can't be read or names one that leads out of the
-            root, or two names look alike once they are made printable.
+        ImageError: nothing is there, no picture is found, or the list can't be read or names one that leads out of the
+            root.
     """
     given = os.fspath(source)
     path = Path(os.path.abspath(given))
@@ -93,12 +93,6 @@ def locate(root: str, key: str) -> str:
     return path
 
 
-def coco_name(key: str) -> str:
-    """A key as it stands in files for others: printable, no backslash, no drive; what isn't becomes %XX."""
-    name = printable(key).replace("\\", "%5C")
-    return name[:1] + "%3A" + name[2:] if name[1:3] == ":/" else name
-
-
 def _source(
     origin: Path,
     root: str | os.PathLike[str] | None,
@@ -115,10 +109,6 @@ def _source(
             f"no picture found in {printable(origin)}: looked for names ending in {', '.join(SUFFIXES)}, or for the "
             "names in a list"
         )
-    seen: dict[str, str] = {}
-    for key in chosen:
-        if seen.setdefault(coco_name(key), key) != key:
-            raise ImageError(f"two names would both be written as {coco_name(key)!r}; rename one of the pictures")
     return Source(os.fspath(origin), top, chosen, None if ids is None else tuple(ids[key] for key in chosen))
 
 
