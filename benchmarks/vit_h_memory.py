@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from segment_anything import sam_model_registry
 
-from clip2sam.weights import load_sam
+from clip2sam.checkpoints import load_sam
 
 LIMIT_GB = 12.0
 

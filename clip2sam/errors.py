@@ -42,3 +42,10 @@ class RunDiskError(RunError):
 
 class TooManyFailuresError(RunError):
     """More pictures failed than were allowed."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An error of a library on one line. A failed connection's own reason comes first: requests wraps it in another."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    text = " ".join(str(reason or error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + " ..."

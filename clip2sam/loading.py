@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from clip2sam import weights
+from clip2sam.checkpoints import load_clip, load_sam
 from clip2sam.clip import SurgeryCLIP
 from clip2sam.config import Config
 from clip2sam.errors import ConfigError
@@ -73,16 +74,16 @@ def _load_clip(preset: weights.Preset, checkpoint: Any, place: dict[str, Any]) -
     if isinstance(preset.clip, weights.EmbeddedWeights):
         return load_tiny_clip(checkpoint)
     if checkpoint is not None:
-        return weights.load_clip(preset.clip.model, checkpoint)
+        return load_clip(preset.clip.model, checkpoint)
     path = weights.fetch_clip(preset.clip, **place)
-    return weights.load_clip(preset.clip.model, path, pretrained=preset.clip.pretrained)
+    return load_clip(preset.clip.model, path, pretrained=preset.clip.pretrained)
 
 
 def _load_sam(preset: weights.Preset, checkpoint: Any, place: dict[str, Any]) -> Any:
     """A preset's SAM, from the user's own file if there is one."""
     if isinstance(preset.sam, weights.EmbeddedWeights):
         return load_tiny_sam(checkpoint)
-    return weights.load_sam(preset.sam.model_type, checkpoint or weights.fetch_sam(preset.sam, **place))
+    return load_sam(preset.sam.model_type, checkpoint or weights.fetch_sam(preset.sam, **place))
 
 
 def as_device(device: str) -> torch.device:

@@ -20,8 +20,9 @@ import torch
 from segment_anything import sam_model_registry
 
 from clip2sam import weights
+from clip2sam.checkpoints import check_quickgelu, load_clip, load_sam
 from clip2sam.errors import ConfigError, WeightsError
-from clip2sam.weights import ClipWeights, SamWeights, fetch_clip, fetch_sam, load_clip, load_sam
+from clip2sam.weights import ClipWeights, SamWeights, fetch_clip, fetch_sam
 from tests.file_server import FileServer, serve
 
 CONTENT = random.Random(0).randbytes(400_000)
@@ -555,11 +556,11 @@ def test_quickgelu_is_checked(monkeypatch):
         ("ViT-B-16", "my own", True),
     ):
         if right:
-            weights.check_quickgelu(small[name], name, pretrained)
+            check_quickgelu(small[name], name, pretrained)
             continue
         other = "ViT-B-16-quickgelu" if name == "ViT-B-16" else "ViT-B-16"
         with pytest.raises(ConfigError, match=f"the weights '{pretrained}' of ViT-B-16 were .*; use '{other}'"):
-            weights.check_quickgelu(small[name], name, pretrained)
+            check_quickgelu(small[name], name, pretrained)
 
 
 def sam_state(model_type: str) -> dict[str, torch.Tensor]:
