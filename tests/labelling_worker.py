@@ -41,7 +41,7 @@ def label_in_a_child(segmenter, pictures, output):
     segmenter.predict_batch = predict_batch
     try:
         begun = lambda *_: os.write(tell, b"!")  # noqa: E731
-        run.label(pictures, LABELS, output, segmenter=segmenter, batch_size=BATCH, on_start=begun)
+        run.label(pictures, LABELS, output, segmenter=segmenter, batch_size=BATCH, readers=1, on_start=begun)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
