@@ -78,8 +78,8 @@ STAGES = (
     Stage("small", 1000, 32, 128, (0, 3), 1e-3, 1e-3),
     Stage("large", 400, 32, 224, (0, 6), 1e-3, 1e-3, drop=0.5),
     Stage("shapes", 1200, 96, 96, (1, 2), 1.5e-3, 1e-3, whole=0.25),
-    Stage("larger", 1000, 32, 224, (0, 6), 1e-3, 8e-4, drop=0.5),
-    Stage("cool", 450, 32, 224, (0, 6), 8e-4, 1e-5, drop=0.25),
+    Stage("larger", 600, 32, 224, (0, 6), 1e-3, 8e-4, drop=0.5),
+    Stage("cool", 400, 32, 224, (0, 6), 9e-4, 1e-5, drop=0.25),
 )
 WARMUP = 100  # steps at each stage's begin
 AVERAGE = 0.995  # the weights that are validated and saved are a moving average

@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from clip2sam.scenes import Scene, scene, split_seed
 from clip2sam.tiny import SAM_SIDE, build_tiny_sam, load_tiny_clip, load_tiny_sam, save_tiny_sam
 
-STEPS, COOLING = 4200, 1400  # COOLING of them bring the learning rate down
+STEPS, COOLING = 3400, 1200  # COOLING of them bring the learning rate down
 BATCH, PROMPTS, RATE, WARMUP = 8, 6, 1e-3, 200
 AVERAGE = 0.995  # the weights that are validated and saved are a moving average
 LOW = SAM_SIDE // 4  # the side of the decoder's masks
@@ -107,8 +107,8 @@ def grid_points(
     order = np.argsort(-score)
     usable = max(1, int((shares.sum(axis=0) > 0.25).sum()))
     positives = int(rng.integers(1, min(usable, count) + 1))
-    chosen = np.concatenate([order[:positives], rng.permutation(order[max(usable, positives) :])[: count - positives]])
-    labels = (np.arange(len(chosen)) < positives).astype(np.float32)
+    chosen = np.concatenate([order[:positives], some(rng, order[max(usable, positives) :], count - positives)])
+    labels = (np.arange(count) < positives).astype(np.float32)
     hit = set(shares[:, order[:positives]].argmax(axis=0).tolist())
     target = np.logical_or.reduce([masks[i] for i in hit])
     if rng.random() < 0.15 and positives >= 3:
@@ -125,12 +125,14 @@ def free_points(
     """`count` pixel centres (x, y), at least one of them on the object."""
     target = masks[int(rng.integers(len(masks)))]
     positives = int(rng.integers(1, count + 1))
-    rows = [
-        rng.permutation(np.argwhere(target))[:positives],
-        rng.permutation(np.argwhere(~target))[: count - positives],
-    ]
-    points = np.concatenate(rows)[:, ::-1] + 0.5
-    return points, (np.arange(len(points)) < len(rows[0])).astype(np.float32), target
+    places = [some(rng, np.argwhere(target), positives), some(rng, np.argwhere(~target), count - positives)]
+    points = np.concatenate(places)[:, ::-1] + 0.5
+    return points, (np.arange(count) < positives).astype(np.float32), target
+
+
+def some(rng: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` of the rows at random: all different where there are so many."""
+    return rows[rng.choice(len(rows), count, replace=count > len(rows))]
 
 
 def make_prompts(rng: np.random.Generator, picture: Scene) -> Prompts:
