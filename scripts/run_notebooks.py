@@ -26,24 +26,29 @@ class ThisPython(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
+        return KernelSpec(
+            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+        )
 
 
 def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
     """A notebook, run anew. A cell that raises, or takes longer than so many seconds, raises here.
 
-    Outputs that change from run to run or belong to this machine (times, paths to kernels) are left out.
+    Metadata that changes from run to run or from place to place (times, kernels) is left out.
     """
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
             timeout=seconds,
+            startup_timeout=seconds,
             resources={"metadata": {"path": folder}},
             kernel_manager_class=ThisPython,
             record_timing=False,
         )
-        client.execute(env={**os.environ, "OMP_NUM_THREADS": "1"})
+        # tqdm, which open_clip loads, says where it is installed if there is no ipywidgets
+        quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
+        client.execute(env={**os.environ, **quiet})
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},

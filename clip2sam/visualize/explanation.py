@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from clip2sam.explaining import Explanation
 from clip2sam.visualize.canvas import Picture, colour, fit, place_axes
@@ -18,7 +17,7 @@ _TOP = 0.62  # inches for the two lines over all
 _RIVALS = 7  # labels shown beside the explained one
 
 
-def explanation_figure(explained: Explanation) -> Figure:
+def explanation_figure(explained: Explanation) -> Picture:
     """One label of one picture, in two rows.
 
     Above: the label's similarity before feature surgery, what was taken out (both on one scale), their difference,
@@ -57,7 +56,7 @@ def maps_figure(
     titles: Sequence[str],
     *,
     shared: bool = True,
-) -> Figure:
+) -> Picture:
     """Maps over one picture, up to four in a row, each with its title.
 
     Args:

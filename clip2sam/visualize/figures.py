@@ -85,7 +85,7 @@ def label_figure(
     *,
     absent: str = "",
     fill: RGB | None = None,
-) -> Figure:
+) -> Picture:
     """One label of one picture in three panels: similarity map, grid with points, masks.
 
     The panels are side by side, or one above the other where the picture is more than twice as wide as high.
@@ -132,7 +132,7 @@ def overview_figure(
     colours: Sequence[RGB],
     *,
     absent: Sequence[tuple[str, float]] = (),
-) -> Figure:
+) -> Picture:
     """All masks of one picture, with a legend on the right and the absent labels underneath.
 
     Up to twelve masks carry their name and score; more carry numbers, which the legend explains.
@@ -169,14 +169,14 @@ def overview_figure(
     return figure
 
 
-def result_figure(result: Drawable) -> Figure:
+def result_figure(result: Drawable) -> Picture:
     """All masks of a result on its picture: `overview_figure` with each class in its own colour."""
     colours = [colour(int(i)) for i in result.label_indices]
     absent = [(a.label, a.score) for a in result.absent]
     return overview_figure(result.image.pixels, result.masks, result.labels, result.scores, colours, absent=absent)
 
 
-def result_label_figure(result: Drawable, index: int) -> Figure:
+def result_label_figure(result: Drawable, index: int) -> Picture:
     """One class of a result, by its index in `class_names`: `label_figure` with its map, grid, points and masks."""
     mine = np.flatnonzero(result.label_indices == index)
     name = result.class_names[index]
@@ -194,7 +194,7 @@ def result_label_figure(result: Drawable, index: int) -> Figure:
     )
 
 
-def contact_sheet(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], titles: Sequence[str]) -> Figure:
+def contact_sheet(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], titles: Sequence[str]) -> Picture:
     """Many small pictures on one sheet, up to six in a row, each with its title.
 
     Raises:
@@ -240,7 +240,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 # -- panels and legend
 
 
-def _three_panels(height: int, width: int) -> tuple[Figure, list[Axes]]:
+def _three_panels(height: int, width: int) -> tuple[Picture, list[Axes]]:
     """A figure with room for two title lines, three panels with titles, a colour bar right of the first, a legend."""
     top, heading, bar, legend = 0.6, 0.3, 0.75, 0.35
     if width > 2 * height:

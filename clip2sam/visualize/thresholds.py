@@ -2,7 +2,6 @@
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clip2sam.tuning import ClassScores, Tuning
@@ -13,7 +12,7 @@ _COLUMNS, _DRAWN, _BINS = 4, 40, 24
 _GREY = (0.72, 0.72, 0.72)
 
 
-def tuning_figure(tuning: Tuning) -> Figure:
+def tuning_figure(tuning: Tuning) -> Picture:
     """Two panels a class: above, how many pictures have which presence score; below, precision and recall.
 
     Pictures that show the label are in the class's colour and stand on the grey ones that don't; where the truth is
