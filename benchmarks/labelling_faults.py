@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def _write_bad(folder: Path, i: int, kind: str) -> None:
     elif kind == "link.png":
         path.symlink_to("/etc/hostname")
     elif kind == "huge.png":  # a header that promises 65,000 x 65,000 pixels
-        path.write_bytes(whole[:16] + (65000).to_bytes(4) * 2 + whole[24:])
+        header = b"IHDR" + (65000).to_bytes(4) * 2 + whole[24:29]
+        path.write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4) + whole[33:])
     else:
         contents = {"cut.png": whole[:500], "text.jpg": b"not a picture", "empty.gif": b""}
         path.write_bytes(contents.get(kind, whole))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from filelock import FileLock
 from typer.testing import CliRunner
 
@@ -126,6 +127,24 @@ def test_the_files_do_not_depend_on_batches_threads_or_stops(
     assert summary.labelled_now <= 16 - sum(stops)
     assert same_files(tmp_path / "run", finished[0])
     assert label(pictures, LABELS, tmp_path / "run", **settings).labelled_now == 0
+
+
+def test_a_run_keeps_the_number_of_threads_that_it_began_with(pictures, finished, tmp_path):
+    """Sums over another number of threads can differ in their last digits."""
+    segmenter, seen, usual = small_segmenter(), set(), torch.get_num_threads()
+    real = segmenter.predict_batch
+    segmenter.predict_batch = lambda *a, **k: seen.add(torch.get_num_threads()) or real(*a, **k)
+    records = label_iter(pictures, LABELS, tmp_path / "run", segmenter=segmenter, batch_size=1)
+    next(records)
+    records.close()
+    torch.set_num_threads(usual + 1)
+    try:
+        label(pictures, LABELS, tmp_path / "run", segmenter=segmenter)
+        assert torch.get_num_threads() == usual + 1, "what the caller has set is there again"
+    finally:
+        torch.set_num_threads(usual)
+    assert seen == {usual}
+    assert same_files(tmp_path / "run", finished[0])
 
 
 def test_kill_9_costs_a_batch_at_most(pictures, finished, tmp_path):

@@ -2,8 +2,9 @@
 
 What comes out for a picture does not depend on the pictures that come with it. On a CPU each is encoded alone. On
 another device the encoders take pictures in groups of one fixed size, the last one filled up with repeats, so that
-the same kernels run whatever the batch. What can still differ there in the last digits: another kind of device or
-version of PyTorch, and the pictures after one at which memory ran out, because the groups become smaller.
+the same kernels run whatever the batch. What can still differ in the last digits: another kind of device or version of
+PyTorch, another number of PyTorch's own threads (a run keeps to the one that it began with), and, on a device that is
+no CPU, the pictures after one at which memory ran out, because the groups become smaller.
 """
 
 import math

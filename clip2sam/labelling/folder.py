@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from clip2sam.errors import RunError, RunLockedError
@@ -31,6 +32,8 @@ class RunFolder:
     path: Path
     source: Source
     fingerprint: dict[str, Any]
+    threads: int
+    """PyTorch's threads at the start. They are part of the arithmetic on a CPU: another number, other last digits."""
 
     @property
     def journal(self) -> Path:
@@ -80,7 +83,8 @@ def begin_run(path: Path, source: Source, fingerprint: dict[str, Any]) -> RunFol
             f"{printable(path)}: there is a journal but no {MANIFEST}, so it can't be known what was labelled; give "
             "another output folder"
         )
-    rows = {"format": FORMAT, "fingerprint": fingerprint, "source": source.origin, "root": source.root}
+    rows = {"format": FORMAT, "fingerprint": fingerprint, "threads": torch.get_num_threads()}
+    rows |= {"source": source.origin, "root": source.root}
     with atomic_file(path / MANIFEST) as file:
         file.write(as_json({**rows, "ids": source.ids, "pictures": source.keys}).encode() + b"\n")
     return open_run(path)
@@ -95,7 +99,7 @@ def open_run(path: Path) -> RunFolder:
             raise RunError(f"{printable(manifest)}: expected a run in format {FORMAT}, got {rows['format']!r}")
         ids = None if rows["ids"] is None else tuple(rows["ids"])
         source = Source(rows["source"], rows["root"], tuple(rows["pictures"]), ids)
-        return RunFolder(path, source, rows["fingerprint"])
+        return RunFolder(path, source, rows["fingerprint"], rows["threads"])
     except OSError as error:
         raise RunError(
             f"{printable(path)}: expected the output folder of 'clip2sam label', but its {MANIFEST} can't be read "

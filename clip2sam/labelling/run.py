@@ -6,6 +6,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from clip2sam.errors import ConfigError
 from clip2sam.images import MAX_PIXELS, printable
 from clip2sam.labelling.decoder import DecoderProcess
@@ -145,7 +147,12 @@ class _Run:
             if known is not None:
                 check_same(known.fingerprint, marks)
             run = known or begin_run(self.output, pictures, marks)
-            yield from self._label(run, SegmenterEngine(segmenter, self.labels, self.keep_above))
+            threads = torch.get_num_threads()
+            torch.set_num_threads(run.threads)
+            try:
+                yield from self._label(run, SegmenterEngine(segmenter, self.labels, self.keep_above))
+            finally:
+                torch.set_num_threads(threads)
 
     def _label(self, run: RunFolder, engine: Engine) -> Iterator[Labelled]:
         clock, labelled, keys = Clock(), 0, run.source.keys
