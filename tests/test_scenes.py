@@ -5,8 +5,12 @@ import itertools
 import cv2
 import numpy as np
 import pytest
+from PIL import Image as PILImage
+from pycocotools.coco import COCO
 
+from clip2sam.coco import decode_rle
 from clip2sam.errors import ConfigError, LabelError
+from clip2sam.scene_dataset import write_scenes
 from clip2sam.scenes import (
     COLOURS,
     KINDS,
@@ -168,3 +172,21 @@ def test_captions():
     assert f"{first.colour} {first.texture} {first.shape} and a" in caption(picture)
     assert caption(picture).endswith(f"{second.colour} {second.texture} {second.shape}")
     assert caption(next(p for p in map(scene, VALIDATION) if not p.objects)) == "nothing"
+
+
+def test_a_data_set_on_disk(tmp_path):
+    write_scenes(tmp_path, "validation", 4, labels=("heart", "red thing", "striped star"), size=(96, 160))
+    coco = COCO(str(tmp_path / "annotations.json"))
+    names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
+    assert list(names.values()) == ["heart", "red thing", "striped star"]
+    for index, (key, record) in enumerate(sorted(coco.imgs.items())):
+        picture = scene(split_seed("validation", index), (96, 160))
+        with PILImage.open(tmp_path / record["file_name"]) as stored:
+            assert np.array_equal(np.asarray(stored), picture.pixels)
+        for name in names.values():
+            found = [a for a in coco.imgToAnns[key] if names[a["category_id"]] == name]
+            expected = instance_masks(picture, name)
+            assert len(found) == len(expected)
+            for annotation, mask in zip(found, expected, strict=True):
+                assert np.array_equal(decode_rle(annotation["segmentation"]), mask)
+    assert coco.anns
