@@ -329,7 +329,7 @@ def test_label_studios_own_checker_takes_it(make_run, tmp_path):
     export(run.path, tmp_path / "tasks.json", "labelstudio")
     checker = interface.LabelInterface((tmp_path / "tasks.xml").read_text())
     for task in json.loads((tmp_path / "tasks.json").read_text()):
-        assert checker.validate_task(task)
+        assert checker.validate_task({"data": task["data"]})
         assert all(checker.validate_prediction(p) for p in task["predictions"])
 
 
