@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 def explain(
     picture: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
-    explained: Annotated[str, typer.Argument(metavar="LABEL", help="The label to explain.", show_default=False)],
+    explained: Annotated[
+        str | None, typer.Argument(metavar="[LABEL]", help="The label to explain; else the first.", show_default=False)
+    ] = None,
     label: Annotated[
-        list[str], typer.Option(help="All labels that are asked, if there are more; repeatable.", show_default=False)
+        list[str], typer.Option(help="A label that is asked; repeat it for more.", show_default=False)
     ] = [],  # noqa: B006
     labels: Annotated[Path | None, typer.Option(help="A YAML or JSON file of all labels.")] = None,
     distractor: Annotated[
@@ -31,7 +33,7 @@ def explain(
 ) -> None:
     """Draw why a label has its mask, or none: its map, what was redundant, presence, grid, points, candidates.
 
-    Example: clip2sam explain street.jpg "traffic light" --label person --label car
+    Example: clip2sam explain street.jpg --label "traffic light" --label person --label car
     """
     from clip2sam.clip import as_method
     from clip2sam.explaining import explain as explain_label
@@ -41,14 +43,16 @@ def explain(
 
     if label and labels is not None:
         raise LabelError("say the labels once: --label NAME (repeatable) or --labels FILE")
-    asked = as_label_set(labels or list(dict.fromkeys([explained, *label])), distractors=distractor)
+    names = [*label] if explained is None or explained in label else [explained, *label]
+    asked = as_label_set(labels or names, distractors=distractor)
+    chosen = explained or asked.names[0]
     changes: dict[str, Any] = {} if presence is None else {"presence": presence}
     if method is not None:
         changes["method"] = as_method(method)
-    explanation = explain_label(load(preset, device=device).with_config(**changes), picture, asked, explained)
+    explanation = explain_label(load(preset, device=device).with_config(**changes), picture, asked, chosen)
     save_figure(explanation.show(), output)
     score = f"presence {explanation.presence[explanation.index]:.3f}"
-    typer.echo(f"{explained}: {score}, {f'absent, {explanation.reason}' if explanation.reason else 'mask'}")
+    typer.echo(f"{chosen}: {score}, {f'absent, {explanation.reason}' if explanation.reason else 'mask'}")
     typer.echo(f"wrote {output}")
 
 

@@ -1,4 +1,4 @@
-"""Draw the README's pictures with the tiny preset: docs/found.png and docs/flow.png.
+"""Draw the README's pictures with the tiny preset: docs/found.png, docs/flow.png and docs/explained.png.
 
     .venv/bin/python scripts/draw_figures.py [--output docs]
 
@@ -56,6 +56,13 @@ def draw_flow(segmenter: Segmenter) -> Figure:
     return figure
 
 
+def draw_explained(segmenter: Segmenter) -> Figure:
+    """The whole chain of the same scene's first label."""
+    scene = demo_scenes()[2]
+    labels = demo_labels(scene)
+    return clip2sam.explain(segmenter, scene.pixels, labels, labels[0]).show()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the pictures")
@@ -63,6 +70,7 @@ def main() -> None:
     segmenter = clip2sam.load("tiny", device="cpu")
     save_figure(draw_found(segmenter), folder / "found.png")
     save_figure(draw_flow(segmenter), folder / "flow.png")
+    save_figure(draw_explained(segmenter), folder / "explained.png")
 
 
 if __name__ == "__main__":

@@ -185,6 +185,10 @@ def test_the_command_draws_and_says_what_was_decided(segmenter, picture, tmp_pat
         assert drawn.width > 1000
     done = CliRunner().invoke(app, [*arguments, "--presence", "9"])
     assert "absent, its highest score" in done.output
+    done = CliRunner().invoke(app, [arguments[0], *arguments[2:]])
+    assert done.output.startswith("car: presence "), "without a label to explain it is the first"
+    done = CliRunner().invoke(app, arguments[:1])
+    assert isinstance(done.exception, LabelError)
     done = CliRunner().invoke(app, [*arguments, "--labels", "x.yaml"])
     assert isinstance(done.exception, LabelError)
     done = CliRunner().invoke(app, [str(tmp_path / "none.png"), "person"])
