@@ -1,6 +1,6 @@
 """Run `clip2sam segment` over real photographs and measure time and memory; the outcome must be valid COCO.
 
-    python benchmarks/real_pictures.py PICTURES INSTANCES_JSON [--preset vit-b] [--limit N] [--work FOLDER]
+    python benchmarks/real_pictures.py PICTURES INSTANCES_JSON [--preset vit-b] [--precision bf16] [--limit N]
 
 PICTURES is a folder, INSTANCES_JSON the COCO data set whose category names become the labels. Presets other than tiny
 get seeded checkpoints in the official formats and run the published recipe, so that every label is prompted: this
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("pictures", type=Path)
     parser.add_argument("instances", type=Path)
     parser.add_argument("--preset", default="vit-b")
+    parser.add_argument("--precision", default="exact")
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--work", type=Path, default=Path("out/real"))
     given = parser.parse_args()
@@ -55,6 +56,7 @@ def main() -> None:
     output = given.work / given.preset
     command = [sys.executable, "-m", "clip2sam.cli", "segment", *map(str, pictures), "--preset", given.preset]
     command += ["--labels", str(given.work / "labels.json"), "--output", str(output), "--overlays", "none"]
+    command += ["--precision", given.precision]
     command += seeded_checkpoints(given.preset, given.work)
     start = time.perf_counter()
     done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
@@ -66,6 +68,7 @@ def main() -> None:
         json.dumps(
             {
                 "preset": given.preset,
+                "precision": given.precision,
                 "exit code": done.returncode,
                 "valid": valid.returncode == 0,
                 "pictures": len(pictures),
