@@ -45,6 +45,7 @@ def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
             resources={"metadata": {"path": folder}},
             kernel_manager_class=ThisPython,
             record_timing=False,
+            coalesce_streams=True,
         )
         # tqdm, which open_clip loads, says where it is installed if there is no ipywidgets
         quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}

@@ -17,12 +17,10 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def kinds(notebook: nbformat.NotebookNode) -> list[list[str]]:
+def kinds(notebook: nbformat.NotebookNode) -> list[set[str]]:
     """What each cell shows: which kinds of output, not their contents."""
-    return [
-        [k for output in cell.outputs for k in output.get("data", [output.output_type])]
-        for cell in code_cells(notebook)
-    ]
+    cells = [cell.outputs for cell in code_cells(notebook)]
+    return [{kind for output in outputs for kind in output.get("data", [output.output_type])} for outputs in cells]
 
 
 def test_there_are_five_notebooks():
