@@ -80,6 +80,7 @@ STAGES = (
     Stage("shapes", 1200, 96, 96, (1, 2), 1.5e-3, 1e-3, whole=0.25),
     Stage("larger", 600, 32, 224, (0, 6), 1e-3, 8e-4, drop=0.5),
     Stage("cool", 400, 32, 224, (0, 6), 9e-4, 1e-5, drop=0.25),
+    Stage("again", 300, 32, 224, (0, 6), 6e-4, 1e-5, drop=0.25),
 )
 WARMUP = 100  # steps at each stage's begin
 AVERAGE = 0.995  # the weights that are validated and saved are a moving average
@@ -367,13 +368,15 @@ def draw_curves(output: Path) -> None:
     """`curves.png` from the log: the loss, and what validation found."""
     entries = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     figure, axes = plt.subplots(1, 3, figsize=(15, 4))
-    axes[0].plot([e["pictures"] for e in entries], [e["loss"] for e in entries])
-    axes[0].set(title="loss", yscale="log", xlabel="pictures")
+    axes[0].plot([e["pictures"] / 1000 for e in entries], [e["loss"] for e in entries])
+    axes[0].set(title="loss", yscale="log", xlabel="thousand pictures")
     for axis, name in zip(axes[1:], ("auc", "pointing"), strict=True):
         for kind in KINDS:
             checked = [e for e in entries if "validation" in e]
-            axis.plot([e["pictures"] for e in checked], [e["validation"][kind][name] for e in checked], label=kind)
-        axis.set(title=f"validation: {name}", xlabel="pictures", ylim=(0.3, 1))
+            axis.plot(
+                [e["pictures"] / 1000 for e in checked], [e["validation"][kind][name] for e in checked], label=kind
+            )
+        axis.set(title=f"validation: {name}", xlabel="thousand pictures", ylim=(0.3, 1))
         axis.legend()
     figure.tight_layout()
     figure.savefig(output / "curves.png", dpi=80)

@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from clip2sam.scenes import Scene, scene, split_seed
 from clip2sam.tiny import SAM_SIDE, build_tiny_sam, load_tiny_clip, load_tiny_sam, save_tiny_sam
 
-STEPS, COOLING = 3400, 1200  # COOLING of them bring the learning rate down
+STEPS, COOLING = 4000, 1200  # COOLING of them bring the learning rate down
 BATCH, PROMPTS, RATE, WARMUP = 8, 6, 1e-3, 200
 AVERAGE = 0.995  # the weights that are validated and saved are a moving average
 LOW = SAM_SIDE // 4  # the side of the decoder's masks
@@ -335,12 +335,12 @@ def draw_curves(output: Path) -> None:
     """`curves.png` from the log: the loss, and what validation found."""
     entries = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    axes[0].plot([e["pictures"] for e in entries], [e["loss"] for e in entries])
-    axes[0].set(title="loss", yscale="log", xlabel="pictures")
+    axes[0].plot([e["pictures"] / 1000 for e in entries], [e["loss"] for e in entries])
+    axes[0].set(title="loss", yscale="log", xlabel="thousand pictures")
     checked = [e for e in entries if "validation" in e]
     for name in checked[0]["validation"]:
-        axes[1].plot([e["pictures"] for e in checked], [e["validation"][name] for e in checked], label=name)
-    axes[1].set(title="validation: mean IoU", xlabel="pictures", ylim=(0.3, 1))
+        axes[1].plot([e["pictures"] / 1000 for e in checked], [e["validation"][name] for e in checked], label=name)
+    axes[1].set(title="validation: mean IoU", xlabel="thousand pictures", ylim=(0.3, 1))
     axes[1].legend()
     figure.tight_layout()
     figure.savefig(output / "curves.png", dpi=80)
