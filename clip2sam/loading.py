@@ -16,7 +16,7 @@ from clip2sam.tiny import load_tiny_clip, load_tiny_sam
 
 DTYPES = {"exact": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-PRESET_CONFIGS = {"tiny": Config(presence=0.1)}
+PRESET_CONFIGS = {"tiny": Config(presence=0.37)}
 """Settings that belong to a preset's weights; the others take the defaults."""
 
 

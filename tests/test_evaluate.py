@@ -168,7 +168,7 @@ def test_scenes_are_asked_about_known_things():
     assert [p.present for p in pairs] == [bool(m) for m in example.truth.values()]
 
 
-FLOORS = {"pointing": 0.5, "presence_auc": 0.5, "miou": 0.3}
+FLOORS = {"pointing": 0.95, "presence_auc": 0.98, "miou": 0.76, "presence_recall": 0.88}
 """Recorded floors: what the shipped weights reach on these scenes, less the noise of other machines."""
 
 
@@ -176,4 +176,4 @@ def test_the_pipeline_stays_above_its_floors():
     figures = evaluate(clip2sam.load("tiny"), scene_examples("validation", 100))["all"]
     below = {name: (figures[name], floor) for name, floor in FLOORS.items() if figures[name] < floor}
     assert not below
-    assert figures["miou"] > figures["control"] + 0.1  # it is the words that find the object, not SAM alone
+    assert figures["miou"] > figures["control"] + 0.4  # it is the words that find the object, not SAM alone
