@@ -9,6 +9,7 @@ for each method), so that a change costs the text features of new labels, the po
 
 from collections.abc import Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,9 @@ class Explorer(ipywidgets.VBox):
             return
         index = self._names().index(self.label.value)
         self._figure = result_label_figure(self.result, index)
-        self.picture.png = self._figure._repr_png_()
+        drawn = BytesIO()  # not the small PNG of a stored notebook, whose packing takes longer than the drawing
+        self._figure.savefig(drawn, format="png", dpi=72, pil_kwargs={"compress_level": 1})
+        self.picture.png = drawn.getvalue()
         found = self.result.labels.count(self.label.value)
         self.status.value = f"{self.label.value}: presence {self.result.presence[index]:.3f}, " + (
             "mask" if found else next(a.reason for a in self.result.absent if a.label == self.label.value)

@@ -210,7 +210,18 @@ def labels_yaml(labels: LabelSet) -> str:
         document["distractors"] = distractors
     if labels.templates is not None:
         document["templates"] = list(labels.templates)
-    return yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=120)
+    return yaml.dump(document, Dumper=_LabelsDumper, allow_unicode=True, sort_keys=False, width=120)
+
+
+class _LabelsDumper(yaml.SafeDumper):
+    """YAML's own, but rare line breaks are escaped: PyYAML writes them as they are, and reads them as blanks."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        broken = any(c in data for c in "\n\r\x85\u2028\u2029\ufeff")
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if broken else None)
+
+
+_LabelsDumper.add_representer(str, _LabelsDumper.represent_str)
 
 
 def _rounded(threshold: float | None) -> float | None:

@@ -113,7 +113,7 @@ def test_a_written_labels_file_reads_back_the_same(tmp_path_factory, rows, distr
 
 
 def test_names_that_yaml_takes_for_other_things_stay_names(tmp_path):
-    labels = as_label_set(["no", "1", "null", "~", "猫: x", "- a", "#b", "a\tb"])
+    labels = as_label_set(["no", "1", "null", "~", "猫: x", "- a", "#b", "a\tb", "a\x85b", "\u2028c", "d\ne"])
     (tmp_path / "labels.yaml").write_text(labels_yaml(labels), encoding="utf-8")
     assert load_labels(tmp_path / "labels.yaml").names == labels.names
 
