@@ -384,7 +384,7 @@ def draw_curves(output: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoint, log, curves and weights")
+    parser.add_argument("--output", type=Path, help="folder for checkpoint, log, curves and weights")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's steps, for a short trial")
     parser.add_argument("--validate-every", type=int, default=250, help="steps between two validations")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch; two runs of one each waste least")
@@ -397,6 +397,8 @@ def main() -> None:
         model, tokenizer = load_tiny_clip()
         print(json.dumps(evaluate(model, tokenizer, "test", 500), indent=1))
         return
+    if options.output is None:
+        parser.error("--output is needed, unless --test is given")
     options.output.mkdir(parents=True, exist_ok=True)
     stages = tuple(replace(s, steps=max(1, round(s.steps * options.scale))) for s in STAGES)
     run(options.output, stages, options.validate_every)
