@@ -14,6 +14,9 @@ class Config:
 
     method: Method = CLIP_SURGERY
     """How CLIP's dense features are made."""
+    references: tuple[str, ...] = ()
+    """Words that are always asked along, unseen: what they and the labels share is what feature surgery takes out. With
+    them a label's scores depend little on which other labels are asked."""
     presence: float | None = 0.1
     """Raw score that a label's map must reach somewhere to be prompted; a class's own threshold goes first.
     None: no decision, every label gets its points."""
@@ -31,6 +34,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.candidate not in ("both", "agreement", "predicted_iou"):
             raise ConfigError(f'candidate must be "both", "agreement" or "predicted_iou", but got {self.candidate!r}')
+        if isinstance(self.references, str) or not all(isinstance(r, str) and r.strip() for r in self.references):
+            raise ConfigError(f"references must be a tuple of words, but got {self.references!r}")
         if isinstance(self.grid, int) and self.grid < 2:
             raise ConfigError(f"grid must be 2 or more cells a side, but got {self.grid}")
         if not 0 < self.threshold <= 1:

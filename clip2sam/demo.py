@@ -8,7 +8,7 @@ from PIL import Image as PILImage
 
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import Result
-from clip2sam.scenes import Scene, all_labels, asked_labels, label_mask, matches, scene, split_seed
+from clip2sam.scenes import Scene, asked_labels, label_mask, matches, scene, split_seed
 from clip2sam.segmenting import draw_overlays
 
 SIZES = ((240, 320), (320, 240), (300, 300), (224, 400))
@@ -44,17 +44,6 @@ def demo_labels(picture: Scene) -> list[str]:
     return there + near[: len(there)]
 
 
-def demo_distractors(picture: Scene, labels: list[str]) -> list[str]:
-    """Other coloured shapes that aren't there, 20 labels in all.
-
-    Scores say how a label stands out from those asked with it, so they are comparable where as many compete; the
-    preset's threshold was chosen at 20.
-    """
-    absent = [x for x in all_labels("colour + shape") if not any(matches(item, x) for item in picture.objects)]
-    others = [str(x) for x in np.random.default_rng(picture.seed).permutation(absent) if x not in labels]
-    return others[: max(20 - len(labels), 0)]
-
-
 @dataclass(frozen=True)
 class Report:
     """What the demo found and wrote."""
@@ -83,8 +72,7 @@ def run_demo(segmenter: Segmenter, output: Path) -> Report:
     for i, picture in enumerate(demo_scenes(), 1):
         path = output / "pictures" / f"scene-{i}.png"
         PILImage.fromarray(picture.pixels).save(path)
-        labels = demo_labels(picture)
-        result = segmenter(path, labels, distractors=demo_distractors(picture, labels))
+        result = segmenter(path, demo_labels(picture))
         rows += [_compare(path.name, picture, result, label) for label in result.class_names]
         save_figure(result.show(), output / f"scene-{i}.png")
         written += [output / f"scene-{i}.png", *draw_overlays(result, output / "overlays" / path.name, "found")]

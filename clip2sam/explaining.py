@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from clip2sam.clip import SurgeryCLIP
 from clip2sam.errors import ConfigError, LabelError
 from clip2sam.images import load_image
 from clip2sam.labels import as_label_set
@@ -109,7 +108,7 @@ def explain(
     index, config = label_set.names.index(label), segmenter.config
     tokens = segmenter.clip.encode_image(segmenter.clip.preprocess([picture]), config.method)
     maps = segmenter._maps(tokens, label_set)
-    before, redundant, weights = _surgery_terms(segmenter.clip, tokens[0], label_set)
+    before, redundant, weights = _surgery_terms(segmenter, tokens[0], label_set)
     present, grids, _ = segmenter._prompts(picture, label_set, maps)
     prompts = segmenter.with_config(presence=None)._prompts(picture, _only(label_set, index), maps)[2]
     logits, iou, agrees, best = segmenter._candidates(picture, maps, prompts)
@@ -139,13 +138,13 @@ def explain(
 
 
 def _surgery_terms(
-    clip: SurgeryCLIP, tokens: Float[Tensor, "tokens channels"], labels: LabelSet
-) -> tuple[Float[Tensor, "tokens labels"], Float[Tensor, "tokens 1"], Float[Tensor, "labels"]]:
-    """The two terms whose difference is `feature_surgery`, and the labels' weights; see `clip2sam.similarity`."""
-    text = clip.encode_labels(labels)
+    segmenter: Segmenter, tokens: Float[Tensor, "tokens channels"], labels: LabelSet
+) -> tuple[Float[Tensor, "tokens texts"], Float[Tensor, "tokens 1"], Float[Tensor, "texts"]]:
+    """The two terms whose difference is `feature_surgery`, and the weights; see `clip2sam.similarity`."""
+    text = segmenter._texts(labels)
     scores = tokens @ text.T
     if len(text) == 1:
-        return scores, tokens @ clip.encode_empty(labels.templates).T, torch.ones(1)
+        return scores, tokens @ segmenter.clip.encode_empty(labels.templates).T, torch.ones(1)
     weights = (TEMPERATURE * scores[0]).softmax(dim=-1) * len(text)
     return scores * weights, (scores * weights).mean(dim=-1, keepdim=True), weights
 

@@ -25,7 +25,7 @@ from clip2sam.result import Result, as_result
 from clip2sam.sam import PointSAM
 from clip2sam.sam.choice import agreement
 from clip2sam.similarity import feature_surgery, is_present, similarity_maps
-from clip2sam.types import Image, LabelSet, Masks, PointPrompts, Prediction, SimilarityMaps
+from clip2sam.types import Image, LabelClass, LabelSet, Masks, PointPrompts, Prediction, SimilarityMaps
 
 ImageLike = Image | str | PathLike[str] | bytes | PILImage.Image | Any
 """A path, encoded bytes, an RGB uint8 array (height, width, 3), a PIL image or an `Image`."""
@@ -105,9 +105,16 @@ class Segmenter:
         return self._maps(self.clip.encode_image(self.clip.preprocess([image]), self.config.method), labels)
 
     def _maps(self, tokens: Float[Tensor, "1 tokens channels"], labels: LabelSet) -> SimilarityMaps:
-        text = self.clip.encode_labels(labels)
+        text = self._texts(labels)
         empty = self.clip.encode_empty(labels.templates) if len(text) == 1 else None
-        return similarity_maps(feature_surgery(tokens, text, empty)[0])
+        return similarity_maps(feature_surgery(tokens, text, empty)[0, :, : len(labels.classes)])
+
+    def _texts(self, labels: LabelSet) -> Float[Tensor, "labels_and_references channels"]:
+        """Text features of the labels, then of those references that nobody asked for."""
+        own = self.clip.encode_labels(labels)
+        asked = {prompt for c in labels.classes for prompt in c.prompts}
+        beside = tuple(LabelClass(r, (r,)) for r in self.config.references if r not in asked)
+        return torch.cat([own, self.clip.encode_labels(LabelSet(beside, labels.templates))]) if beside else own
 
     def _prompts(
         self, image: Image, labels: LabelSet, maps: SimilarityMaps

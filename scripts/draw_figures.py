@@ -11,19 +11,19 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import clip2sam
-from clip2sam.demo import demo_distractors, demo_labels, demo_scenes
+from clip2sam.demo import demo_labels, demo_scenes
 from clip2sam.pipeline import Segmenter
 from clip2sam.visualize import colour, draw_grid, draw_map, draw_masks, draw_picture, draw_points, save_figure
 
 
 def draw_found(segmenter: Segmenter) -> Figure:
-    """Two scenes with all the masks that were found, of 20 labels asked of each."""
+    """Two scenes with all the masks that were found; as many of the labels asked are not there."""
     scenes = demo_scenes()[:2]
     widths = [s.pixels.shape[1] / s.pixels.shape[0] for s in scenes]
     figure = Figure(figsize=(3.6 * sum(widths) + 0.2, 3.7), layout="constrained")
     for ax, scene in zip(figure.subplots(1, len(scenes), width_ratios=widths), scenes, strict=True):
         labels = demo_labels(scene)
-        result = segmenter(scene.pixels, labels, distractors=demo_distractors(scene, labels))
+        result = segmenter(scene.pixels, labels)
         colours = [colour(int(i)) for i in result.label_indices]
         figure.draw_without_rendering()  # the layout is settled before tags are placed in it
         draw_masks(scene.pixels, result.masks, result.labels, result.scores, colours, ax=ax)
@@ -34,7 +34,7 @@ def draw_flow(segmenter: Segmenter) -> Figure:
     """The way of one label through the house: picture and word, map, points, mask."""
     scene = demo_scenes()[2]
     labels = demo_labels(scene)
-    result = segmenter(scene.pixels, labels, distractors=demo_distractors(scene, labels))
+    result = segmenter(scene.pixels, labels)
     if not result.labels:
         raise SystemExit("no label was found in the scene: the weights are not good enough for a figure")
     best = int(result.scores.argmax())

@@ -136,6 +136,18 @@ def test_one_label_alone_uses_the_empty_string(segmenter):
     assert np.ptp(result.maps) > 0
 
 
+def test_references_are_asked_along_unseen(segmenter):
+    """The maps are those of asking them too; one that is asked anyway is not asked twice."""
+    words = ("tree", "road", "sky")
+    alone = segmenter.with_config(references=words)(picture(), ["cat", "road"])
+    together = segmenter(picture(), ["cat", "road", "tree", "sky"])
+    np.testing.assert_allclose(alone.maps, together.maps[:2], atol=1e-6)
+    assert alone.class_names == ("cat", "road")
+    assert set(alone.labels) == {"cat", "road"}
+    one = segmenter.with_config(references=words)(picture(), ["cat"])
+    assert np.abs(one.maps - segmenter(picture(), ["cat"]).maps).max() > 1e-3, "not the empty string's"
+
+
 def test_published_is_the_published_recipe():
     config = clip2sam.published()
     assert (config.presence, config.grid, config.threshold, config.candidate) == (None, "half", 0.8, "predicted_iou")
@@ -191,7 +203,9 @@ def test_your_own_models_and_bad_loading():
         clip2sam.load("tiny", device="gpu")
 
 
-@pytest.mark.parametrize("settings", [{"grid": 1}, {"threshold": 0.0}, {"threshold": 1.5}, {"max_negative": -1}])
+@pytest.mark.parametrize(
+    "settings", [{"grid": 1}, {"threshold": 0.0}, {"threshold": 1.5}, {"max_negative": -1}, {"references": "sky"}]
+)
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(clip2sam.ConfigError, match=r"must be"):
         clip2sam.Config(**settings)
