@@ -204,7 +204,7 @@ def test_your_own_models_and_bad_loading():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"grid": 1}, {"threshold": 0.0}, {"threshold": 1.5}, {"max_negative": -1}, {"references": "sky"}]
+    "settings", [{"grid": 1}, {"threshold": 0.0}, {"threshold": 1.5}, {"max_negative": -1}, {"references": (" ",)}]
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(clip2sam.ConfigError, match=r"must be"):
