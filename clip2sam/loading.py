@@ -67,7 +67,8 @@ def load(
     clip, sam = clip.to(where, dtype), sam.to(where)
     sam.image_encoder.to(dtype)
     settings = config or PRESET_CONFIGS.get(preset or "", Config())
-    return Segmenter(SurgeryCLIP(clip, tokenizer, resolution=resolution), PointSAM(sam), settings)
+    words = weights.weights_dir(weights_dir) / "text_features"
+    return Segmenter(SurgeryCLIP(clip, tokenizer, resolution=resolution, text_folder=words), PointSAM(sam), settings)
 
 
 def _load_clip(preset: weights.Preset, checkpoint: Any, place: dict[str, Any]) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """Every function of the package is checked against its shapes: jaxtyping's import hook with beartype."""
 
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,6 +11,14 @@ assert "clip2sam" not in sys.modules, "the hook must be in place before the pack
 install_import_hook("clip2sam", "beartype.beartype")
 
 torch.set_num_threads(1)  # the models are small: threads cost more than they give
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_folder(tmp_path_factory) -> Iterator[None]:
+    """Nothing is read from, or left in, the user's own folder of weights and text features."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIP2SAM_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
+        yield
 
 
 @pytest.fixture(autouse=True)

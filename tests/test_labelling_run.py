@@ -16,11 +16,12 @@ import clip2sam
 from clip2sam.coco import coco_document, write_coco
 from clip2sam.coco_validate import validate
 from clip2sam.errors import ConfigError, ImageError, RunError, RunLockedError
+from clip2sam.hashing import state_sha256
 from clip2sam.images import load_image
 from clip2sam.labelling.commands import export as export_command
 from clip2sam.labelling.commands import label as label_command
 from clip2sam.labelling.engine import GROUP
-from clip2sam.labelling.fingerprint import check_same, state_sha256
+from clip2sam.labelling.fingerprint import check_same
 from clip2sam.labelling.run import label, label_iter
 from tests import labelling_worker
 from tests.labelling_fakes import small_segmenter, threads_named, write_pictures
@@ -210,10 +211,10 @@ def test_a_run_with_other_settings_is_refused(segmenter, pictures, finished, cha
 
 def test_other_weights_are_noticed():
     one, two = small_segmenter(), small_segmenter()
-    assert state_sha256(one.clip.model) == state_sha256(two.clip.model)
+    assert state_sha256(one.clip.model.state_dict()) == state_sha256(two.clip.model.state_dict())
     two.clip.model.visual.proj.data[0, 0] += 1e-3
-    assert state_sha256(one.clip.model) != state_sha256(two.clip.model)
-    assert state_sha256(one.sam.sam) != state_sha256(two.sam.sam.half())
+    assert state_sha256(one.clip.model.state_dict()) != state_sha256(two.clip.model.state_dict())
+    assert state_sha256(one.sam.sam.state_dict()) != state_sha256(two.sam.sam.half().state_dict())
     with pytest.raises(RunError, match=r"weights\.clip was '1a', is now '2b'"):
         check_same({"weights": {"clip": "1a", "sam": "x"}}, {"weights": {"clip": "2b", "sam": "x"}})
 

@@ -1,6 +1,7 @@
 """The thin adapter around an open_clip model: the only place that knows its preprocessing and tokenizer."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from clip2sam.clip.methods import CLIP_SURGERY, Method
 from clip2sam.clip.surgery import dense_features, grid_side
 from clip2sam.clip.text import TEMPLATES, Tokenizer, encode_prompts
+from clip2sam.clip.text_cache import TextCache
 from clip2sam.errors import ConfigError
 from clip2sam.types import Image, LabelSet
 
@@ -25,6 +27,7 @@ class SurgeryCLIP:
         model: an open_clip CLIP, in evaluation mode, on its device and in its dtype.
         tokenizer: what `open_clip.get_tokenizer` gave for it; by default OpenAI's, which most CLIPs use.
         resolution: side in pixels of the square that pictures are squashed to; by default the model's own.
+        text_folder: where text features are kept from one run to the next; None to keep them in memory only.
 
     Raises:
         ConfigError: the resolution holds no patch.
@@ -36,6 +39,7 @@ class SurgeryCLIP:
         tokenizer: Tokenizer | None = None,
         *,
         resolution: int | None = None,
+        text_folder: Path | None = None,
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=getattr(model, "context_length", 77))
@@ -52,6 +56,7 @@ class SurgeryCLIP:
         )
         self._mean, self._std = (torch.tensor(x, device=self.device).view(3, 1, 1) for x in (mean, std))
         self._cache: dict[tuple[str, tuple[str, ...]], Tensor] = {}
+        self._kept = TextCache(text_folder, self.model, self.tokenizer) if text_folder else None
 
     @property
     def device(self) -> torch.device:
@@ -84,10 +89,19 @@ class SurgeryCLIP:
         return self._cache["", templates or TEMPLATES][None]
 
     def _fill_cache(self, prompts: Sequence[str], templates: tuple[str, ...]) -> None:
-        missing = [p for p in dict.fromkeys(prompts) if (p, templates) not in self._cache]
-        if missing:
-            features = encode_prompts(self.model, self.tokenizer, missing, templates)
-            self._cache.update({(p, templates): f for p, f in zip(missing, features, strict=True)})
+        for prompt in prompts:
+            if (prompt, templates) not in self._cache:
+                self._cache[prompt, templates] = self._text_feature(prompt, templates).to(self.device)
+
+    def _text_feature(self, prompt: str, templates: tuple[str, ...]) -> Float[Tensor, "channels"]:
+        """From disk or computed; by itself, so that its last bit doesn't depend on what else is asked."""
+        kept = self._kept.get(prompt, templates) if self._kept else None
+        if kept is not None:
+            return kept
+        feature = encode_prompts(self.model, self.tokenizer, [prompt], templates)[0]
+        if self._kept:
+            self._kept.put(prompt, templates, feature)
+        return feature
 
 
 def _native_resolution(model: Any) -> int:

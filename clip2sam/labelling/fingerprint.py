@@ -1,14 +1,12 @@
 """What a run's results depend on, written down at its start and compared at each later one."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 import clip2sam
 from clip2sam.errors import RunError
+from clip2sam.hashing import state_sha256
 from clip2sam.pipeline import Segmenter
 from clip2sam.types import LabelSet
 
@@ -29,17 +27,11 @@ def fingerprint(
         "resolution": segmenter.clip.resolution,
         "keep_above": keep_above,
         "max_pixels": max_pixels,
-        "weights": {"clip": state_sha256(segmenter.clip.model), "sam": state_sha256(segmenter.sam.sam)},
+        "weights": {
+            "clip": state_sha256(segmenter.clip.model.state_dict()),
+            "sam": state_sha256(segmenter.sam.sam.state_dict()),
+        },
     }
-
-
-def state_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's parameters and buffers: names, dtypes, shapes and bytes, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def check_same(then: dict[str, Any], now: dict[str, Any]) -> None:

@@ -1,0 +1,119 @@
+"""Text features on disk: the same numbers, never another tower's, and no harm from damage, crowds or a full disk."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+import clip2sam.clip.model as room
+from clip2sam.clip import SurgeryCLIP
+from clip2sam.clip.text_cache import TextCache
+from clip2sam.labels import as_label_set
+from tests.models import small_clip
+
+LABELS = as_label_set(["cat", "../traffic light", "Zebrastreifen ✓"])
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[str]:
+    """The prompts that the text tower was asked for."""
+    asked: list[str] = []
+    encode = room.encode_prompts
+    monkeypatch.setattr(
+        room, "encode_prompts", lambda m, t, prompts, *a: asked.extend(prompts) or encode(m, t, prompts, *a)
+    )
+    return asked
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_second_run_computes_nothing_and_gets_the_same(tmp_path, encoded):
+    plain = SurgeryCLIP(small_clip()).encode_labels(LABELS)
+    first = SurgeryCLIP(small_clip(), text_folder=tmp_path).encode_labels(LABELS)
+    encoded.clear()
+    clip = SurgeryCLIP(small_clip(), text_folder=tmp_path)
+    assert torch.equal(clip.encode_labels(LABELS), first)
+    assert torch.equal(plain, first)
+    assert encoded == []
+    clip.encode_labels(as_label_set(["cat", "dog"]))
+    assert encoded == ["dog"]
+    assert [p.suffix for p in files(tmp_path)] == [".npy"] * 4
+
+
+@pytest.mark.parametrize("change", ["weights", "dtype", "templates", "tokenizer"])
+def test_other_features_are_not_mistaken(tmp_path, encoded, change):
+    SurgeryCLIP(small_clip(), text_folder=tmp_path).encode_labels(LABELS)
+    encoded.clear()
+    model, tokenizer, labels = small_clip(), open_clip.SimpleTokenizer(), LABELS
+    if change == "weights":
+        with torch.no_grad():
+            model.token_embedding.weight[320] += 1
+    elif change == "dtype":
+        model = model.bfloat16()
+    elif change == "templates":
+        labels = as_label_set(LABELS, templates=["a {}"])
+    else:
+        tokenizer = open_clip.SimpleTokenizer(clean="canonicalize")
+    SurgeryCLIP(model, tokenizer, text_folder=tmp_path).encode_labels(labels)
+    assert len(encoded) == 3
+
+
+def test_the_image_tower_does_not_matter(tmp_path, encoded):
+    SurgeryCLIP(small_clip(), text_folder=tmp_path).encode_labels(LABELS)
+    encoded.clear()
+    model = small_clip()
+    with torch.no_grad():
+        model.visual.proj += 1
+    SurgeryCLIP(model, text_folder=tmp_path).encode_labels(LABELS)
+    assert encoded == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", b"no array"])
+def test_a_damaged_file_is_computed_and_written_again(tmp_path, encoded, damage):
+    expected = SurgeryCLIP(small_clip(), text_folder=tmp_path).encode_labels(LABELS)
+    files(tmp_path)[0].write_bytes(damage)
+    encoded.clear()
+    assert torch.equal(SurgeryCLIP(small_clip(), text_folder=tmp_path).encode_labels(LABELS), expected)
+    assert len(encoded) == 1
+    assert torch.equal(SurgeryCLIP(small_clip(), text_folder=tmp_path).encode_labels(LABELS), expected)
+    assert len(encoded) == 1
+
+
+def test_a_file_with_a_pickle_is_not_opened(tmp_path):
+    cache = TextCache(tmp_path, small_clip(), open_clip.SimpleTokenizer())
+    cache.put("cat", ("a {}",), torch.ones(4))
+    np.save(files(tmp_path)[0], np.array([object()]), allow_pickle=True)
+    assert cache.get("cat", ("a {}",)) is None
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path):
+    blocked = tmp_path / "a file"
+    blocked.write_text("in the way")
+    with pytest.warns(UserWarning, match="text features are not kept in .*a file") as caught:
+        SurgeryCLIP(small_clip(), text_folder=blocked).encode_labels(LABELS)
+    assert len(caught) == 1
+
+
+def test_many_at_once_share_a_folder(tmp_path):
+    code = (
+        "import sys, torch; from pathlib import Path; from clip2sam.clip import SurgeryCLIP; "
+        "from clip2sam.labels import as_label_set; from tests.models import small_clip; "
+        "torch.set_num_threads(1); clip = SurgeryCLIP(small_clip(), text_folder=Path(sys.argv[1])); "
+        "print(clip.encode_labels(as_label_set([f'thing {i}' for i in range(20)])).sum().item())"
+    )
+    root = Path(__file__).parent.parent
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True, cwd=root)
+        for _ in range(3)
+    ]
+    said = [run.communicate()[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert said[0] != ""
+    assert len(set(said)) == 1
+    assert [p.suffix for p in files(tmp_path)] == [".npy"] * 20
