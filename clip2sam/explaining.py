@@ -65,6 +65,10 @@ class Explanation:
     candidates: tuple[Candidate, ...]
     """What SAM makes of the points, also for an absent label; none where there are no points."""
 
+    def __repr__(self) -> str:
+        presence = self.presence[self.index]
+        return f"Explanation({self.image!r}, {self.label!r}, presence {presence:.3f}, {self.reason or 'a mask'})"
+
     @property
     def index(self) -> int:
         """The label's place in `label_set`."""
@@ -178,6 +182,10 @@ class CaptionMaps:
     """Raw scores, comparable between the words."""
     presence: Float[np.ndarray, "words"]
     """Each word's highest score: which words the picture speaks of."""
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{word!r} {score:.3f}" for word, score in zip(self.words, self.presence, strict=True))
+        return f"CaptionMaps({self.image!r}, {words})"
 
     def show(self) -> Any:
         """The maps side by side on one scale, as a matplotlib Figure, which shows itself in a notebook."""

@@ -18,3 +18,7 @@ class Image:
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"Image({self.origin!r}, {height} x {width})"

@@ -47,6 +47,10 @@ class Result:
     """The same pooled and scaled to 0..1: what the points were chosen on."""
     absent: tuple[Absent, ...]
 
+    def __repr__(self) -> str:
+        found = ", ".join(f"{a.label!r} {a.score:.2f}" for a in self.annotations)
+        return f"Result({self.image!r}, masks: [{found}], absent: [{', '.join(repr(a.label) for a in self.absent)}])"
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """All labels asked for, as typed, in the order given, without distractors."""

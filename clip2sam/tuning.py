@@ -86,6 +86,10 @@ class Tuning:
     failures: tuple[tuple[str, str], ...]
     """Pictures that could not be read, with the reason."""
 
+    def __repr__(self) -> str:
+        suggested = ", ".join(f"{c.name!r} {c.threshold}" for c in self.classes)
+        return f"Tuning({len(self.pictures)} pictures, {len(self.failures)} failed, thresholds: {suggested})"
+
     def label_set(self) -> LabelSet:
         """The labels with the suggested thresholds; a class without one keeps its own."""
         own = {c.name: c.threshold for c in self.classes}

@@ -40,6 +40,8 @@ def test_labels_become_masks(segmenter):
     assert all(set(p[:, 2]) == {0.0, 1.0} for p in result.points)
     assert result.maps.shape == (3, 4, 4)
     assert result.absent == ()
+    assert repr(result).startswith("Result(Image('street.png', 90 x 130), masks: ['person' ")
+    assert repr(result).endswith("], absent: [])")
 
 
 def test_masks_are_the_predictors_on_the_same_points(segmenter):
