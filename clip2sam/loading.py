@@ -17,7 +17,7 @@ from clip2sam.tiny import load_tiny_clip, load_tiny_sam
 
 DTYPES = {"exact": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-PRESET_CONFIGS = {"tiny": Config(presence=0.37, references=(*SHAPES, *(f"{colour} thing" for colour in COLOURS)))}
+PRESET_CONFIGS = {"tiny": Config(presence=0.2, references=(*SHAPES, *(f"{colour} thing" for colour in COLOURS)))}
 """Settings that belong to a preset's weights; the others take the defaults."""
 
 

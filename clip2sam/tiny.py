@@ -12,6 +12,7 @@ from pathlib import Path
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -34,15 +35,34 @@ STEM_CHANNELS = (24, 48, 64, 96, 96, 160, 160)
 STEM_STRIDES = (2, 2, 1, 2, 1, 2, 1)
 
 
-def conv_stem(channels: Sequence[int], strides: Sequence[int], width: int) -> nn.Sequential:
+class LaterConv2d(nn.Conv2d):
+    """A 3x3 convolution of stride 2 that is padded right and below instead of all around.
+
+    Padded all around it sees half a pixel up and left of its cell's centre. Four in a row see 7.5 pixels beside the
+    centre of a patch of 16, and similarity maps come out shifted by that; one of these as the last mends it.
+    """
+
+    def forward(self, input: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out rows cols"]:
+        return super().forward(F.pad(input, (0, 1, 0, 1)))
+
+
+def conv_stem(channels: Sequence[int], strides: Sequence[int], width: int, centred: bool) -> nn.Sequential:
     """A patch embedding of 3x3 convolutions, each with batch norm and ReLU, then 1x1 to `width`.
 
-    channels: of each convolution; strides: 1 or 2 each, their product is the patch size.
+    channels: of each convolution; strides: 1 or 2 each, their product is the patch size; centred: whether a token
+    sees the same distance in every direction, or 8 pixels further up and left.
     It takes (batch, 3, height, width) to (batch, width, height / patch, width / patch).
     """
     layers: list[nn.Module] = []
-    for before, after, stride in zip((3, *channels), channels, strides, strict=False):
-        layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    last = len(strides) - 1 - tuple(strides)[::-1].index(2)
+    for i, (before, after, stride) in enumerate(zip((3, *channels), channels, strides, strict=False)):
+        shifted = centred and i == last
+        convolution = LaterConv2d if shifted else nn.Conv2d
+        layers += [
+            convolution(before, after, 3, stride, padding=0 if shifted else 1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+        ]
     return nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1))
 
 
@@ -61,7 +81,7 @@ def build_tiny_clip(rows: int = VOCABULARY_SIZE) -> open_clip.model.CLIP:
         context_length=CONTEXT_LENGTH, vocab_size=rows, width=64, heads=2, layers=2, mlp_ratio=4.0
     )
     model = open_clip.model.CLIP(128, vision, text, init_logit_scale=2.3, init_logit_bias=-4.0)
-    model.visual.conv1 = conv_stem(STEM_CHANNELS, STEM_STRIDES, 192)
+    model.visual.conv1 = conv_stem(STEM_CHANNELS, STEM_STRIDES, 192, centred=True)
     model.visual.image_mean, model.visual.image_std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     return model
 
@@ -133,7 +153,7 @@ def build_tiny_sam() -> Sam:
         window_size=8,
         global_attn_indexes=(1, 3),
     )
-    encoder.patch_embed.proj = conv_stem(STEM_CHANNELS, STEM_STRIDES, 128)
+    encoder.patch_embed.proj = conv_stem(STEM_CHANNELS, STEM_STRIDES, 128, centred=False)
     prompts = PromptEncoder(width, (tokens, tokens), (SAM_SIDE, SAM_SIDE), mask_in_chans=16)
     decoder = MaskDecoder(
         transformer_dim=width,

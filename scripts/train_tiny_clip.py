@@ -5,11 +5,14 @@
 First the convolutional stem, alone, with average pooling and a linear head on the phrases; then the whole model with a
 sigmoid loss between pictures and sentences, on small pictures (windows of the 14 x 14 positions), then on large ones.
 In between the stem goes on with its head on pictures of one or two objects: they teach shapes best for their cost.
+At the end every picture comes twice, once turned or mirrored, and the maps of what is in it must turn with it: nothing
+else tells a token to hold what is under its own centre rather than beside it.
 Every picture is new. A run that was interrupted goes on from its checkpoint; all that is random follows from the
 step's number. The output folder gets `checkpoint.pt`, `log.jsonl`, `curves.png` and `tiny_clip.safetensors`.
 """
 
 import argparse
+import inspect
 import json
 import time
 from dataclasses import dataclass, replace
@@ -70,6 +73,10 @@ class Stage:
     """The share of patch tokens left out: half the tokens are two and a half times as fast."""
     whole: float = 1.0
     """The share of the batch that goes through the whole model. Below 1 the stem's own head learns from all of it."""
+    symmetry: float = 0.0
+    """The weight of maps turning with their picture; half of the batch is then the other half turned or mirrored."""
+    peak: float = 0.0
+    """The weight of the sigmoid loss between pictures and the peaks of the labels' maps, in such a stage."""
 
 
 # Small pictures are cut from the same world: their objects have the same size in pixels (radius 20 to 56).
@@ -81,7 +88,11 @@ STAGES = (
     Stage("larger", 600, 32, 224, (0, 6), 1e-3, 8e-4, drop=0.5),
     Stage("cool", 400, 32, 224, (0, 6), 9e-4, 1e-5, drop=0.25),
     Stage("again", 300, 32, 224, (0, 6), 6e-4, 1e-5, drop=0.25),
+    Stage("turned", 1200, 32, 224, (1, 6), 6e-4, 1e-5, symmetry=0.1),
+    Stage("peaks", 500, 32, 224, (0, 6), 4e-4, 1e-5, symmetry=0.1, peak=0.5),
+    Stage("peaks again", 700, 32, 224, (0, 6), 5e-4, 1e-5, symmetry=0.1, peak=1.0),
 )
+PEAK = 0.37  # how high a map should peak where its label is true
 WARMUP = 100  # steps at each stage's begin
 AVERAGE = 0.995  # the weights that are validated and saved are a moving average
 WEIGHT = {
@@ -193,6 +204,45 @@ def weighted_loss(logits: Tensor, pictures: list[Scene], chosen: list[tuple[str,
         if len(members):
             total = total + weight * each[members].mean()
     return total / sum(WEIGHT.values())
+
+
+def turned(x: Tensor, way: int) -> Tensor:
+    """One of the eight symmetries of the square, of the last two axes: quarter turns for 0 to 3, then mirrored."""
+    return torch.rot90(x.flip(-1) if way >= 4 else x, way % 4, (-2, -1))
+
+
+def symmetric_step(model: Any, stage: Stage, step: int, first: int) -> Tensor:
+    """As `train_step`, on pictures and the same ones turned, with the symmetry's loss.
+
+    That is one minus the correlation of a label's surgery map, turned, with the turned picture's, over the labels
+    that are true of it. It needs no knowledge of where anything is.
+    """
+    rng = np.random.default_rng((step, 3))
+    pictures = [draw(first + i, stage) for i in range(stage.batch // 2)]
+    ways = [int(w) for w in rng.integers(1, 8, len(pictures))]
+    chosen = phrases(rng)
+    straight = to_input(pictures, stage.side)
+    pixels = torch.cat([straight, torch.stack([turned(x, w) for x, w in zip(straight, ways, strict=True)])])
+    with torch.autocast("cpu", torch.bfloat16):
+        with_gradients = inspect.unwrap(dense_features)
+        tokens = F.normalize(with_gradients(model.visual, pixels, CLIP_SURGERY).float(), dim=-1)
+        text = model.encode_text(tokens_of([x for x, _ in chosen], rng), normalize=True).float()
+    logits = model.logit_scale.exp() * (tokens[:, 0] @ text.T) + model.logit_bias
+    loss = weighted_loss(logits, [*pictures, *pictures], chosen)
+    products = tokens[:, 1:] @ text.T
+    maps = (products - products.mean(dim=2, keepdim=True)).transpose(1, 2).unflatten(2, model.visual.grid_size)
+    if stage.peak:  # a map that is dark where the label is turns with its picture as well as a bright one
+        loss = loss + stage.peak * weighted_loss(
+            20 * (maps.flatten(2).amax(dim=2) - PEAK), [*pictures, *pictures], chosen
+        )
+    true = truth(pictures, [label for label, _ in chosen]).bool()
+    pairs = [(turned(a[t], w), b[t]) for a, b, t, w in zip(*maps.chunk(2), true, ways, strict=True)]
+    one, other = (torch.cat(side).flatten(1) for side in zip(*pairs, strict=True))
+    return loss + stage.symmetry * (1 - F.cosine_similarity(centred(one), centred(other)).mean())
+
+
+def centred(rows: Tensor) -> Tensor:
+    return rows - rows.mean(dim=1, keepdim=True)
 
 
 def train_step(model: Any, head: nn.Linear, stage: Stage, step: int, first: int) -> Tensor:
@@ -327,7 +377,10 @@ def run(output: Path, stages: tuple[Stage, ...], every: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate(stage, place)
         with sdpa_kernel(SDPBackend.MATH if stage.side < 224 or stage.drop else SDPBackend.FLASH_ATTENTION):
-            loss = train_step(model, head, stage, step, first)
+            if stage.symmetry:
+                loss = symmetric_step(model, stage, step, first)
+            else:
+                loss = train_step(model, head, stage, step, first)
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -335,7 +388,7 @@ def run(output: Path, stages: tuple[Stage, ...], every: int) -> None:
         for kept, new in zip(average.module.buffers(), model.buffers(), strict=True):
             kept.copy_(new)
         optimizer.zero_grad(set_to_none=True)
-        step, first = step + 1, first + stage.batch
+        step, first = step + 1, first + (stage.batch // 2 if stage.symmetry else stage.batch)
         losses.append(loss.item())
         last = place + 1 == stage.steps
         if step % 50 == 0 or last:
