@@ -1,6 +1,6 @@
 """Each stage against the published recipe, side by side in one process, in turn; ratios of medians are of pairs.
 
-    python benchmarks/speed.py [--sam vit_b] [--pairs 5] [--stages text surgery encoder decoder] [--output FILE.json]
+    python benchmarks/speed.py [--sam vit_b] [--pairs 5] [--stages text encoder ...] [--output FILE.json]
 
 Weights are seeded: speed doesn't depend on them. "exact" is float32 and agrees with the published result to rounding;
 the relative error is printed beside every ratio.
@@ -14,8 +14,10 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +25,21 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from PIL import Image as PILImage
 from segment_anything import SamPredictor, sam_model_registry
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import published
 
-from clip2sam.clip import encode_prompts
+from clip2sam.clip import SurgeryCLIP
 from clip2sam.coco import encode_mask
+from clip2sam.evaluate import iou, scene_examples
+from clip2sam.labels import as_label_set
+from clip2sam.loading import load
 from clip2sam.points import point_prompts, pool_grid, select_points
 from clip2sam.sam import PointSAM
 from clip2sam.sam.encoder import encode_image
 from clip2sam.similarity import feature_surgery
-from clip2sam.types import Image
 
 WORDS = [
     *("person", "bicycle", "car", "bus", "train", "truck", "boat", "bench", "bird", "cat"),
@@ -44,30 +47,33 @@ WORDS = [
 ]
 
 
-def compare(name: str, theirs: Callable[[], Any], ours: Callable[[], Any], pairs: int, **more: Any) -> dict[str, Any]:
-    """Time both in turn after one warm-up each; the ratio is theirs / ours, pair by pair."""
-    theirs()
-    ours()
-    times: list[tuple[float, float]] = []
-    for _ in range(pairs):
-        start = time.perf_counter()
-        theirs()
-        middle = time.perf_counter()
-        ours()
-        times.append((middle - start, time.perf_counter() - middle))
-    ratios = sorted(a / b for a, b in times)
-    row = {
-        "name": name,
-        "published, s": statistics.median(a for a, _ in times),
-        "ours, s": statistics.median(b for _, b in times),
-        "ratio": statistics.median(ratios),
-        "ratio, least": ratios[0],
-        "ratio, most": ratios[-1],
-        "pairs": pairs,
-        **more,
-    }
-    print(json.dumps(row), flush=True)
-    return row
+def compare(theirs: Callable[[], Any], ours: Mapping[str, Callable[[], Any]], pairs: int) -> list[dict[str, Any]]:
+    """Time theirs and each of ours in turn, after one warm-up each; a ratio is theirs / ours of the same turn."""
+    for run in (theirs, *ours.values()):
+        run()
+    turns = [[seconds(run) for run in (theirs, *ours.values())] for _ in range(pairs)]
+    rows = []
+    for i, name in enumerate(ours, 1):
+        ratios = sorted(turn[0] / turn[i] for turn in turns)
+        row = {
+            "name": name,
+            "published, s": statistics.median(turn[0] for turn in turns),
+            "ours, s": statistics.median(turn[i] for turn in turns),
+            "ratio": statistics.median(ratios),
+            "ratio, least": ratios[0],
+            "ratio, most": ratios[-1],
+            "pairs": pairs,
+        }
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return rows
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """How long a call took."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:
@@ -75,92 +81,121 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.float() - theirs).norm() / theirs.norm())
 
 
-def text(pairs: int) -> list[dict[str, Any]]:
-    """20 labels' text features: exact, bf16, and from the cache."""
+def text(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """20 labels' text features: exact, bf16, and from the cache on disk."""
     model = open_clip.create_model("ViT-B-16-quickgelu").eval()
     tokenizer = open_clip.get_tokenizer("ViT-B-16-quickgelu")
-    half, expected = copy.deepcopy(model).bfloat16(), published.text_features(model, tokenizer, WORDS)
-    rows = []
-    for name, own in (("text, 20 labels, exact", model), ("text, 20 labels, bf16", half)):
-        rows.append(
-            compare(
-                name,
-                lambda: published.text_features(model, tokenizer, WORDS),
-                lambda own=own: encode_prompts(own, tokenizer, WORDS),  # type: ignore[misc]
-                pairs,
-                error=error(encode_prompts(own, tokenizer, WORDS), expected),
-            )
-        )
-    return rows
+    half, labels = copy.deepcopy(model).bfloat16(), as_label_set(WORDS)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def encode(own: Any, kept: Path | None = None) -> Tensor:
+            return SurgeryCLIP(own, tokenizer, text_folder=kept).encode_labels(labels)
+
+        encode(model, Path(folder))
+        ours: dict[str, Callable[[], Tensor]] = {
+            "text, 20 labels, exact": lambda: encode(model),
+            "text, 20 labels, bf16": lambda: encode(half),
+            "text, 20 labels, from disk": lambda: encode(model, Path(folder)),
+        }
+        expected = published.text_features(model, tokenizer, WORDS)
+        errors = [error(run(), expected) for run in ours.values()]
+        rows = compare(lambda: published.text_features(model, tokenizer, WORDS), ours, given.pairs)
+    return [{**row, "error": e} for row, e in zip(rows, errors, strict=True)]
 
 
-def surgery(pairs: int) -> list[dict[str, Any]]:
+def surgery(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Feature surgery of 1,025 tokens at 20, 80 and 1,203 labels (the published tensor of the last is 2.5 GB)."""
     rows = []
     tokens = F.normalize(torch.randn(1, 1025, 512), dim=-1)
     for labels in (20, 80, 1203):
         words = F.normalize(torch.randn(labels, 512), dim=-1)
-        expected = published.feature_surgery(tokens[0], words)
-        rows.append(
-            compare(
-                f"feature surgery, {labels} labels",
-                lambda words=words: published.feature_surgery(tokens[0], words),  # type: ignore[misc]
-                lambda words=words: feature_surgery(tokens, words),  # type: ignore[misc]
-                pairs,
-                error=error(feature_surgery(tokens, words)[0], expected),
-            )
-        )
+        wrong = error(feature_surgery(tokens, words)[0], published.feature_surgery(tokens[0], words))
+        ours = {f"feature surgery, {labels} labels": partial(feature_surgery, tokens, words)}
+        timed = compare(partial(published.feature_surgery, tokens[0], words), ours, given.pairs)
+        rows += [{**row, "error": wrong} for row in timed]
     return rows
 
 
 @torch.no_grad()
-def encoder(sam: Any, pairs: int) -> list[dict[str, Any]]:
+def encoder(given: argparse.Namespace) -> list[dict[str, Any]]:
     """The image encoder at 1024 pixels: exact and bf16."""
-    pixels = torch.randn(1, 3, 1024, 1024)
-    half, expected = copy.deepcopy(sam.image_encoder).bfloat16(), sam.image_encoder(pixels)
-    rows = []
-    for name, own in (("encoder, exact", sam.image_encoder), ("encoder, bf16", half)):
-        typed = pixels.to(own.neck[0].weight.dtype)
-        rows.append(
-            compare(
-                name,
-                lambda: sam.image_encoder(pixels),
-                lambda own=own, typed=typed: encode_image(own, typed),  # type: ignore[misc]
-                pairs,
-                error=error(encode_image(own, typed), expected),
-            )
-        )
-    return rows
+    theirs = sam_model_registry[given.sam]().image_encoder.eval()
+    pixels, half = torch.randn(1, 3, 1024, 1024), copy.deepcopy(theirs).bfloat16()
+    ours: dict[str, Callable[[], Tensor]] = {
+        f"{given.sam} encoder, exact": lambda: encode_image(theirs, pixels),
+        f"{given.sam} encoder, bf16": lambda: encode_image(half, pixels.bfloat16()),
+    }
+    expected = theirs(pixels)
+    errors = [error(run(), expected) for run in ours.values()]
+    rows = compare(lambda: theirs(pixels), ours, given.pairs)
+    return [{**row, "error": e} for row, e in zip(rows, errors, strict=True)]
 
 
 @torch.no_grad()
-def decoder(sam: Any, pairs: int, labels: int = 80, size: tuple[int, int] = (480, 640)) -> list[dict[str, Any]]:
-    """80 labels on one picture: points to RLE, and the two halves of it."""
-    rng = np.random.default_rng(0)
-    small = PILImage.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-    image = Image(np.asarray(small.resize(size[::-1], PILImage.Resampling.BICUBIC)), "drawn")
+def decoder(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """80 labels on one picture of 480 x 640: the decoder by itself, the masks and RLE by themselves, and both."""
+    labels, size = 80, (480, 640)
+    sam = sam_model_registry[given.sam]().eval()
     ours, predictor = PointSAM(sam), SamPredictor(sam)
-    predictor.set_image(image.pixels)
-    embedding = predictor.features[0]
+    predictor.features = torch.randn(1, 256, 64, 64)
+    predictor.original_size, predictor.input_size, predictor.is_image_set = size, (768, 1024), True
     coords, point_labels = select_points(pool_grid(torch.randn(labels, 14, 14)), size)
     prompts = point_prompts(coords, point_labels, torch.ones(labels, dtype=torch.bool))
     plain = [
         (xy[kind >= 0].floor().numpy(), kind[kind >= 0].numpy()) for xy, kind in zip(coords, point_labels, strict=True)
     ]
+    tensors = [
+        (predictor.transform.apply_coords_torch(torch.as_tensor(xy)[None], size), torch.as_tensor(kind)[None])
+        for xy, kind in plain
+    ]
 
     def best_logits() -> Tensor:
-        logits, iou = ours.decode(embedding, prompts, size)
+        logits, iou = ours.decode(predictor.features[0], prompts, size)
         return logits[torch.arange(labels), iou.argmax(dim=-1)]
 
-    def our_rles() -> list[dict[str, Any]]:
-        return [encode_mask(m.numpy()) for chunk in ours.upscale(best_logits(), size) for m in chunk]
+    def our_rles(logits: Tensor) -> list[dict[str, Any]]:
+        return [encode_mask(m.numpy()) for chunk in ours.upscale(logits, size) for m in chunk]
 
-    def their_rles() -> list[dict[str, Any]]:
-        return [encode_mask(m) for m in published.masks(predictor, plain)]
+    def their_logits() -> list[Tensor]:
+        made = []
+        for points in tensors:
+            sparse, dense = sam.prompt_encoder(points=points, boxes=None, masks=None)
+            made.append(sam.mask_decoder(predictor.features, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)[0])
+        return made
 
-    same = np.mean([a == b for a, b in zip(our_rles(), their_rles(), strict=True)])
-    name = f"{labels} labels on one picture, points to RLE"
-    return [compare(name, their_rles, our_rles, pairs, identical=float(same))]
+    def their_rles(logits: list[Tensor]) -> list[dict[str, Any]]:
+        masks = [sam.postprocess_masks(x, predictor.input_size, size)[0, 0] > sam.mask_threshold for x in logits]
+        return [encode_mask(m.numpy()) for m in masks]
+
+    mine, theirs = best_logits(), their_logits()
+    same = [a == b for a, b in zip(our_rles(mine), map(encode_mask, published.masks(predictor, plain)), strict=True)]
+    one = {"80 labels, decoder": best_logits}
+    two = {"80 labels, masks and RLE": lambda: our_rles(mine)}
+    both = {"80 labels, points to RLE": lambda: our_rles(best_logits())}
+    rows = compare(their_logits, one, given.pairs) + compare(lambda: their_rles(theirs), two, given.pairs)
+    rows += compare(lambda: [encode_mask(m) for m in published.masks(predictor, plain)], both, given.pairs)
+    return [*rows[:2], {**rows[2], "identical": float(np.mean(same))}]
+
+
+def agreement(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """What bf16 does to masks, on weights that learned something: `tiny` on 100 validation scenes."""
+    exact, half = (load("tiny", precision=p, device="cpu") for p in ("exact", "bf16"))
+    ious, same = [], []
+    for example in scene_examples("validation", 100):
+        one, two = (
+            dict(zip(r.labels, r.masks, strict=True))
+            for r in (s(example.image, list(example.truth)) for s in (exact, half))
+        )
+        same += [(label in one) == (label in two) for label in example.truth]
+        ious += [iou(one[label], two[label]) for label in one if label in two]
+    row = {"name": "tiny, bf16 against exact", "mask IoU": float(np.mean(ious)), "masks": len(ious)}
+    row |= {"IoU, least": min(ious), "IoU, lowest hundredth": float(np.quantile(ious, 0.01))}
+    row |= {"same decision on presence": float(np.mean(same))}
+    print(json.dumps(row), flush=True)
+    return [row]
+
+
+STAGES = {"text": text, "surgery": surgery, "encoder": encoder, "decoder": decoder, "agreement": agreement}
 
 
 def about() -> dict[str, Any]:
@@ -178,21 +213,15 @@ def about() -> dict[str, Any]:
 def main() -> None:
     """Run the stages asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    stages = ["text", "surgery", "encoder", "decoder"]
     parser.add_argument("--sam", default="vit_b", choices=["vit_b", "vit_l", "vit_h"])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--stages", nargs="+", choices=stages, default=stages)
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     torch.manual_seed(0)
-    report: dict[str, Any] = {**about(), "sam": given.sam, "rows": []}
-    print(json.dumps({k: v for k, v in report.items() if k != "rows"}), flush=True)
-    sam = sam_model_registry[given.sam]().eval() if {"encoder", "decoder"} & set(given.stages) else None
-    for stage in given.stages:
-        rows = text(given.pairs) if stage == "text" else surgery(given.pairs) if stage == "surgery" else None
-        report["rows"] += (
-            rows if rows is not None else {"encoder": encoder, "decoder": decoder}[stage](sam, given.pairs)
-        )
+    report = about()
+    print(json.dumps(report), flush=True)
+    report["rows"] = [row for stage in given.stages for row in STAGES[stage](given)]
     if given.output:
         given.output.write_text(json.dumps(report, indent=1))
 
