@@ -8,6 +8,7 @@ from segment_anything import SamPredictor
 from clip2sam.sam import PointSAM
 from clip2sam.sam.choice import agreement
 from clip2sam.sam.encoder import encode_image
+from clip2sam.sam.model import PIXELS_A_BATCH
 from clip2sam.types import Image, PointPrompts
 from tests.models import small_sam
 
@@ -88,7 +89,7 @@ def test_big_masks_are_made_a_few_at_a_time(monkeypatch):
     sam = PointSAM(small_sam())
     logits = torch.randn(5, 32, 32)
     whole = torch.cat(list(sam.upscale(logits, (100, 80))))
-    monkeypatch.setattr("clip2sam.sam.model.PIXELS_A_BATCH", 2 * 128 * 128)
+    monkeypatch.setitem(PIXELS_A_BATCH, "cpu", 2 * 128 * 128)
     chunks = list(sam.upscale(logits, (100, 80)))
     assert [len(c) for c in chunks] == [2, 2, 1]
     assert torch.equal(torch.cat(chunks), whole)

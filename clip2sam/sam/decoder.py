@@ -2,19 +2,19 @@
 
 Prompts have different numbers of points. segment-anything can't batch those: its padding token is attended to, so
 adding it changes the masks. Here the padding is left out of every attention instead, which makes a padded prompt
-the same as the prompt alone. The image's embedding is broadcast over the prompts, never repeated, until the first
-layer has made it depend on them; and no step asks the host anything.
+the same as the prompt alone. What depends on the image alone is made once for all prompts, and its embedding is broadcast,
+never repeated, until the first layer has made it depend on them; no step asks the host anything.
 
 Source: Kirillov et al., 2023, https://arxiv.org/abs/2304.02643, appendix A;
 https://github.com/facebookresearch/segment-anything, `modeling/mask_decoder.py` and `modeling/transformer.py`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def embed_points(
@@ -34,6 +34,19 @@ def embed_points(
     return torch.cat([points, end], dim=1)
 
 
+class ImageSide(NamedTuple):
+    """What depends on the image alone: made once, for all prompts."""
+
+    keys: Float[Tensor, "1 places channels"]
+    size: tuple[int, int]
+    weights: list[Tensor]
+    """Of each layer, then of the final attention: the linear layers that the keys go through, below each other."""
+    fixed: list[Tensor]
+    """What the places' positions and the biases add to their products."""
+    first: Float[Tensor, "1 places three_inner"]
+    """The first layer's products: its keys are still the image's own."""
+
+
 def decode(
     decoder: Any,
     image: Float[Tensor, "channels rows cols"],
@@ -41,6 +54,7 @@ def decode(
     no_mask: Float[Tensor, "channels"],
     sparse: Float[Tensor, "prompts tokens channels"],
     attended: Bool[Tensor, "prompts tokens"],
+    at_once: int,
 ) -> tuple[Float[Tensor, "prompts candidates low low"], Float[Tensor, "prompts candidates"]]:
     """Decode prompts on one image into the three candidate masks.
 
@@ -50,52 +64,114 @@ def decode(
         image_positions: the prompt encoder's `get_dense_pe`.
         no_mask: the embedding that stands for "no mask given".
         sparse: embedded points; `attended` is False at padding.
+        at_once: how many prompts go through together; it bounds the memory.
 
     Returns:
         Logits at 4 times the embedding's resolution, and the predicted IoU of each candidate.
     """
-    channels, rows, cols = image.shape
+    side = _image_side(decoder.transformer, image + no_mask[:, None, None], image_positions)
+    pairs = zip(sparse.split(at_once), attended.split(at_once), strict=True)
+    logits, iou = zip(*(_decode_some(decoder, side, points, kept) for points, kept in pairs), strict=True)
+    return torch.cat(logits), torch.cat(iou)
+
+
+def _decode_some(decoder: Any, side: ImageSide, sparse: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+    if not sparse.is_cuda:  # to ask how long the longest is would make a GPU wait
+        used = attended.any(dim=0)
+        sparse, attended = sparse[:, used], attended[:, used]
     outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(sparse), -1, -1)
     tokens = torch.cat([outputs, sparse], dim=1)
     keep = F.pad(attended, (outputs.shape[1], 0), value=True)[:, None, None]
-    keys = (image + no_mask[:, None, None]).flatten(1).T[None]
-    tokens, keys = _two_way(decoder.transformer, keys, image_positions.flatten(1).T[None], tokens, keep)
-    upscaled = decoder.output_upscaling(keys.transpose(1, 2).reshape(-1, channels, rows, cols))
+    tokens, keys = _two_way(decoder.transformer, side, tokens, keep)
     many = range(1, decoder.num_mask_tokens)  # token 0 is the single-mask output
     hyper = torch.stack([decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in many], dim=1)
-    logits = (hyper @ upscaled.flatten(2)).unflatten(-1, upscaled.shape[-2:])
-    return logits, decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
+    iou = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
+    return _mask_logits(decoder.output_upscaling, keys, side.size, hyper), iou
 
 
-def _two_way(transformer: Any, keys: Tensor, key_pe: Tensor, query_pe: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """The two-way transformer: tokens (prompts, tokens, C) and image (1 or prompts, positions, C) attend in turn.
+def _image_side(transformer: Any, image: Tensor, image_positions: Tensor) -> ImageSide:
+    keys, places = (x.flatten(1).T[None] for x in (image, image_positions))
+    final = transformer.final_attn_token_to_image
+    weights, fixed = [], []
+    for attention, back in [
+        *((x.cross_attn_token_to_image, [x.cross_attn_image_to_token.q_proj]) for x in transformer.layers),
+        (final, []),
+    ]:
+        linears = [attention.k_proj, attention.v_proj, *back]
+        weights.append(torch.cat([linear.weight for linear in linears]))
+        here = [torch.zeros_like(places) if linear is attention.v_proj else places for linear in linears]
+        fixed.append(torch.cat([linear(x) for linear, x in zip(linears, here, strict=True)], dim=-1))
+    size = (image.shape[1], image.shape[2])
+    return ImageSide(keys, size, weights, fixed, F.linear(keys, weights[0]) + fixed[0])
+
+
+def _two_way(transformer: Any, side: ImageSide, query_pe: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The two-way transformer: tokens (prompts, tokens, C) and image (prompts, places, C) attend in turn.
 
     `keep` (prompts, 1, 1, tokens) says which tokens may be attended to.
     """
-    queries = query_pe
-    for layer in transformer.layers:
+    queries, keys = query_pe, side.keys
+    for i, layer in enumerate(transformer.layers):
+        k, v, q = (side.first if i == 0 else _products(side, i, keys)).chunk(3, dim=-1)
         if layer.skip_first_layer_pe:
-            queries = _attend(layer.self_attn, queries, queries, queries, keep)
+            queries = _self_attend(layer.self_attn, queries, queries, keep)
         else:
-            q = queries + query_pe
-            queries = queries + _attend(layer.self_attn, q, q, queries, keep)
+            queries = queries + _self_attend(layer.self_attn, queries + query_pe, queries, keep)
         queries = layer.norm1(queries)
-        to_image = _attend(layer.cross_attn_token_to_image, queries + query_pe, keys + key_pe, keys)
-        queries = layer.norm2(queries + to_image)
+        to_image = layer.cross_attn_token_to_image
+        queries = layer.norm2(queries + _attend(to_image, to_image.q_proj(queries + query_pe), k, v))
         queries = layer.norm3(queries + layer.mlp(queries))
-        to_tokens = _attend(layer.cross_attn_image_to_token, keys + key_pe, queries + query_pe, queries, keep)
-        keys = layer.norm4(keys + to_tokens)
-    last = _attend(transformer.final_attn_token_to_image, queries + query_pe, keys + key_pe, keys)
+        back = layer.cross_attn_image_to_token
+        to_tokens = _attend(back, q, back.k_proj(queries + query_pe), back.v_proj(queries), keep)
+        keys = layer.norm4(to_tokens.add_(keys))
+    final = transformer.final_attn_token_to_image
+    k, v = _products(side, -1, keys).chunk(2, dim=-1)
+    last = _attend(final, final.q_proj(queries + query_pe), k, v)
     return transformer.norm_final_attn(queries + last), keys
 
 
+def _products(side: ImageSide, i: int, keys: Tensor) -> Tensor:
+    """All that the i-th layer wants to know of the image in one product: (prompts, places, inner) beside each other."""
+    return F.linear(keys, side.weights[i]).add_(side.fixed[i])
+
+
+def _self_attend(attention: Any, positioned: Tensor, values: Tensor, keep: Tensor) -> Tensor:
+    q, k, v = attention.q_proj(positioned), attention.k_proj(positioned), attention.v_proj(values)
+    return _attend(attention, q, k, v, keep)
+
+
 def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:
-    """segment-anything's attention layer with a mask; a batch of 1 on either side is broadcast."""
-    heads = [
-        projection(x).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-        for projection, x in ((attention.q_proj, q), (attention.k_proj, k), (attention.v_proj, v))
-    ]
+    """segment-anything's attention behind its input projections, with a mask; a batch of 1 is broadcast."""
     batch = max(len(q), len(k))
-    q, k, v = (x.expand(batch, -1, -1, -1) for x in heads)
+    q, k, v = (
+        x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2).expand(batch, -1, -1, -1) for x in (q, k, v)
+    )
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
     return attention.out_proj(out.transpose(1, 2).flatten(2))
+
+
+def _mask_logits(
+    upscaling: Any,
+    keys: Float[Tensor, "prompts places channels"],
+    size: tuple[int, int],
+    hyper: Float[Tensor, "prompts candidates low_channels"],
+) -> Float[Tensor, "prompts candidates low_rows low_cols"]:
+    """Upscale the image 4 times and multiply it with each candidate's vector.
+
+    A transposed convolution whose stride is its kernel's side is one linear layer per place. With the channels last
+    the norm over them is one pass, and only the logits are ever put in the order of pixels.
+    """
+    first, norm, activation, second, _ = upscaling
+    x = _spread(first, keys)  # (prompts, places, 2, 2, channels / 4)
+    x = activation(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
+    x = activation(_spread(second, x))  # (prompts, places, 2, 2, 2, 2, channels / 8)
+    logits = x.flatten(1, -2) @ hyper.transpose(1, 2)
+    logits = logits.unflatten(1, (*size, 2, 2, 2, 2))  # row, col, half row, half col, quarter row, quarter col
+    return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5).flatten(2, 4)
+
+
+def _spread(convolution: nn.ConvTranspose2d, x: Float[Tensor, "*places channels"]) -> Float[Tensor, "*places 2 2 out"]:
+    """A transposed convolution of kernel and stride 2, with the four results of each place beside each other."""
+    weight, bias = convolution.weight, convolution.bias
+    assert bias is not None
+    return F.linear(x, weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4)).unflatten(-1, (2, 2, -1))

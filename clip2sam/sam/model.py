@@ -15,10 +15,10 @@ from clip2sam.sam.decoder import decode, embed_points
 from clip2sam.sam.encoder import encode_image
 from clip2sam.types import Image, PointPrompts
 
-PROMPTS_A_BATCH = 16
-"""Bounds the decoder's memory: ViT-H's takes about 25 MB a prompt."""
+PROMPTS_A_BATCH = {"cpu": 1, "cuda": 32}
+"""Prompts decoded together. On a CPU one after the other stays in the cache; a GPU wants to be filled (25 MB each)."""
 
-PIXELS_A_BATCH = 32 * 2**20
+PIXELS_A_BATCH = {"cpu": 2**20, "cuda": 32 * 2**20}
 """Bounds the memory of masks at the picture's size: so many float pixels at once, or one mask."""
 
 
@@ -81,20 +81,15 @@ class PointSAM:
         coords = pixel_indices(prompts.coords) * scale
         encoder = self.sam.prompt_encoder
         positions, no_mask = encoder.get_dense_pe()[0], encoder.no_mask_embed.weight[0]
-        chunks = [
-            decode(
-                self.sam.mask_decoder,
-                embedding,
-                positions,
-                no_mask,
-                embed_points(encoder, xy, labels),
-                F.pad(labels != PADDING, (0, 1), value=True),
-            )
-            for xy, labels in zip(
-                coords.split(PROMPTS_A_BATCH), prompts.point_labels.split(PROMPTS_A_BATCH), strict=True
-            )
-        ]
-        return torch.cat([logits for logits, _ in chunks]), torch.cat([iou for _, iou in chunks])
+        return decode(
+            self.sam.mask_decoder,
+            embedding,
+            positions,
+            no_mask,
+            embed_points(encoder, coords, prompts.point_labels),
+            F.pad(prompts.point_labels != PADDING, (0, 1), value=True),
+            PROMPTS_A_BATCH.get(self.device.type, PROMPTS_A_BATCH["cuda"]),
+        )
 
     def no_candidates(self) -> tuple[Float[Tensor, "0 3 low low"], Float[Tensor, "0 3"]]:
         """What `decode` gives for no prompt at all."""
@@ -111,10 +106,14 @@ class PointSAM:
         """
         if not len(logits):
             return
-        side, (height, width) = self.input_side, self.frame_size(size)
-        at_once = max(PIXELS_A_BATCH // max(size[0] * size[1], side * side), 1)
-        for chunk in logits.split(at_once):
-            frame = F.interpolate(chunk[None], (side, side), mode="bilinear", align_corners=False)
+        height, width = self.frame_size(size)
+        times = self.input_side // logits.shape[-1]
+        # The padding is cut before the first resize too, but for the one row and column that it looks at.
+        rows, cols = (min(-(-side // times) + 1, logits.shape[-1]) for side in (height, width))
+        pixels = PIXELS_A_BATCH.get(self.device.type, PIXELS_A_BATCH["cuda"])
+        at_once = max(pixels // max(size[0] * size[1], rows * cols * times**2), 1)
+        for chunk in logits[:, :rows, :cols].split(at_once):
+            frame = F.interpolate(chunk[None], (rows * times, cols * times), mode="bilinear", align_corners=False)
             masks = F.interpolate(frame[..., :height, :width], size, mode="bilinear", align_corners=False)
             yield masks[0] > self.sam.mask_threshold
 
