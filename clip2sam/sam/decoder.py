@@ -2,8 +2,8 @@
 
 Prompts have different numbers of points. segment-anything can't batch those: its padding token is attended to, so
 adding it changes the masks. Here the padding is left out of every attention instead, which makes a padded prompt
-the same as the prompt alone. What depends on the image alone is made once for all prompts, and its embedding is broadcast,
-never repeated, until the first layer has made it depend on them; no step asks the host anything.
+the same as the prompt alone. What depends on the image alone is made once for all prompts, and its embedding is
+broadcast, never repeated, until the first layer has made it depend on them; on a GPU no step asks the host anything.
 
 Source: Kirillov et al., 2023, https://arxiv.org/abs/2304.02643, appendix A;
 https://github.com/facebookresearch/segment-anything, `modeling/mask_decoder.py` and `modeling/transformer.py`.
@@ -143,9 +143,7 @@ def _self_attend(attention: Any, positioned: Tensor, values: Tensor, keep: Tenso
 def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:
     """segment-anything's attention behind its input projections, with a mask; a batch of 1 is broadcast."""
     batch = max(len(q), len(k))
-    q, k, v = (
-        x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2).expand(batch, -1, -1, -1) for x in (q, k, v)
-    )
+    q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2).expand(batch, -1, -1, -1) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
     return attention.out_proj(out.transpose(1, 2).flatten(2))
 
