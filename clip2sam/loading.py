@@ -12,6 +12,8 @@ from clip2sam.config import Config
 from clip2sam.errors import ConfigError
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PointSAM
+from clip2sam.sam.attention import fastest
+from clip2sam.sam.model import PICTURES_A_BATCH
 from clip2sam.scenes import COLOURS, SHAPES
 from clip2sam.tiny import load_tiny_clip, load_tiny_sam
 
@@ -30,6 +32,7 @@ def load(
     config: Config | None = None,
     device: str = "auto",
     precision: str = "exact",
+    compiled: bool = False,
     resolution: int | None = None,
     clip_checkpoint: str | os.PathLike[str] | None = None,
     sam_checkpoint: str | os.PathLike[str] | None = None,
@@ -46,6 +49,7 @@ def load(
         config: the settings; by default what suits the preset. `clip2sam.published()` is the published recipe.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
         precision: "exact" (float32), or "bf16" or "fp16" for the two image encoders and the text tower.
+        compiled: put SAM's image encoder through `torch.compile`: minutes at first, faster then, for long runs.
         resolution: side of CLIP's square input in pixels; by default the model's own.
         clip_checkpoint, sam_checkpoint: files of your own for the preset's architectures; opened as tensors only.
         weights_dir: where weights are kept; by default CLIP2SAM_WEIGHTS, else the user's cache folder.
@@ -67,8 +71,10 @@ def load(
     clip, sam = clip.to(where, dtype), sam.to(where)
     sam.image_encoder.to(dtype)
     settings = config or PRESET_CONFIGS.get(preset or "", Config())
-    words = weights.weights_dir(weights_dir) / "text_features"
-    return Segmenter(SurgeryCLIP(clip, tokenizer, resolution=resolution, text_folder=words), PointSAM(sam), settings)
+    kept = weights.weights_dir(weights_dir)
+    surgery = SurgeryCLIP(clip, tokenizer, resolution=resolution, text_folder=kept / "text_features")
+    attention = fastest(sam.image_encoder, PICTURES_A_BATCH, kept / "attention.json")
+    return Segmenter(surgery, PointSAM(sam, attention, compiled=compiled), settings)
 
 
 def _load_clip(preset: weights.Preset, checkpoint: Any, place: dict[str, Any]) -> tuple[Any, Any]:

@@ -20,9 +20,9 @@ from clip2sam.hashing import state_sha256
 from clip2sam.images import load_image
 from clip2sam.labelling.commands import export as export_command
 from clip2sam.labelling.commands import label as label_command
-from clip2sam.labelling.engine import GROUP
 from clip2sam.labelling.fingerprint import check_same
 from clip2sam.labelling.run import label, label_iter
+from clip2sam.sam.model import PICTURES_A_BATCH as GROUP
 from tests import labelling_worker
 from tests.labelling_fakes import small_segmenter, threads_named, write_pictures
 

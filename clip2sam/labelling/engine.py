@@ -19,10 +19,8 @@ from clip2sam.labelling.record import FoundMask
 from clip2sam.picture import Image
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import as_result
+from clip2sam.sam.model import PICTURES_A_BATCH
 from clip2sam.types import LabelSet
-
-GROUP = 4
-"""Pictures that the encoders take at once on a device that is no CPU."""
 
 T = TypeVar("T")
 
@@ -55,7 +53,7 @@ class SegmenterEngine:
         self.segmenter = segmenter
         if keep_above is not None:
             self.labels, self.segmenter = _lowered(segmenter, labels, keep_above)
-        self.group = 1 if segmenter.clip.device.type == "cpu" else GROUP
+        self.group = 1 if segmenter.clip.device.type == "cpu" else PICTURES_A_BATCH
 
     def predict(self, images: Sequence[Image]) -> list[Any]:
         """A `Prediction` for each picture."""

@@ -1,11 +1,9 @@
 """SAM's image encoder over segment-anything's own weights, through `scaled_dot_product_attention`.
 
 The official attention writes out every score, adds the relative positions to them, and takes the softmax: for a global
-block of ViT-H that is 1 GB several times over. Here the relative positions are the attention's mask, made for a few
-rows of queries at a time, so the scores never exist as a whole. Windows that stick out over the picture's edge are
-padded behind the qkv product, whose value for a padded token is known: its bias.
+block of ViT-H that is 1 GB several times over. Here they never exist as a whole (`attention.py`). Windows that stick
+out over the picture's edge are padded behind the qkv product, whose value for a padded token is known: its bias.
 
-Relative positions use the unscaled query: scale * q.k + q.Rh + q.Rw.
 Source: Li et al., 2022, https://arxiv.org/abs/2112.01526 and https://arxiv.org/abs/2203.16527;
 https://github.com/facebookresearch/segment-anything, `modeling/image_encoder.py`.
 """
@@ -18,35 +16,39 @@ from jaxtyping import Float
 from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import Tensor
 
-MASK_BYTES = 64 * 2**20
-"""Bounds the mask of one attention call; larger ones gain nothing."""
+from clip2sam.sam.attention import MASKED, WAYS, Attention
 
 
-def encode_image(encoder: Any, pixels: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch channels rows cols"]:
+def encode_image(
+    encoder: Any, pixels: Float[Tensor, "batch 3 side side"], attention: Attention = MASKED
+) -> Float[Tensor, "batch channels rows cols"]:
     """What segment-anything's `ImageEncoderViT` returns, to rounding.
 
     Args:
         encoder: the `ImageEncoderViT`, in any floating-point dtype.
         pixels: normalised and padded pictures in the encoder's dtype.
+        attention: the ways to compute it; they differ in speed, and in their last digits.
     """
     x = encoder.patch_embed(pixels)
     if encoder.pos_embed is not None:
         x = x + encoder.pos_embed
     for block in encoder.blocks:
-        x = x + _block_attention(block, block.norm1(x))
+        x = x + _block_attention(block, block.norm1(x), attention)
         x = x + block.mlp(block.norm2(x))
     return encoder.neck(x.permute(0, 3, 1, 2))
 
 
-def _block_attention(block: Any, x: Float[Tensor, "batch rows cols width"]) -> Float[Tensor, "batch rows cols width"]:
+def _block_attention(
+    block: Any, x: Float[Tensor, "batch rows cols width"], attention: Attention
+) -> Float[Tensor, "batch rows cols width"]:
     """One block's attention, over the whole picture or inside windows."""
     rows, cols, side = x.shape[1], x.shape[2], block.window_size
     qkv = block.attn.qkv(x)
     if not side:
-        return block.attn.proj(_attend(block.attn, qkv))
+        return block.attn.proj(_attend(block.attn, qkv, attention.whole))
     windows = _windows(qkv, block.attn.qkv.bias, side)
     down, across = -(-rows // side), -(-cols // side)
-    out = _attend(block.attn, windows).unflatten(0, (-1, down, across))
+    out = _attend(block.attn, windows, attention.windows).unflatten(0, (-1, down, across))
     out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :rows, :cols]
     return block.attn.proj(out)
 
@@ -66,8 +68,10 @@ def _windows(
     return qkv.reshape(batch, down, side, across, side, triple).transpose(2, 3).reshape(-1, side, side, triple)
 
 
-def _attend(attention: Any, qkv: Float[Tensor, "batch rows cols triple"]) -> Float[Tensor, "batch rows cols width"]:
-    """Multi-head attention with decomposed relative positions, a few rows of queries at a time."""
+def _attend(
+    attention: Any, qkv: Float[Tensor, "batch rows cols triple"], way: str
+) -> Float[Tensor, "batch rows cols width"]:
+    """Multi-head attention with decomposed relative positions."""
     batch, rows, cols, _ = qkv.shape
     q, k, v = qkv.reshape(batch, rows * cols, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
     if not attention.use_rel_pos:
@@ -75,20 +79,7 @@ def _attend(attention: Any, qkv: Float[Tensor, "batch rows cols triple"]) -> Flo
     grid = q.unflatten(2, (rows, cols))
     down = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(rows, rows, attention.rel_pos_h))
     across = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(cols, cols, attention.rel_pos_w))
-    row_bytes = batch * attention.num_heads * cols * rows * cols * q.element_size()
-    at_once = max(MASK_BYTES // row_bytes, 1)
-    pieces = [
-        F.scaled_dot_product_attention(
-            grid[:, :, i : i + at_once].flatten(2, 3),
-            k,
-            v,
-            attn_mask=(down[:, :, i : i + at_once, :, :, None] + across[:, :, i : i + at_once, :, None, :])
-            .flatten(4)
-            .flatten(2, 3),
-        )
-        for i in range(0, rows, at_once)
-    ]
-    return _join(torch.cat(pieces, dim=2), rows, cols)
+    return _join(WAYS[way](q, k, v, down, across), rows, cols)
 
 
 def _join(

@@ -11,9 +11,13 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from clip2sam.points import PADDING, pixel_indices
+from clip2sam.sam.attention import MASKED, Attention
 from clip2sam.sam.decoder import decode, embed_points
 from clip2sam.sam.encoder import encode_image
 from clip2sam.types import Image, PointPrompts
+
+PICTURES_A_BATCH = 4
+"""Pictures that the encoders take at once in a run over a data set, on a device that is no CPU."""
 
 PROMPTS_A_BATCH = {"cpu": 1, "cuda": 32}
 """Prompts decoded together. On a CPU one after the other stays in the cache; a GPU wants to be filled (25 MB each)."""
@@ -28,10 +32,14 @@ class PointSAM:
     Args:
         sam: segment-anything's `Sam`, in evaluation mode, on its device. Its image encoder may be in bfloat16 or
             float16; the prompt encoder and the mask decoder are in float32.
+        attention: how the image encoder computes its attention; `attention.fastest` measures it.
+        compiled: put the image encoder through `torch.compile`, once for every batch size that comes.
     """
 
-    def __init__(self, sam: Any) -> None:
+    def __init__(self, sam: Any, attention: Attention = MASKED, *, compiled: bool = False) -> None:
         self.sam = sam.eval()
+        self.attention = attention
+        self._encode = torch.compile(encode_image, dynamic=False) if compiled else encode_image
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +70,7 @@ class PointSAM:
     def encode_image(self, pixels: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch channels rows cols"]:
         """The image embeddings, in float32 whatever the encoder's precision."""
         dtype = self.sam.image_encoder.neck[0].weight.dtype
-        return encode_image(self.sam.image_encoder, pixels.to(dtype)).float()
+        return self._encode(self.sam.image_encoder, pixels.to(dtype), self.attention).float()
 
     @torch.no_grad()
     def decode(

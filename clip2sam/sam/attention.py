@@ -1,0 +1,191 @@
+"""Three ways to compute the attention of SAM's image encoder, and which of them is the fastest on a device.
+
+A score is scale * q.k + q.Rh(row) + q.Rw(col): the relative positions use the query without its scale.
+
+- "masked": the relative positions are `scaled_dot_product_attention`'s mask, made for some rows of queries at a time.
+- "joined": the query carries its products with all rows' and columns' positions, and the key says by a one which row
+  and column it is in, so that q.k is the whole score. No mask, longer heads: 208 in place of 80 for ViT-H.
+- "flex": FlexAttention looks them up score by score. It has to be compiled and is meant for CUDA.
+
+Source: Li et al., 2022, https://arxiv.org/abs/2112.01526 and https://arxiv.org/abs/2203.16527;
+https://github.com/facebookresearch/segment-anything, `modeling/image_encoder.py`.
+"""
+
+import json
+import logging
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+MASK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
+"""Bounds the mask of one call; on a CPU larger ones gain nothing, on a GPU small ones leave it idle."""
+
+log = logging.getLogger("clip2sam")
+
+
+class Attention(NamedTuple):
+    """The names of the ways for windows and for the whole picture."""
+
+    windows: str = "masked"
+    whole: str = "masked"
+
+
+MASKED = Attention()
+
+
+def masked(
+    q: Float[Tensor, "batch heads tokens dim"],
+    k: Float[Tensor, "batch heads tokens dim"],
+    v: Float[Tensor, "batch heads tokens dim"],
+    down: Float[Tensor, "batch heads rows cols rows"],
+    across: Float[Tensor, "batch heads rows cols cols"],
+) -> Float[Tensor, "batch heads tokens dim"]:
+    """Attention with the relative positions as a mask.
+
+    Args:
+        q, k, v: tokens row by row.
+        down, across: what each query gives to the keys of each row, and of each column.
+    """
+    batch, heads, rows, cols, _ = down.shape
+    row_bytes = batch * heads * cols * rows * cols * q.element_size()
+    at_once = max(MASK_BYTES.get(q.device.type, MASK_BYTES["cuda"]) // row_bytes, 1)
+    pieces = []
+    for i in range(0, rows, at_once):
+        part = slice(i, i + at_once)
+        mask = down[:, :, part, :, :, None] + across[:, :, part, :, None, :]
+        queries = q.unflatten(2, (rows, cols))[:, :, part].flatten(2, 3)
+        pieces.append(F.scaled_dot_product_attention(queries, k, v, attn_mask=mask.flatten(4).flatten(2, 3)))
+    return torch.cat(pieces, dim=2)
+
+
+def joined(q: Tensor, k: Tensor, v: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """As `masked`, with the relative positions inside the heads, filled up to a multiple of 8 as kernels want it."""
+    rows, cols, dim = down.shape[2], down.shape[3], q.shape[-1]
+    missing = -(dim + rows + cols) % 8
+    places = torch.cat(
+        [
+            torch.eye(rows, dtype=k.dtype, device=k.device).repeat_interleave(cols, dim=0),
+            torch.eye(cols, dtype=k.dtype, device=k.device).repeat(rows, 1),
+        ],
+        dim=1,
+    )
+    positions = torch.cat([down, across], dim=-1).flatten(2, 3) * dim**0.5  # the scale takes it away again
+    q = F.pad(torch.cat([q, positions], dim=-1), (0, missing))
+    k = F.pad(torch.cat([k, places.expand(*k.shape[:2], -1, -1)], dim=-1), (0, missing))
+    return F.scaled_dot_product_attention(q, k, v, scale=dim**-0.5)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """As `masked`, with the relative positions looked up for every score."""
+    cols = down.shape[3]
+    down, across = down.flatten(2, 3), across.flatten(2, 3)
+
+    return _flex_attention(q.is_cuda)(
+        q,
+        k,
+        v,
+        score_mod=lambda score, b, h, query, key: (
+            score + down[b, h, query, key // cols] + across[b, h, query, key % cols]
+        ),
+    )
+
+
+@cache
+def _flex_attention(compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
+
+
+WAYS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "masked": masked,
+    "joined": joined,
+    "flex": flex,
+}
+
+
+def fastest(encoder: Any, batch: int, kept: Path) -> Attention:
+    """The fastest ways for an `ImageEncoderViT` where it is, for batches of that size.
+
+    On a CPU, and in float32, that is "masked". On a GPU the three are measured once and the result is kept in the
+    file `kept`, so that every later run takes the same way and gets the same last digits.
+    """
+    weight = encoder.patch_embed.proj.weight
+    blocks = [block for block in encoder.blocks if block.attn.use_rel_pos]
+    if weight.device.type != "cuda" or weight.dtype == torch.float32 or not blocks:
+        return MASKED
+    heads, dim = blocks[0].attn.num_heads, blocks[0].attn.qkv.in_features // blocks[0].attn.num_heads
+    side = encoder.img_size // encoder.patch_embed.proj.kernel_size[0]
+    window = next((block.window_size for block in blocks if block.window_size), side)
+    shapes = [(batch * (-(-side // window)) ** 2, heads, window, dim), (batch, heads, side, dim)]
+    return Attention(*(_fastest_at(shape, weight.dtype, weight.device, kept) for shape in shapes))
+
+
+def _fastest_at(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, kept: Path) -> str:
+    """The fastest way at (batch, heads, side, dim), as kept, or else measured and kept."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    key = f"{where}, torch {torch.__version__}, {dtype}, batch x heads x side x dim {'x'.join(map(str, shape))}"
+    known = _read(kept)
+    if key not in known:
+        known[key] = {way: seconds for way in WAYS if (seconds := _tried(way, shape, dtype, device)) is not None}
+        _write(kept, known)
+    best = min(known[key], key=known[key].__getitem__, default="masked")
+    log.info("attention: %s for %s (seconds: %s)", best, key, known[key])
+    return best
+
+
+def _tried(way: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> float | None:
+    """How long a way takes, or None if it doesn't work here: no kernel for the shape, no compiler, no memory."""
+    try:
+        return measure(way, *shape, dtype, device)
+    except Exception as error:
+        log.warning("attention: %s doesn't work here (%s: %s); left out", way, type(error).__name__, error)
+        return None
+
+
+@torch.no_grad()
+def measure(
+    way: str, batch: int, heads: int, side: int, dim: int, dtype: torch.dtype, device: torch.device, times: int = 5
+) -> float:
+    """Median seconds of one attention over side x side tokens, after a call to warm up. Raises what the way raises."""
+    q, k, v = (torch.randn(batch, heads, side**2, dim, dtype=dtype, device=device) for _ in range(3))
+    down, across = (torch.randn(batch, heads, side, side, side, dtype=dtype, device=device) for _ in range(2))
+    taken = []
+    for _ in range(times + 1):
+        began = time.perf_counter()
+        WAYS[way](q, k, v, down, across)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])
+
+
+def _read(kept: Path) -> dict[str, dict[str, float]]:
+    try:
+        return dict(json.loads(kept.read_text()))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("%s can't be read (%s); measured again", kept, error)
+        return {}
+
+
+def _write(kept: Path, known: dict[str, dict[str, float]]) -> None:
+    """Move the file into place whole; another process may write it at the same time."""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=kept.parent, suffix=".part", delete=False) as part:
+            json.dump(known, part, indent=1)
+        os.replace(part.name, kept)
+    except OSError as error:
+        log.warning("%s can't be written (%s); the next run measures again", kept, error)

@@ -1,0 +1,113 @@
+"""The ways to compute attention agree, the fastest is measured once, and the encoder compiles in one piece."""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from clip2sam.sam import attention
+from clip2sam.sam.attention import MASK_BYTES, WAYS, Attention, fastest, measure
+from clip2sam.sam.encoder import encode_image
+from tests.models import small_sam
+
+SHAPE = (2, 3, 5, 8)
+"""Batch, heads, side, channels a head."""
+
+
+def attention_input() -> list[torch.Tensor]:
+    batch, heads, side, dim = SHAPE
+    qkv = [torch.randn(batch, heads, side**2, dim) for _ in range(3)]
+    return [*qkv, *(torch.randn(batch, heads, side, side, side) for _ in range(2))]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mask_bytes", [1, 2**26])
+def test_every_way_is_the_formula(monkeypatch, way, mask_bytes):
+    monkeypatch.setitem(MASK_BYTES, "cpu", mask_bytes)
+    q, k, v, down, across = attention_input()
+    positions = (down[..., :, None] + across[..., None, :]).flatten(4).flatten(2, 3)
+    expected = (q @ k.transpose(2, 3) / math.sqrt(q.shape[-1]) + positions).softmax(-1) @ v
+    torch.testing.assert_close(WAYS[way](q, k, v, down, across), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("way", WAYS)
+@torch.no_grad()
+def test_the_encoder_is_the_official_one_in_every_way(way):
+    """Windows that stick out, biases that aren't zero, relative positions that matter."""
+    encoder = small_sam().image_encoder
+    for block in encoder.blocks:
+        for parameter in (block.attn.qkv.bias, block.attn.rel_pos_h, block.attn.rel_pos_w):
+            parameter.normal_()
+    pixels = torch.randn(2, 3, 128, 128)
+    ours = encode_image(encoder, pixels, Attention(way, way))
+    torch.testing.assert_close(ours, encoder(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_a_cpu_measures_nothing(tmp_path):
+    assert fastest(small_sam().image_encoder.bfloat16(), 4, tmp_path / "attention.json") == Attention(
+        "masked", "masked"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_fastest_is_measured_once_and_kept(monkeypatch, tmp_path, caplog):
+    seconds, asked = {"masked": 3.0, "joined": 1.0, "flex": 2.0}, []
+
+    def measured(way, *shape_and_place):
+        asked.append(way)
+        return seconds[way]
+
+    monkeypatch.setattr(attention, "measure", measured)
+    kept = tmp_path / "folder" / "attention.json"
+    caplog.set_level(logging.INFO, "clip2sam")
+    for _ in range(2):
+        assert attention._fastest_at(SHAPE, torch.bfloat16, torch.device("cpu"), kept) == "joined"
+    assert asked == ["masked", "joined", "flex"]
+    assert "attention: joined for cpu, torch" in caplog.text
+    assert list(json.loads(kept.read_text()).values()) == [seconds]
+    assert attention._fastest_at((1, *SHAPE[1:]), torch.bfloat16, torch.device("cpu"), kept) == "joined"
+    assert len(asked) == 6, "another shape is measured by itself"
+
+
+def test_a_way_without_a_kernel_is_left_out(monkeypatch, tmp_path, caplog):
+    def broken(*tensors):
+        raise RuntimeError("no kernel for this shape")
+
+    monkeypatch.setitem(WAYS, "masked", broken)
+    monkeypatch.setitem(WAYS, "flex", broken)
+    kept = tmp_path / "attention.json"
+    kept.write_text("{damaged")
+    assert attention._fastest_at(SHAPE, torch.float32, torch.device("cpu"), kept) == "joined"
+    assert "masked doesn't work here (RuntimeError: no kernel for this shape)" in caplog.text
+    assert "can't be read" in caplog.text
+    assert "no kernel" not in kept.read_text()
+
+
+def test_a_measure_takes_time():
+    assert 0 < measure("masked", *SHAPE, torch.float32, torch.device("cpu"), times=1) < 60
+
+
+COMPILE = """
+import torch
+from clip2sam.sam.attention import Attention
+from clip2sam.sam.encoder import encode_image
+from tests.models import small_sam
+encoder, pixels = small_sam().image_encoder, torch.randn(1, 3, 128, 128)
+compiled = torch.compile(encode_image, backend="aot_eager", fullgraph=True, dynamic=False)
+with torch.no_grad():
+    for way in ("masked", "joined"):
+        ours = compiled(encoder, pixels, Attention(way, way))
+        torch.testing.assert_close(ours, encoder(pixels), rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_the_encoder_is_one_graph():
+    """In a process of its own: the checks of shapes are no part of the graph."""
+    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
