@@ -100,6 +100,11 @@ class Segmenter:
             for i, (image, m, (present, grids, p)) in enumerate(zip(images, maps, prompts, strict=True))
         ]
 
+    def prepare(self, image: Image) -> None:
+        """What the host has to do to a picture before the device can work on it; may run in another thread."""
+        self.clip.prepare(image)
+        self.sam.prepare(image)
+
     def similarity(self, image: Image, labels: LabelSet) -> SimilarityMaps:
         """CLIP's part: a raw map and a presence score for every class, distractors included."""
         return self._maps(self.clip.encode_image(self.clip.preprocess([image]), self.config.method), labels)

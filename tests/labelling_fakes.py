@@ -24,6 +24,9 @@ class Threshold:
         self.batches: list[int] = []
         self.seen: list[str] = []
 
+    def prepare(self, image):
+        """Nothing to do ahead."""
+
     def predict(self, images):
         self.batches.append(len(images))
         self.seen += [image.origin for image in images]

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -23,6 +24,7 @@ from clip2sam.labelling.commands import label as label_command
 from clip2sam.labelling.fingerprint import check_same
 from clip2sam.labelling.run import label, label_iter
 from clip2sam.sam.model import PICTURES_A_BATCH as GROUP
+from clip2sam.types import LabelClass, LabelSet
 from tests import labelling_worker
 from tests.labelling_fakes import small_segmenter, threads_named, write_pictures
 
@@ -111,6 +113,20 @@ def test_groups_give_the_same_whatever_comes_along(segmenter, pictures):
         assert prediction.masks.logits.shape == alone.masks.logits.shape
         assert prediction.masks.logits.allclose(alone.masks.logits, atol=1e-3)
     assert segmenter.predict_batch([], labels, group=GROUP) == []
+
+
+def test_a_picture_prepared_ahead_gives_the_same(monkeypatch, tmp_path):
+    segmenter, labels = small_segmenter(), LabelSet((LabelClass("red", ("red",)), LabelClass("square", ("square",))))
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    plain = segmenter.predict_torch(clip2sam.Image(pixels, "plain"), labels)
+    ahead = clip2sam.Image(pixels, "ahead")
+    segmenter.prepare(ahead)
+    assert ahead.nbytes == pixels.nbytes + 3 * (64 * 64 + 85 * 128)
+    monkeypatch.setattr(clip2sam.Image, "_resize", None)  # nothing is left to resize
+    prepared = segmenter.predict_torch(ahead, labels)
+    assert torch.equal(prepared.maps.raw, plain.maps.raw)
+    assert torch.equal(prepared.masks.logits, plain.masks.logits)
+    assert ahead.nbytes == pixels.nbytes
 
 
 @pytest.mark.parametrize(("batch_size", "readers", "stops"), [(1, 1, [1, 0, 5]), (5, 3, [4]), (16, 2, [])])

@@ -17,6 +17,7 @@ from clip2sam.clip.surgery import dense_features, grid_side
 from clip2sam.clip.text import TEMPLATES, Tokenizer, encode_prompts
 from clip2sam.clip.text_cache import TextCache
 from clip2sam.errors import ConfigError
+from clip2sam.transfer import to_device
 from clip2sam.types import Image, LabelSet
 
 
@@ -64,11 +65,18 @@ class SurgeryCLIP:
 
     def preprocess(self, images: Sequence[Image]) -> Float[Tensor, "batch 3 side side"]:
         """Squash pictures to a square (no crop: points must land where they belong) and normalise them."""
-        filter_ = PILImage.Resampling.BICUBIC if self._bicubic else PILImage.Resampling.BILINEAR
-        side = (self.resolution, self.resolution)
-        squares = np.stack([np.asarray(PILImage.fromarray(i.pixels).resize(side, filter_)) for i in images])
-        pixels = torch.from_numpy(squares).to(self.device).permute(0, 3, 1, 2).float() / 255
+        squares = np.stack([image.resized(*self._input_size) for image in images])
+        pixels = to_device(squares, self.device).permute(0, 3, 1, 2).float() / 255
         return (pixels - self._mean) / self._std
+
+    def prepare(self, image: Image) -> None:
+        """The host's part of `preprocess`, ahead."""
+        image.resize_ahead(*self._input_size)
+
+    @property
+    def _input_size(self) -> tuple[int, int, PILImage.Resampling]:
+        filter_ = PILImage.Resampling.BICUBIC if self._bicubic else PILImage.Resampling.BILINEAR
+        return self.resolution, self.resolution, filter_
 
     def encode_image(
         self, pixels: Float[Tensor, "batch 3 height width"], method: Method = CLIP_SURGERY

@@ -32,6 +32,9 @@ class Engine(Protocol):
     group: int
     """How many pictures it computes together at most."""
 
+    def prepare(self, image: Image) -> None:
+        """What can be done to a picture ahead; called in the readers' threads."""
+
     def predict(self, images: Sequence[Image]) -> list[Any]:
         """The model's part, on the device. May raise that memory has run out."""
 
@@ -54,6 +57,10 @@ class SegmenterEngine:
         if keep_above is not None:
             self.labels, self.segmenter = _lowered(segmenter, labels, keep_above)
         self.group = 1 if segmenter.clip.device.type == "cpu" else PICTURES_A_BATCH
+
+    def prepare(self, image: Image) -> None:
+        """Resize it for both models."""
+        self.segmenter.prepare(image)
 
     def predict(self, images: Sequence[Image]) -> list[Any]:
         """A `Prediction` for each picture."""

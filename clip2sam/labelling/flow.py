@@ -67,7 +67,7 @@ def run_flow(
     """
     clock = clock or Clock()
     writer = Writer(engine, journal, thresholds, dict(wanted), batch_size, max_failures)
-    with Readers(iter(wanted), make_decoder, threads) as readers, writer:
+    with Readers(iter(wanted), make_decoder, threads, engine.prepare) as readers, writer:
         for batch in _batches(readers, writer, max(batch_size // 2, 1), clock):
             writer.wait_for_room(len(batch))
             writer.hand_over(_predict(engine, batch))

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -52,10 +53,17 @@ class Readers:
         wanted: pairs of place and key; asked for one by one.
         make_decoder: called once in each thread.
         threads: how many.
+        prepare: called with each picture in its thread, to do what needs no model.
     """
 
-    def __init__(self, wanted: Iterator[tuple[int, str]], make_decoder: Callable[[], Decoder], threads: int) -> None:
-        self._wanted, self._make_decoder = wanted, make_decoder
+    def __init__(
+        self,
+        wanted: Iterator[tuple[int, str]],
+        make_decoder: Callable[[], Decoder],
+        threads: int,
+        prepare: Callable[[Image], None] = lambda image: None,
+    ) -> None:
+        self._wanted, self._make_decoder, self._prepare = wanted, make_decoder, prepare
         self._ready: deque[Read] = deque()
         self._bytes, self._running, self._stopping = 0, threads, False
         self._error: BaseException | None = None
@@ -109,7 +117,7 @@ class Readers:
                 self._decoders.append(decoder)
             try:
                 while (item := self._next_wanted()) is not None:
-                    self._offer(_decoded(decoder, *item))
+                    self._offer(self._decoded(decoder, *item))
             finally:
                 decoder.stop()
         except BaseException as error:
@@ -119,6 +127,20 @@ class Readers:
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
+
+    def _decoded(self, decoder: Decoder, picture: int, key: str) -> Read:
+        if fault := file_name_fault(key):  # a name that can't stand in a COCO file
+            return Read(picture, None, f"{printable(key)}: {fault}; rename it", 0.0)
+        began = time.perf_counter()
+        image, failure = None, ""
+        try:
+            image = decoder.decode(key)
+        except ImageError as error:
+            failure = str(error)
+        else:
+            with suppress(Exception):  # the model meets it again, and knows what to do then
+                self._prepare(image)
+        return Read(picture, image, failure, time.perf_counter() - began)
 
     def _next_wanted(self) -> tuple[int, str] | None:
         with self._changed:
@@ -138,17 +160,5 @@ class Readers:
         return len(self._ready) < PICTURES_AHEAD and self._bytes + _size(read) <= BYTES_AHEAD
 
 
-def _decoded(decoder: Decoder, picture: int, key: str) -> Read:
-    if fault := file_name_fault(key):  # a name that can't stand in a COCO file
-        return Read(picture, None, f"{printable(key)}: {fault}; rename it", 0.0)
-    began = time.perf_counter()
-    image, failure = None, ""
-    try:
-        image = decoder.decode(key)
-    except ImageError as error:
-        failure = str(error)
-    return Read(picture, image, failure, time.perf_counter() - began)
-
-
 def _size(read: Read) -> int:
-    return 0 if read.image is None else read.image.pixels.nbytes
+    return 0 if read.image is None else read.image.nbytes

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -14,6 +13,7 @@ from clip2sam.points import PADDING, pixel_indices
 from clip2sam.sam.attention import MASKED, Attention
 from clip2sam.sam.decoder import decode, embed_points
 from clip2sam.sam.encoder import encode_image
+from clip2sam.transfer import to_device
 from clip2sam.types import Image, PointPrompts
 
 PICTURES_A_BATCH = 4
@@ -61,10 +61,12 @@ class PointSAM:
         return torch.cat([self._preprocess_one(image) for image in images])
 
     def _preprocess_one(self, image: Image) -> Float[Tensor, "1 3 side side"]:
-        height, width = self.frame_size(image.size)
-        resized = PILImage.fromarray(image.pixels).resize((width, height), PILImage.Resampling.BILINEAR)
-        pixels = torch.from_numpy(np.array(resized)).to(self.device).permute(2, 0, 1)[None]
-        return self.sam.preprocess(pixels)
+        pixels = image.resized(*self.frame_size(image.size), PILImage.Resampling.BILINEAR)
+        return self.sam.preprocess(to_device(pixels, self.device).permute(2, 0, 1)[None])
+
+    def prepare(self, image: Image) -> None:
+        """The host's part of `preprocess`, ahead."""
+        image.resize_ahead(*self.frame_size(image.size), PILImage.Resampling.BILINEAR)
 
     @torch.no_grad()
     def encode_image(self, pixels: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch channels rows cols"]:

@@ -1,0 +1,12 @@
+"""From the host to the device, without waiting."""
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+
+def to_device(array: UInt8[np.ndarray, "..."], device: torch.device) -> UInt8[Tensor, "..."]:
+    """An array as a tensor on the device. To CUDA it goes through pinned memory while the host goes on."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
