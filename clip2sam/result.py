@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as mask_utils
 
-from clip2sam.coco import coco_document, decode_rle, encode_mask
+from clip2sam.coco import coco_document, decode_rle
 from clip2sam.config import Config
 from clip2sam.errors import ConfigError
 from clip2sam.sam import PointSAM
+from clip2sam.sam.rle import encode_masks
 from clip2sam.types import Annotation, Image, ImageRecord, LabelSet, Prediction, SimilarityMaps
 
 
@@ -153,7 +154,7 @@ def as_result(image: Image, labels: LabelSet, config: Config, sam: PointSAM, pre
     """
     wanted = len(labels.wanted)
     masks, prompts = prediction.masks, prediction.prompts
-    rles = [encode_mask(m) for chunk in sam.upscale(masks.logits, masks.size) for m in chunk.cpu().numpy()]
+    rles = [rle for chunk in sam.upscale(masks.logits, masks.size) for rle in encode_masks(chunk)]
     index, score = prompts.label_index.cpu().numpy(), masks.predicted_iou.clamp(0, 1).cpu().tolist()
     points = torch.cat([prompts.coords, prompts.point_labels[..., None].float()], dim=-1).cpu().numpy()
     kept = [i for i, rle in enumerate(rles) if mask_utils.area(rle) > 0]

@@ -56,6 +56,19 @@ def test_a_cpu_measures_nothing(tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_what_is_measured_has_the_encoders_shapes(monkeypatch, tmp_path):
+    """On a GPU: windows that stick out over the edge, then the whole picture."""
+    encoder = small_sam().image_encoder.bfloat16()
+    monkeypatch.setattr(attention, "_on_gpu", lambda weight: True)
+    monkeypatch.setattr(attention, "_fastest_at", lambda shape, *rest: str(shape))
+    side, block = encoder.pos_embed.shape[1], encoder.blocks[0].attn
+    window = next(b.window_size for b in encoder.blocks if b.window_size)
+    dim = encoder.pos_embed.shape[3] // block.num_heads
+    windows = 4 * math.ceil(side / window) ** 2
+    expected = (windows, block.num_heads, window, dim), (4, block.num_heads, side, dim)
+    assert fastest(encoder, 4, tmp_path / "attention.json") == Attention(*map(str, expected))
+
+
 def test_the_fastest_is_measured_once_and_kept(monkeypatch, tmp_path, caplog):
     seconds, asked = {"masked": 3.0, "joined": 1.0, "flex": 2.0}, []
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 from segment_anything import SamPredictor
 
+from clip2sam.coco import encode_mask
 from clip2sam.sam import PointSAM
 from clip2sam.sam.choice import agreement
 from clip2sam.sam.model import PIXELS_A_BATCH, PROMPTS_A_BATCH
+from clip2sam.sam.rle import encode_changes, encode_masks
 from clip2sam.types import Image, PointPrompts
 from tests.models import small_sam
 
@@ -80,6 +82,20 @@ def test_big_masks_are_made_a_few_at_a_time(monkeypatch):
     chunks = list(sam.upscale(logits, (100, 80)))
     assert [len(c) for c in chunks] == [2, 2, 1]
     assert torch.equal(torch.cat(chunks), whole)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (40, 60)])
+def test_rle_by_changes_is_pycocotools_own(size):
+    masks = torch.stack(
+        [
+            torch.zeros(size, dtype=torch.bool),
+            torch.ones(size, dtype=torch.bool),
+            *(torch.rand(4, *size) > torch.tensor([0.05, 0.5, 0.95, 0.99])[:, None, None]),
+        ]
+    )
+    assert encode_changes(masks) == encode_masks(masks) == [encode_mask(m) for m in masks.numpy()]
+    assert encode_changes(masks[:1]) == encode_masks(masks[:1])
+    assert encode_changes(masks[:0]) == []
 
 
 def test_agreement_prefers_the_mask_under_the_heat():

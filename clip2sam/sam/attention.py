@@ -120,15 +120,19 @@ def fastest(encoder: Any, batch: int, kept: Path) -> Attention:
     On a CPU, and in float32, that is "masked". On a GPU the three are measured once and the result is kept in the
     file `kept`, so that every later run takes the same way and gets the same last digits.
     """
-    weight = encoder.patch_embed.proj.weight
+    weight = encoder.neck[0].weight
     blocks = [block for block in encoder.blocks if block.attn.use_rel_pos]
-    if weight.device.type != "cuda" or weight.dtype == torch.float32 or not blocks:
+    if not _on_gpu(weight) or weight.dtype == torch.float32 or not blocks:
         return MASKED
     heads, dim = blocks[0].attn.num_heads, blocks[0].attn.qkv.in_features // blocks[0].attn.num_heads
-    side = encoder.img_size // encoder.patch_embed.proj.kernel_size[0]
-    window = next((block.window_size for block in blocks if block.window_size), side)
-    shapes = [(batch * (-(-side // window)) ** 2, heads, window, dim), (batch, heads, side, dim)]
+    whole = max((len(block.attn.rel_pos_h) + 1) // 2 for block in blocks)  # tables go from -(side - 1) to side - 1
+    window = next((block.window_size for block in blocks if block.window_size), whole)
+    shapes = [(batch * (-(-whole // window)) ** 2, heads, window, dim), (batch, heads, whole, dim)]
     return Attention(*(_fastest_at(shape, weight.dtype, weight.device, kept) for shape in shapes))
+
+
+def _on_gpu(weight: Tensor) -> bool:
+    return weight.is_cuda
 
 
 def _fastest_at(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, kept: Path) -> str:
