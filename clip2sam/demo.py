@@ -32,7 +32,7 @@ class Row:
 def demo_scenes() -> list[Scene]:
     """Pictures of the test split, which no model was trained on, each with two objects or more."""
     return [
-        scene(split_seed("test", 10_000 + i), size, objects=(2, 4), radius=(0.14 * min(size), 0.25 * min(size)))
+        scene(split_seed("test", 10_000 + i), size, objects=(2, 4), radius=(0.1 * min(size), 0.2 * min(size)))
         for i, size in enumerate(SIZES)
     ]
 
