@@ -9,11 +9,7 @@ the relative error is printed beside every ratio.
 import argparse
 import copy
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -23,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import open_clip
+import published
 import torch
 import torch.nn.functional as F
+from about import about
 from segment_anything import SamPredictor, sam_model_registry
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent))
-import published
 
 from clip2sam.clip import SurgeryCLIP
 from clip2sam.coco import encode_mask
@@ -196,18 +191,6 @@ def agreement(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 STAGES = {"text": text, "surgery": surgery, "encoder": encoder, "decoder": decoder, "agreement": agreement}
-
-
-def about() -> dict[str, Any]:
-    """Where this ran."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "commit": commit.stdout.strip(),
-        "device": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "load before": os.getloadavg()[0],
-        "torch": torch.__version__,
-    }
 
 
 def main() -> None:
