@@ -29,7 +29,8 @@ def encode_mask(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
     """A mask as RLE. Raises `CocoError` for an array that is not boolean, not of two dimensions or without pixels."""
     if mask.dtype != np.bool_ or mask.ndim != 2 or mask.size == 0:
         raise CocoError(f"expected a boolean mask (height, width), got {mask.dtype} of shape {mask.shape}; convert it")
-    rle = mask_utils.encode(np.asfortranarray(mask, np.uint8))
+    columns = cv2.transpose(np.ascontiguousarray(mask).view(np.uint8)).reshape(mask.shape[::-1])
+    rle = mask_utils.encode(columns.T)
     return {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
 
 

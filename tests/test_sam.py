@@ -84,6 +84,21 @@ def test_big_masks_are_made_a_few_at_a_time(monkeypatch):
     assert torch.equal(torch.cat(chunks), whole)
 
 
+@pytest.mark.parametrize("size", [(90, 131), (128, 128), (301, 64), (20, 300)])
+@pytest.mark.parametrize(
+    "place", [(0, 4, 0, 5), (13, 17, 9, 20), (28, 32, 30, 32), (0, 32, 0, 32), (7, 8, 7, 8), (9, 9, 9, 9)]
+)
+def test_what_lies_beyond_a_mask_is_not_resized(size, place):
+    """The same pixels as segment-anything makes of the whole, wherever the mask lies, to the edge."""
+    model = small_sam()
+    logits, (top, bottom, left, right) = -torch.rand(3, 32, 32) * 5, place
+    logits[:, top:bottom, left:right] = torch.randn(3, bottom - top, right - left) * 5
+    sam, scale = PointSAM(model), 128 / max(size)
+    frame = tuple(max(int(side * scale + 0.5), 1) for side in size)
+    expected = model.postprocess_masks(logits[None], frame, size)[0] > 0
+    assert torch.equal(torch.cat(list(sam.upscale(logits, size))), expected)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (40, 60)])
 def test_rle_by_changes_is_pycocotools_own(size):
     masks = torch.stack(

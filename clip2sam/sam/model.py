@@ -123,9 +123,24 @@ class PointSAM:
         pixels = PIXELS_A_BATCH.get(self.device.type, PIXELS_A_BATCH["cuda"])
         at_once = max(pixels // max(size[0] * size[1], rows * cols * times**2), 1)
         for chunk in logits[:, :rows, :cols].split(at_once):
-            frame = F.interpolate(chunk[None], (rows * times, cols * times), mode="bilinear", align_corners=False)
-            masks = F.interpolate(frame[..., :height, :width], size, mode="bilinear", align_corners=False)
+            frame = self._frame(chunk, times)
+            masks = F.interpolate(frame[None, :, :height, :width], size, mode="bilinear", align_corners=False)
             yield masks[0] > self.sam.mask_threshold
+
+    def _frame(self, logits: Float[Tensor, "masks rows cols"], times: int) -> Float[Tensor, "masks high wide"]:
+        """The logits `times` as large. On a CPU only around what is in a mask: beyond, they are below the threshold."""
+        _, rows, cols = logits.shape
+        if logits.is_cuda:  # to ask where the masks are would make it wait
+            return F.interpolate(logits[None], (rows * times, cols * times), mode="bilinear", align_corners=False)[0]
+        frame = torch.full((len(logits), rows * times, cols * times), self.sam.mask_threshold - 1.0)
+        inside = (logits > self.sam.mask_threshold).any(dim=0)
+        (top, bottom), (left, right) = (_reach(inside.any(dim=axis)) for axis in (1, 0))
+        if top < bottom:
+            part = logits[None, :, top:bottom, left:right]
+            size = ((bottom - top) * times, (right - left) * times)
+            near = F.interpolate(part, size, mode="bilinear", align_corners=False)
+            frame[:, top * times : bottom * times, left * times : right * times] = near[0]
+        return frame
 
     def pool_candidates(
         self,
@@ -139,3 +154,9 @@ class PointSAM:
         rows, cols = (max(-(-side * low // self.input_side), 1) for side in (height, width))
         inside = (logits[..., :rows, :cols] > self.sam.mask_threshold).float()
         return F.adaptive_avg_pool2d(inside, cells)
+
+
+def _reach(inside: Bool[Tensor, "_"]) -> tuple[int, int]:
+    """From the first place inside to behind the last, and two further: bilinear resizing looks one to either side."""
+    places = inside.nonzero()
+    return (max(int(places[0]) - 2, 0), min(int(places[-1]) + 3, len(inside))) if len(places) else (0, 0)
