@@ -70,7 +70,7 @@ def test_what_is_measured_has_the_encoders_shapes(monkeypatch, tmp_path):
 
 
 def test_the_fastest_is_measured_once_and_kept(monkeypatch, tmp_path, caplog):
-    seconds, asked = {"masked": 3.0, "joined": 1.0, "flex": 2.0}, []
+    seconds, asked = {"masked": 3.0, "joined": 1.0, "padded": 1.5, "flex": 2.0}, []
 
     def measured(way, *shape_and_place):
         asked.append(way)
@@ -81,11 +81,11 @@ def test_the_fastest_is_measured_once_and_kept(monkeypatch, tmp_path, caplog):
     caplog.set_level(logging.INFO, "clip2sam")
     for _ in range(2):
         assert attention._fastest_at(SHAPE, torch.bfloat16, torch.device("cpu"), kept) == "joined"
-    assert asked == ["masked", "joined", "flex"]
+    assert asked == list(WAYS)
     assert "attention: joined for cpu, torch" in caplog.text
     assert list(json.loads(kept.read_text()).values()) == [seconds]
     assert attention._fastest_at((1, *SHAPE[1:]), torch.bfloat16, torch.device("cpu"), kept) == "joined"
-    assert len(asked) == 6, "another shape is measured by itself"
+    assert len(asked) == 2 * len(WAYS), "another shape is measured by itself"
 
 
 def test_a_way_without_a_kernel_is_left_out(monkeypatch, tmp_path, caplog):
@@ -93,6 +93,7 @@ def test_a_way_without_a_kernel_is_left_out(monkeypatch, tmp_path, caplog):
         raise RuntimeError("no kernel for this shape")
 
     monkeypatch.setitem(WAYS, "masked", broken)
+    monkeypatch.setitem(WAYS, "padded", broken)
     monkeypatch.setitem(WAYS, "flex", broken)
     kept = tmp_path / "attention.json"
     kept.write_text("{damaged")
@@ -114,7 +115,7 @@ from tests.models import small_sam
 encoder, pixels = small_sam().image_encoder, torch.randn(1, 3, 128, 128)
 compiled = torch.compile(encode_image, backend="aot_eager", fullgraph=True, dynamic=False)
 with torch.no_grad():
-    for way in ("masked", "joined"):
+    for way in ("masked", "joined", "padded"):
         ours = compiled(encoder, pixels, Attention(way, way))
         torch.testing.assert_close(ours, encoder(pixels), rtol=1e-4, atol=1e-5)
 """

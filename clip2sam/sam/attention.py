@@ -1,4 +1,4 @@
-"""Three ways to compute the attention of SAM's image encoder, and which of them is the fastest on a device.
+"""The ways to compute the attention of SAM's image encoder, and which of them is the fastest on a device.
 
 A score is scale * q.k + q.Rh(row) + q.Rw(col): the relative positions use the query without its scale.
 
@@ -69,20 +69,28 @@ def masked(
 
 
 def joined(q: Tensor, k: Tensor, v: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    """As `masked`, with the relative positions inside the heads, filled up to a multiple of 8 as kernels want it."""
+    """As `masked`, with the relative positions inside the heads."""
+    return F.scaled_dot_product_attention(*_with_positions(q, k, down, across), v, scale=q.shape[-1] ** -0.5)
+
+
+def padded(q: Tensor, k: Tensor, v: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """As `joined`, with values as long as the keys, which some kernels insist on."""
+    longer, keys = _with_positions(q, k, down, across)
+    values = F.pad(v, (0, keys.shape[-1] - v.shape[-1]))
+    out = F.scaled_dot_product_attention(longer, keys, values, scale=q.shape[-1] ** -0.5)
+    return out[..., : v.shape[-1]]
+
+
+def _with_positions(q: Tensor, k: Tensor, down: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries and keys with the positions at their end, filled up to a multiple of 8 as kernels want it."""
     rows, cols, dim = down.shape[2], down.shape[3], q.shape[-1]
     missing = -(dim + rows + cols) % 8
-    places = torch.cat(
-        [
-            torch.eye(rows, dtype=k.dtype, device=k.device).repeat_interleave(cols, dim=0),
-            torch.eye(cols, dtype=k.dtype, device=k.device).repeat(rows, 1),
-        ],
-        dim=1,
-    )
+    row_of = torch.eye(rows, dtype=k.dtype, device=k.device).repeat_interleave(cols, dim=0)
+    col_of = torch.eye(cols, dtype=k.dtype, device=k.device).repeat(rows, 1)
+    places = torch.cat([row_of, col_of], dim=1).expand(*k.shape[:2], -1, -1)
     positions = torch.cat([down, across], dim=-1).flatten(2, 3) * dim**0.5  # the scale takes it away again
-    q = F.pad(torch.cat([q, positions], dim=-1), (0, missing))
-    k = F.pad(torch.cat([k, places.expand(*k.shape[:2], -1, -1)], dim=-1), (0, missing))
-    return F.scaled_dot_product_attention(q, k, v, scale=dim**-0.5)
+    queries, keys = torch.cat([q, positions], dim=-1), torch.cat([k, places], dim=-1)
+    return F.pad(queries, (0, missing)), F.pad(keys, (0, missing))
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, down: Tensor, across: Tensor) -> Tensor:
@@ -110,6 +118,7 @@ def _flex_attention(compiled: bool) -> Any:
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "masked": masked,
     "joined": joined,
+    "padded": padded,
     "flex": flex,
 }
 
@@ -117,7 +126,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 def fastest(encoder: Any, batch: int, kept: Path) -> Attention:
     """The fastest ways for an `ImageEncoderViT` where it is, for batches of that size.
 
-    On a CPU, and in float32, that is "masked". On a GPU the three are measured once and the result is kept in the
+    On a CPU, and in float32, that is "masked". On a GPU they are measured once and the result is kept in the
     file `kept`, so that every later run takes the same way and gets the same last digits.
     """
     weight = encoder.neck[0].weight
