@@ -24,8 +24,6 @@ from clip2sam.visualize.figures import (
     result_label_figure,
     save_figure,
 )
-from clip2sam.visualize.words import short as _short  # noqa: F401
-from clip2sam.visualize.words import style as _style  # noqa: F401
 
 __all__ = [
     "NEGATIVE",
