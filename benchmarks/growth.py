@@ -82,7 +82,7 @@ class Bench:
         maps = segmenter._maps(tokens, labels)
         present, grids, prompts = done(segmenter._prompts(image, labels, maps))
         embedding = done(segmenter.sam.encode_image(sam_pixels)[0])
-        masks = done(segmenter._masks(image, maps, prompts, embedding))
+        masks = done(segmenter._masks(image, maps, prompts, segmenter._decode(image, prompts, embedding)))
         prediction = clip2sam.types.Prediction(maps, grids, present, prompts, masks)
         done(as_result(image, labels, segmenter.config, segmenter.sam, prediction))
         return [b - a for a, b in pairwise(marks)]

@@ -115,7 +115,8 @@ def explain(
     before, redundant, weights = _surgery_terms(segmenter, tokens[0], label_set)
     present, grids, _ = segmenter._prompts(picture, label_set, maps)
     prompts = segmenter.with_config(presence=None)._prompts(picture, _only(label_set, index), maps)[2]
-    logits, iou, agrees, best = segmenter._candidates(picture, maps, prompts)
+    logits, iou = segmenter._decode(picture, prompts)
+    agrees, best = segmenter._choose(picture, maps, prompts, (logits, iou))
     masks = [m for chunk in segmenter.sam.upscale(logits.flatten(0, 1), picture.size) for m in chunk.cpu().numpy()]
     chosen = int(best[0]) if len(best) else -1
     candidates = tuple(

@@ -70,7 +70,8 @@ class Bench:
         maps = settings._maps(self._tokens[config.method.name], labels)
         present, grids, prompts = settings._prompts(self.image, labels, maps)
         prompts = self._with_changes(labels, prompts)
-        masks = settings._masks(self.image, maps, prompts, self._embedding)
+        candidates = settings._decode(self.image, prompts, self._embedding)
+        masks = settings._masks(self.image, maps, prompts, candidates)
         return as_result(self.image, labels, config, settings.sam, Prediction(maps, grids, present, prompts, masks))
 
     def click(self, result: Result, label: str, x: float | int, y: float | int, kind: int) -> None:

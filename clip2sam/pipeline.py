@@ -24,6 +24,7 @@ from clip2sam.points import point_prompts, pool_grid, select_points
 from clip2sam.result import Result, as_result
 from clip2sam.sam import PointSAM
 from clip2sam.sam.choice import agreement
+from clip2sam.sam.model import Candidates
 from clip2sam.similarity import feature_surgery, is_present, similarity_maps
 from clip2sam.types import Image, LabelClass, LabelSet, Masks, PointPrompts, Prediction, SimilarityMaps
 
@@ -74,7 +75,8 @@ class Segmenter:
         """
         maps = self.similarity(image, labels)
         present, grids, prompts = self._prompts(image, labels, maps)
-        return Prediction(maps, grids, present, prompts, self._masks(image, maps, prompts))
+        candidates = self._decode(image, prompts)
+        return Prediction(maps, grids, present, prompts, self._masks(image, maps, prompts, candidates))
 
     @torch.no_grad()
     def predict_batch(self, images: Sequence[Image], labels: LabelSet, *, group: int = 1) -> list[Prediction]:
@@ -90,15 +92,24 @@ class Segmenter:
         )
         maps = [self._maps(picture_tokens[None], labels) for picture_tokens in tokens]
         prompts = [self._prompts(image, labels, m) for image, m in zip(images, maps, strict=True)]
-        asked = [i for i, (_, _, p) in enumerate(prompts) if len(p.coords)]
-        embeddings: dict[int, Tensor] = {}
+        decoded = self._decode_batch(images, [p for _, _, p in prompts], group)
+        return [
+            Prediction(m, grids, present, p, self._masks(image, m, p, candidates))
+            for image, m, (present, grids, p), candidates in zip(images, maps, prompts, decoded, strict=True)
+        ]
+
+    def _decode_batch(self, images: Sequence[Image], prompts: Sequence[PointPrompts], group: int) -> list[Candidates]:
+        """SAM's candidates for each picture; one without a prompt never reaches the encoder."""
+        asked = [i for i, p in enumerate(prompts) if len(p.coords)]
+        decoded = [self.sam.no_candidates() for _ in images]
         if asked:
             pixels = self.sam.preprocess([images[i] for i in asked])
-            embeddings = dict(zip(asked, _in_groups(self.sam.encode_image, pixels, group), strict=True))
-        return [
-            Prediction(m, grids, present, p, self._masks(image, m, p, embeddings.get(i)))
-            for i, (image, m, (present, grids, p)) in enumerate(zip(images, maps, prompts, strict=True))
-        ]
+            embeddings = _in_groups(self.sam.encode_image, pixels, group)
+            sizes = [images[i].size for i in asked]
+            made = self.sam.decode_batch(embeddings, [prompts[i] for i in asked], sizes)
+            for i, candidates in zip(asked, made, strict=True):
+                decoded[i] = candidates
+        return decoded
 
     def prepare(self, image: Image) -> None:
         """What the host has to do to a picture before the device can work on it; may run in another thread."""
@@ -132,33 +143,26 @@ class Segmenter:
         )
         return present, grids, point_prompts(coords, point_labels, present)
 
-    def _masks(
-        self,
-        image: Image,
-        maps: SimilarityMaps,
-        prompts: PointPrompts,
-        embedding: Float[Tensor, "channels rows cols"] | None = None,
-    ) -> Masks:
-        """SAM's part: decode the prompts and keep one candidate of each."""
-        logits, iou, agrees, best = self._candidates(image, maps, prompts, embedding)
+    def _masks(self, image: Image, maps: SimilarityMaps, prompts: PointPrompts, candidates: Candidates) -> Masks:
+        """Keep one candidate of each prompt."""
+        (logits, iou), (agrees, best) = candidates, self._choose(image, maps, prompts, candidates)
         row = torch.arange(len(best), device=best.device)
         return Masks(logits[row, best], iou[row, best], agrees[row, best], best, prompts.label_index, image.size)
 
-    def _candidates(
-        self, image: Image, maps: SimilarityMaps, prompts: PointPrompts, embedding: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """SAM's candidates of each prompt: their logits, predicted IoU and agreement, and which one is kept."""
-        logits, iou = self._decode(image, prompts, embedding)
+    def _choose(
+        self, image: Image, maps: SimilarityMaps, prompts: PointPrompts, candidates: Candidates
+    ) -> tuple[Tensor, Tensor]:
+        """The agreement of each prompt's candidates with its label's map, and which one is kept."""
+        logits, iou = candidates
         heat = maps.raw[prompts.label_index]
         agrees = agreement(self.sam.pool_candidates(logits, image.size, (heat.shape[-2], heat.shape[-1])), heat)
         quality = {"agreement": agrees, "predicted_iou": iou, "both": agrees + iou}[self.config.candidate]
-        return logits, iou, agrees, quality.argmax(dim=-1)
+        return agrees, quality.argmax(dim=-1)
 
-    def _decode(self, image: Image, prompts: PointPrompts, embedding: Tensor | None) -> tuple[Tensor, Tensor]:
-        if not len(prompts.coords):
-            return self.sam.no_candidates()
+    def _decode(self, image: Image, prompts: PointPrompts, embedding: Tensor | None = None) -> Candidates:
+        """SAM's candidates for the prompts of one picture, which is encoded if its embedding isn't given."""
         if embedding is None:
-            embedding = self.sam.encode_image(self.sam.preprocess([image]))[0]
+            return self._decode_batch([image], [prompts], 1)[0]
         return self.sam.decode(embedding, prompts, image.size)
 
     def _thresholds(self, labels: LabelSet) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""From the host to the device, without waiting."""
+"""Between the host and the device, without waiting."""
 
 import numpy as np
 import torch
@@ -10,3 +10,8 @@ def to_device(array: UInt8[np.ndarray, "..."], device: torch.device) -> UInt8[Te
     """An array as a tensor on the device. To CUDA it goes through pinned memory while the host goes on."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def on_host(tensor: Tensor) -> bool:
+    """Whether the host may ask for a value without waiting for a device. Work that depends on values asks first."""
+    return tensor.device.type == "cpu"

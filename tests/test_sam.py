@@ -26,10 +26,14 @@ def random_prompts(count, points, size, seed=0) -> PointPrompts:
     return PointPrompts(coords, labels, torch.arange(count))
 
 
-@pytest.mark.parametrize("at_once", [1, 7])
+@pytest.mark.parametrize("on_host", [True, False])
 @pytest.mark.parametrize("size", [(90, 131), (128, 128), (301, 64), (1, 1)])
-def test_same_as_a_loop_over_the_predictor(monkeypatch, size, at_once):
-    monkeypatch.setitem(PROMPTS_A_BATCH, "cpu", at_once)
+def test_same_as_a_loop_over_the_predictor(monkeypatch, size, on_host):
+    """On a CPU, and as it is done elsewhere: in batches, and without a look at values."""
+    if not on_host:
+        monkeypatch.setitem(PROMPTS_A_BATCH, "cpu", 7)
+        for room in ("model", "decoder", "encoder"):
+            monkeypatch.setattr(f"clip2sam.sam.{room}.on_host", lambda tensor: False)
     model = small_sam()
     sam, predictor, image = PointSAM(model), SamPredictor(model), picture(*size)
     prompts = random_prompts(18, 12, size)  # more than one batch, every length from 1 to 12

@@ -2,7 +2,7 @@
 
 A score is scale * q.k + q.Rh(row) + q.Rw(col): the relative positions use the query without its scale.
 
-- "masked": the relative positions are `scaled_dot_product_attention`'s mask, made for some rows of queries at a time.
+- "masked": the relative positions are `scaled_dot_product_attention`'s mask, made for some heads or rows at a time.
 - "joined": the query carries its products with all rows' and columns' positions, and the key says by a one which row
   and column it is in, so that q.k is the whole score. No mask, longer heads: 208 in place of 80 for ViT-H.
 - "flex": FlexAttention looks them up score by score. It has to be compiled and is meant for CUDA.
@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-MASK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
-"""Bounds the mask of one call; on a CPU larger ones gain nothing, on a GPU small ones leave it idle."""
+MASK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
+"""Bounds the mask of one call: a CPU wants it in its cache, a GPU is idle with a small one."""
 
 log = logging.getLogger("clip2sam")
 
@@ -56,16 +56,23 @@ def masked(
         q, k, v: tokens row by row.
         down, across: what each query gives to the keys of each row, and of each column.
     """
-    batch, heads, rows, cols, _ = down.shape
-    row_bytes = batch * heads * cols * rows * cols * q.element_size()
-    at_once = max(MASK_BYTES.get(q.device.type, MASK_BYTES["cuda"]) // row_bytes, 1)
-    pieces = []
-    for i in range(0, rows, at_once):
-        part = slice(i, i + at_once)
-        mask = down[:, :, part, :, :, None] + across[:, :, part, :, None, :]
-        queries = q.unflatten(2, (rows, cols))[:, :, part].flatten(2, 3)
-        pieces.append(F.scaled_dot_product_attention(queries, k, v, attn_mask=mask.flatten(4).flatten(2, 3)))
-    return torch.cat(pieces, dim=2)
+    shape, (rows, cols) = q.shape, down.shape[2:4]
+    # Everything in a row in memory, and one mask for all pieces: strides and fresh memory cost as much as the scores.
+    q, k, v, down, across = (x.flatten(0, 1).contiguous() for x in (q, k, v, down, across))
+    row_bytes = cols * rows * cols * q.element_size()
+    limit = MASK_BYTES.get(q.device.type, MASK_BYTES["cuda"])
+    high, wide = min(max(limit // row_bytes, 1), rows), min(max(limit // (row_bytes * rows), 1), len(q))
+    mask, out = q.new_empty(wide, high, cols, rows, cols), torch.empty_like(q)
+    for i in range(0, len(q), wide):
+        for row in range(0, rows, high):
+            some, part = slice(i, i + wide), slice(row, row + high)
+            tokens = slice(row * cols, (row + high) * cols)
+            to_rows, to_cols = down[some, part, :, :, None], across[some, part, :, None, :]
+            here = torch.add(to_rows, to_cols, out=mask[: len(to_rows), : to_rows.shape[1]])
+            out[some, tokens] = F.scaled_dot_product_attention(
+                q[None, some, tokens], k[None, some], v[None, some], attn_mask=here.flatten(3).flatten(1, 2)[None]
+            )[0]
+    return out.view(shape)
 
 
 def joined(q: Tensor, k: Tensor, v: Tensor, down: Tensor, across: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from clip2sam.transfer import on_host
+
 
 def embed_points(
     prompt_encoder: Any, coords: Float[Tensor, "prompts points 2"], labels: Int[Tensor, "prompts points"]
@@ -35,53 +37,62 @@ def embed_points(
 
 
 class ImageSide(NamedTuple):
-    """What depends on the image alone: made once, for all prompts."""
+    """What depends on the images alone: made once, for all prompts."""
 
-    keys: Float[Tensor, "1 places channels"]
+    keys: Float[Tensor, "images places channels"]
     size: tuple[int, int]
     weights: list[Tensor]
     """Of each layer, then of the final attention: the linear layers that the keys go through, below each other."""
     fixed: list[Tensor]
     """What the places' positions and the biases add to their products."""
-    first: Float[Tensor, "1 places three_inner"]
+    first: Float[Tensor, "images places three_inner"]
     """The first layer's products: its keys are still the image's own."""
 
 
 def decode(
     decoder: Any,
-    image: Float[Tensor, "channels rows cols"],
+    images: Float[Tensor, "images channels rows cols"],
     image_positions: Float[Tensor, "channels rows cols"],
     no_mask: Float[Tensor, "channels"],
     sparse: Float[Tensor, "prompts tokens channels"],
     attended: Bool[Tensor, "prompts tokens"],
+    owner: Int[Tensor, "prompts"],
     at_once: int,
 ) -> tuple[Float[Tensor, "prompts candidates low low"], Float[Tensor, "prompts candidates"]]:
-    """Decode prompts on one image into the three candidate masks.
+    """Decode prompts on images into the three candidate masks.
 
     Args:
         decoder: segment-anything's `MaskDecoder`.
-        image: the image encoder's output.
+        images: the image encoder's output.
         image_positions: the prompt encoder's `get_dense_pe`.
         no_mask: the embedding that stands for "no mask given".
         sparse: embedded points; `attended` is False at padding.
-        at_once: how many prompts go through together; it bounds the memory.
+        owner: the image that each prompt is about.
+        at_once: how many prompts go through together, always: the last ones are repeated to fill up, so that the same
+            kernels run for a prompt whatever comes with it. It bounds the memory.
 
     Returns:
         Logits at 4 times the embedding's resolution, and the predicted IoU of each candidate.
     """
-    side = _image_side(decoder.transformer, image + no_mask[:, None, None], image_positions)
-    pairs = zip(sparse.split(at_once), attended.split(at_once), strict=True)
-    logits, iou = zip(*(_decode_some(decoder, side, points, kept) for points, kept in pairs), strict=True)
-    return torch.cat(logits), torch.cat(iou)
+    count = len(sparse)
+    filled = torch.arange(count + -count % at_once, device=sparse.device).clamp(max=count - 1)
+    side = _image_side(decoder.transformer, images + no_mask[:, None, None], image_positions)
+    chunks = [_decode_some(decoder, side, sparse[i], attended[i], owner[i]) for i in filled.split(at_once)]
+    logits, iou = zip(*chunks, strict=True)
+    return torch.cat(logits)[:count], torch.cat(iou)[:count]
 
 
-def _decode_some(decoder: Any, side: ImageSide, sparse: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-    if not sparse.is_cuda:  # to ask how long the longest is would make a GPU wait
+def _decode_some(
+    decoder: Any, side: ImageSide, sparse: Tensor, attended: Tensor, owner: Tensor
+) -> tuple[Tensor, Tensor]:
+    if on_host(sparse):  # no more padding than the longest of these needs
         used = attended.any(dim=0)
         sparse, attended = sparse[:, used], attended[:, used]
     outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(sparse), -1, -1)
     tokens = torch.cat([outputs, sparse], dim=1)
     keep = F.pad(attended, (outputs.shape[1], 0), value=True)[:, None, None]
+    if len(side.keys) > 1:  # one image is broadcast over the prompts
+        side = side._replace(keys=side.keys[owner], first=side.first[owner])
     tokens, keys = _two_way(decoder.transformer, side, tokens, keep)
     many = range(1, decoder.num_mask_tokens)  # token 0 is the single-mask output
     hyper = torch.stack([decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in many], dim=1)
@@ -89,8 +100,8 @@ def _decode_some(decoder: Any, side: ImageSide, sparse: Tensor, attended: Tensor
     return _mask_logits(decoder.output_upscaling, keys, side.size, hyper), iou
 
 
-def _image_side(transformer: Any, image: Tensor, image_positions: Tensor) -> ImageSide:
-    keys, places = (x.flatten(1).T[None] for x in (image, image_positions))
+def _image_side(transformer: Any, images: Tensor, image_positions: Tensor) -> ImageSide:
+    keys, places = (x.flatten(2).transpose(1, 2) for x in (images, image_positions[None]))
     final = transformer.final_attn_token_to_image
     weights, fixed = [], []
     for attention, back in [
@@ -101,8 +112,10 @@ def _image_side(transformer: Any, image: Tensor, image_positions: Tensor) -> Ima
         weights.append(torch.cat([linear.weight for linear in linears]))
         here = [torch.zeros_like(places) if linear is attention.v_proj else places for linear in linears]
         fixed.append(torch.cat([linear(x) for linear, x in zip(linears, here, strict=True)], dim=-1))
-    size = (image.shape[1], image.shape[2])
-    return ImageSide(keys, size, weights, fixed, F.linear(keys, weights[0]) + fixed[0])
+    size = (images.shape[2], images.shape[3])
+    # One image at a time: the last digits must not depend on how many there are.
+    first = torch.cat([F.linear(image[None], weights[0]) + fixed[0] for image in keys])
+    return ImageSide(keys, size, weights, fixed, first)
 
 
 def _two_way(transformer: Any, side: ImageSide, query_pe: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

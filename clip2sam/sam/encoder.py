@@ -17,6 +17,9 @@ from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import Tensor
 
 from clip2sam.sam.attention import MASKED, WAYS, Attention
+from clip2sam.transfer import on_host
+
+TOKENS_AT_ONCE = 1024
 
 
 def encode_image(
@@ -34,7 +37,7 @@ def encode_image(
         x = x + encoder.pos_embed
     for block in encoder.blocks:
         x = x + _block_attention(block, block.norm1(x), attention)
-        x = x + block.mlp(block.norm2(x))
+        x = x + _feed_forward(block.mlp, block.norm2(x))
     return encoder.neck(x.permute(0, 3, 1, 2))
 
 
@@ -51,6 +54,17 @@ def _block_attention(
     out = _attend(block.attn, windows, attention.windows).unflatten(0, (-1, down, across))
     out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :rows, :cols]
     return block.attn.proj(out)
+
+
+def _feed_forward(mlp: Any, x: Float[Tensor, "batch rows cols width"]) -> Float[Tensor, "batch rows cols width"]:
+    """The block's MLP. On a CPU for some tokens at a time, so that what is between its layers stays in the cache."""
+    if not on_host(x):
+        return mlp(x)
+    tokens = x.flatten(0, 2)
+    out = torch.empty_like(tokens)
+    for some, place in zip(tokens.split(TOKENS_AT_ONCE), out.split(TOKENS_AT_ONCE), strict=True):
+        place.copy_(mlp(some))
+    return out.view(x.shape)
 
 
 def _windows(

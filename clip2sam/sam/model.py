@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -13,17 +13,21 @@ from clip2sam.points import PADDING, pixel_indices
 from clip2sam.sam.attention import MASKED, Attention
 from clip2sam.sam.decoder import decode, embed_points
 from clip2sam.sam.encoder import encode_image
-from clip2sam.transfer import to_device
+from clip2sam.transfer import on_host, to_device
 from clip2sam.types import Image, PointPrompts
 
 PICTURES_A_BATCH = 4
 """Pictures that the encoders take at once in a run over a data set, on a device that is no CPU."""
 
 PROMPTS_A_BATCH = {"cpu": 1, "cuda": 32}
-"""Prompts decoded together. On a CPU one after the other stays in the cache; a GPU wants to be filled (25 MB each)."""
+"""Prompts decoded together. On a CPU one after the other stays in the cache; a GPU wants to be filled (40 MB each)."""
 
 PIXELS_A_BATCH = {"cpu": 2**20, "cuda": 32 * 2**20}
 """Bounds the memory of masks at the picture's size: so many float pixels at once, or one mask."""
+
+
+Candidates = tuple[Float[Tensor, "prompts candidates low low"], Float[Tensor, "prompts candidates"]]
+"""Logits and predicted IoU of each prompt's three masks."""
 
 
 class PointSAM:
@@ -74,34 +78,53 @@ class PointSAM:
         dtype = self.sam.image_encoder.neck[0].weight.dtype
         return self._encode(self.sam.image_encoder, pixels.to(dtype), self.attention).float()
 
-    @torch.no_grad()
     def decode(
         self, embedding: Float[Tensor, "channels rows cols"], prompts: PointPrompts, size: tuple[int, int]
-    ) -> tuple[Float[Tensor, "prompts candidates low low"], Float[Tensor, "prompts candidates"]]:
-        """Decode all prompts of one picture of (height, width) `size`.
+    ) -> Candidates:
+        """Decode all prompts of one picture of (height, width) `size`, as `decode_batch` does."""
+        return self.decode_batch(embedding[None], [prompts], [size])[0]
+
+    @torch.no_grad()
+    def decode_batch(
+        self,
+        embeddings: Float[Tensor, "batch channels rows cols"],
+        prompts: Sequence[PointPrompts],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[Candidates]:
+        """Decode all prompts of pictures of (height, width) `sizes` together.
 
         Returns:
-            Three candidates a prompt: mask logits in SAM's frame at a quarter of its input size (positive = in the
-            mask), and the IoU that SAM predicts for each.
+            For each picture three candidates a prompt: mask logits in SAM's frame at a quarter of its input size
+            (positive = in the mask), and the IoU that SAM predicts for each.
         """
-        if not len(prompts.coords):
-            return self.no_candidates()
+        counts = [len(p.coords) for p in prompts]
+        if not any(counts):
+            return [self.no_candidates() for _ in prompts]
+        longest = max(p.coords.shape[1] for p in prompts)
+        coords = torch.cat([self._in_frame(p, size, longest) for p, size in zip(prompts, sizes, strict=True)])
+        labels = torch.cat([_padded(p.point_labels, longest) for p in prompts])
+        owner = torch.cat([torch.full((n,), i, device=self.device) for i, n in enumerate(counts)])
+        encoder = self.sam.prompt_encoder
+        logits, iou = decode(
+            self.sam.mask_decoder,
+            embeddings,
+            encoder.get_dense_pe()[0],
+            encoder.no_mask_embed.weight[0],
+            embed_points(encoder, coords, labels),
+            F.pad(labels != PADDING, (0, 1), value=True),
+            owner,
+            PROMPTS_A_BATCH.get(self.device.type, PROMPTS_A_BATCH["cuda"]),
+        )
+        return list(zip(logits.split(counts), iou.split(counts), strict=True))
+
+    def _in_frame(self, prompts: PointPrompts, size: tuple[int, int], length: int) -> Float[Tensor, "prompts length 2"]:
+        """Pixel indices in SAM's frame, filled up to so many points."""
         height, width = self.frame_size(size)
         scale = torch.tensor([width / size[1], height / size[0]], device=self.device)
         coords = pixel_indices(prompts.coords) * scale
-        encoder = self.sam.prompt_encoder
-        positions, no_mask = encoder.get_dense_pe()[0], encoder.no_mask_embed.weight[0]
-        return decode(
-            self.sam.mask_decoder,
-            embedding,
-            positions,
-            no_mask,
-            embed_points(encoder, coords, prompts.point_labels),
-            F.pad(prompts.point_labels != PADDING, (0, 1), value=True),
-            PROMPTS_A_BATCH.get(self.device.type, PROMPTS_A_BATCH["cuda"]),
-        )
+        return F.pad(coords, (0, 0, 0, length - coords.shape[1]))
 
-    def no_candidates(self) -> tuple[Float[Tensor, "0 3 low low"], Float[Tensor, "0 3"]]:
+    def no_candidates(self) -> Candidates:
         """What `decode` gives for no prompt at all."""
         low = self.input_side // 4
         return torch.zeros(0, 3, low, low, device=self.device), torch.zeros(0, 3, device=self.device)
@@ -130,7 +153,7 @@ class PointSAM:
     def _frame(self, logits: Float[Tensor, "masks rows cols"], times: int) -> Float[Tensor, "masks high wide"]:
         """The logits `times` as large. On a CPU only around what is in a mask: beyond, they are below the threshold."""
         _, rows, cols = logits.shape
-        if logits.is_cuda:  # to ask where the masks are would make it wait
+        if not on_host(logits):
             return F.interpolate(logits[None], (rows * times, cols * times), mode="bilinear", align_corners=False)[0]
         frame = torch.full((len(logits), rows * times, cols * times), self.sam.mask_threshold - 1.0)
         inside = (logits > self.sam.mask_threshold).any(dim=0)
@@ -154,6 +177,10 @@ class PointSAM:
         rows, cols = (max(-(-side * low // self.input_side), 1) for side in (height, width))
         inside = (logits[..., :rows, :cols] > self.sam.mask_threshold).float()
         return F.adaptive_avg_pool2d(inside, cells)
+
+
+def _padded(labels: Int[Tensor, "prompts points"], length: int) -> Int[Tensor, "prompts length"]:
+    return F.pad(labels, (0, length - labels.shape[1]), value=PADDING)
 
 
 def _reach(inside: Bool[Tensor, "_"]) -> tuple[int, int]:
