@@ -36,7 +36,7 @@ from clip2sam.pipeline import Segmenter
 from clip2sam.result import as_result
 from clip2sam.types import Image, LabelSet
 
-LABELS, PROMPTS, MEGAPIXELS, BATCHES = (1, 20, 80, 1203), (1, 5, 20, 80), (0.3, 1, 4, 12, 50), (1, 2, 4, 8)
+LABELS, PROMPTS, MEGAPIXELS, BATCHES = (1, 20, 80, 1203), (1, 5, 20, 80), (0.3, 1, 4, 12, 50), (1, 2, 4)
 STAGES = ("decode", "prepare", "CLIP", "surgery, points", "SAM's encoder", "SAM's decoder", "masks, RLE")
 
 
