@@ -5,7 +5,7 @@ Sources: Radford et al., 2021 (prompt ensembling); https://github.com/xmed-lab/C
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import open_clip
 import torch
@@ -23,8 +23,8 @@ TEMPLATES: tuple[str, ...] = (
 )
 """The 80 sentences for ImageNet and five 'in the scene', as published with CLIP Surgery."""
 
-SENTENCES_A_BATCH = 512
-"""Bounds the memory of the text tower; 1,203 labels are 102,255 sentences."""
+SENTENCES_A_BATCH = 128
+"""Bounds the memory of the text tower. One prompt's sentences go together, they begin alike."""
 
 Tokenizer = Callable[[list[str]], Int[Tensor, "sentences context"]]
 
@@ -33,21 +33,53 @@ Tokenizer = Callable[[list[str]], Int[Tensor, "sentences context"]]
 def encode_sentences(model: Any, tokens: Int[Tensor, "sentences context"]) -> Float[Tensor, "sentences channels"]:
     """Encode tokenised sentences: `model.encode_text`, without the work that can't matter.
 
-    A CLIP's text transformer is causal and its feature is read at the end-of-text token, so everything behind
-    the batch's last such token is cut off; the result is the same. A tower of another make runs whole.
+    A CLIP's text transformer is causal and its feature is read at the end-of-text token. So what is behind that token
+    doesn't matter, and a beginning that sentences share is the same in all of them: it is computed once. The sentences
+    become a tree of tokens, laid out as one sequence in which a token sees those on its way to the root. The result is
+    the same. A tower of another make runs whole.
     """
     device = model.logit_scale.device
     if not _is_causal(model):
         return model.encode_text(tokens.to(device))
-    ends = tokens.argmax(dim=-1)  # the end-of-text token has the highest number
-    length = int(ends.max()) + 1  # known on the host, so the device isn't asked
-    tokens, ends = tokens[:, :length].to(device), ends.to(device)
+    tree = _as_tree(tokens)
     dtype = model.token_embedding.weight.dtype
-    x = model.token_embedding(tokens) + model.positional_embedding[:length].to(dtype)
-    x = model.transformer(x, attn_mask=model.attn_mask[:length, :length])
-    x = model.ln_final(x)[torch.arange(len(x), device=device), ends]
+    x = model.token_embedding(tree.tokens.to(device)) + model.positional_embedding[tree.depths.to(device)].to(dtype)
+    x = model.transformer(x[None], attn_mask=tree.mask.to(device))[0]
+    x = model.ln_final(x)[tree.ends.to(device)]
     projection = model.text_projection
     return projection(x) if isinstance(projection, nn.Module) else x @ projection
+
+
+class _Tree(NamedTuple):
+    tokens: Int[Tensor, "nodes"]
+    depths: Int[Tensor, "nodes"]
+    """Places in the sentence."""
+    mask: Float[Tensor, "nodes nodes"]
+    """0 where a node sees another, which is on its way to the root, else -inf."""
+    ends: Int[Tensor, "sentences"]
+    """Where each sentence's end-of-text token is."""
+
+
+def _as_tree(tokens: Int[Tensor, "sentences context"]) -> _Tree:
+    """Sentences up to their end-of-text tokens, which have the highest number, as a tree of what they share."""
+    nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> node; they are numbered as they come
+    depths: list[int] = []
+    ways: list[list[int]] = []
+    ends = []
+    for sentence, end in zip(tokens.tolist(), tokens.argmax(dim=-1).tolist(), strict=True):
+        way: list[int] = []
+        for depth, token in enumerate(sentence[: end + 1]):
+            key = (way[-1] if way else -1, token)
+            if key not in nodes:
+                nodes[key] = len(nodes)
+                depths.append(depth)
+                ways.append([*way, nodes[key]])
+            way.append(nodes[key])
+        ends.append(way[-1])
+    mask = torch.full((len(nodes), len(nodes)), -torch.inf)
+    for node, way in enumerate(ways):
+        mask[node, way] = 0.0
+    return _Tree(torch.tensor([token for _, token in nodes]), torch.tensor(depths), mask, torch.tensor(ends))
 
 
 def _is_causal(model: Any) -> bool:
@@ -70,16 +102,15 @@ def encode_prompts(
     Warns:
         UserWarning: a prompt has sentences longer than the model's context; their ends are cut.
     """
-    sentences = [t.replace("{}", p) for p in prompts for t in templates]
     _warn_of_long(tokenizer, prompts, templates)
-    features = [
-        F.normalize(
-            encode_sentences(model, tokenizer(sentences[i : i + SENTENCES_A_BATCH])).float(),
-            dim=-1,
-        )
-        for i in range(0, len(sentences), SENTENCES_A_BATCH)
-    ]
-    return F.normalize(torch.cat(features).unflatten(0, (len(prompts), len(templates))).mean(dim=1), dim=-1)
+    features = [_mean_feature(model, tokenizer, [t.replace("{}", p) for t in templates]) for p in prompts]
+    return F.normalize(torch.stack(features), dim=-1)
+
+
+def _mean_feature(model: Any, tokenizer: Tokenizer, sentences: list[str]) -> Float[Tensor, "channels"]:
+    batches = [sentences[i : i + SENTENCES_A_BATCH] for i in range(0, len(sentences), SENTENCES_A_BATCH)]
+    features = [F.normalize(encode_sentences(model, tokenizer(batch)).float(), dim=-1) for batch in batches]
+    return torch.cat(features).mean(dim=0)
 
 
 def _warn_of_long(tokenizer: Any, prompts: Sequence[str], templates: Sequence[str]) -> None:
