@@ -30,6 +30,9 @@ from torch import Tensor
 MASK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
 """Bounds the mask of one call: a CPU wants it in its cache, a GPU is idle with a small one."""
 
+VECTOR = 32
+"""With fewer columns, as in windows, an addition over rows and columns is too short for vector units."""
+
 log = logging.getLogger("clip2sam")
 
 
@@ -62,17 +65,34 @@ def masked(
     row_bytes = cols * rows * cols * q.element_size()
     limit = MASK_BYTES.get(q.device.type, MASK_BYTES["cuda"])
     high, wide = min(max(limit // row_bytes, 1), rows), min(max(limit // (row_bytes * rows), 1), len(q))
-    mask, out = q.new_empty(wide, high, cols, rows, cols), torch.empty_like(q)
+    mask, out = q.new_empty(wide * high * cols, rows * cols), torch.empty_like(q)
     for i in range(0, len(q), wide):
         for row in range(0, rows, high):
             some, part = slice(i, i + wide), slice(row, row + high)
             tokens = slice(row * cols, (row + high) * cols)
-            to_rows, to_cols = down[some, part, :, :, None], across[some, part, :, None, :]
-            here = torch.add(to_rows, to_cols, out=mask[: len(to_rows), : to_rows.shape[1]])
+            here = _mask(down[some, part], across[some, part], mask)
             out[some, tokens] = F.scaled_dot_product_attention(
-                q[None, some, tokens], k[None, some], v[None, some], attn_mask=here.flatten(3).flatten(1, 2)[None]
+                q[None, some, tokens], k[None, some], v[None, some], attn_mask=here[None]
             )[0]
     return out.view(shape)
+
+
+def _mask(down: Tensor, across: Tensor, buffer: Tensor) -> Float[Tensor, "heads queries keys"]:
+    """What each query gives to each key, by its row and by its column; made in the buffer."""
+    heads, high, cols, rows = down.shape
+    here = buffer[: heads * high * cols]
+    if cols < VECTOR:
+        torch.mm(torch.cat([down, across], dim=-1).flatten(0, 2), _places(rows, cols, down).T, out=here)
+    else:
+        torch.add(down[..., None], across[..., None, :], out=here.view(heads, high, cols, rows, cols))
+    return here.view(heads, high * cols, rows * cols)
+
+
+def _places(rows: int, cols: int, like: Tensor) -> Float[Tensor, "tokens rows_and_cols"]:
+    """A one where each token's row is and one where its column is: a product with it looks up both, exactly."""
+    row_of = torch.eye(rows, dtype=like.dtype, device=like.device).repeat_interleave(cols, dim=0)
+    col_of = torch.eye(cols, dtype=like.dtype, device=like.device).repeat(rows, 1)
+    return torch.cat([row_of, col_of], dim=1)
 
 
 def joined(q: Tensor, k: Tensor, v: Tensor, down: Tensor, across: Tensor) -> Tensor:
@@ -92,9 +112,7 @@ def _with_positions(q: Tensor, k: Tensor, down: Tensor, across: Tensor) -> tuple
     """Queries and keys with the positions at their end, filled up to a multiple of 8 as kernels want it."""
     rows, cols, dim = down.shape[2], down.shape[3], q.shape[-1]
     missing = -(dim + rows + cols) % 8
-    row_of = torch.eye(rows, dtype=k.dtype, device=k.device).repeat_interleave(cols, dim=0)
-    col_of = torch.eye(cols, dtype=k.dtype, device=k.device).repeat(rows, 1)
-    places = torch.cat([row_of, col_of], dim=1).expand(*k.shape[:2], -1, -1)
+    places = _places(rows, cols, k).expand(*k.shape[:2], -1, -1)
     positions = torch.cat([down, across], dim=-1).flatten(2, 3) * dim**0.5  # the scale takes it away again
     queries, keys = torch.cat([q, positions], dim=-1), torch.cat([k, places], dim=-1)
     return F.pad(queries, (0, missing)), F.pad(keys, (0, missing))
