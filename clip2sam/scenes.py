@@ -90,6 +90,7 @@ def scene(
     size: the side of a square, or (height, width), in pixels; at least 32 each.
     objects: the least and the greatest number of objects (fewer are drawn where no room is left).
     radius: the least and the greatest radius of an object in pixels; by default 9 % to 25 % of the shorter side.
+        Stripes and dots grow with the least.
     Raises ConfigError for sizes and ranges that can't be drawn.
     """
     height, width = (size, size) if isinstance(size, int) else size

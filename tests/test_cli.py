@@ -41,7 +41,7 @@ def street(tmp_path) -> Path:
 
 
 def drawn():
-    return scene(split_seed("validation", 77), 224, objects=(3, 3), radius=(35.0, 50.0))
+    return scene(split_seed("validation", 77), 224, objects=(3, 3))
 
 
 def labels_of(picture) -> list[str]:

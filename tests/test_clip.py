@@ -165,6 +165,21 @@ def test_cutting_the_context_is_exact(model):
 
 
 @torch.no_grad()
+def test_what_sentences_share_is_computed_once(model, monkeypatch):
+    """As a tree: twice the same sentence, one that is another's beginning, another order."""
+    sentences = ["a photo of a dog.", "a photo of a cat.", "a photo of a dog.", "a photo", "", "the photo of a dog."]
+    tokens, seen = open_clip.tokenize(sentences), []
+    expected = model.encode_text(tokens)
+    run = model.transformer.forward
+    monkeypatch.setattr(model.transformer, "forward", lambda x, **kw: seen.append(x.shape[:2]) or run(x, **kw))
+    features = encode_sentences(model, tokens)
+    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
+    # <start> a photo of a dog . <end> | cat . <end> | (a photo) <end> | (<start>) <end> | the photo of a dog . <end>
+    assert seen == [(1, 8 + 3 + 1 + 1 + 7)]
+    torch.testing.assert_close(encode_sentences(model, tokens.flip(0)), features.flip(0), rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
 def test_prompts_are_the_mean_of_their_sentences(model):
     templates = ("a {}.", "two {} at sea")
     sentences = F.normalize(model.encode_text(open_clip.tokenize(["a red kite.", "two red kite at sea"])), dim=-1)
