@@ -191,7 +191,7 @@ class Explorer(ipywidgets.VBox):
         self.text.observe(lambda _: self._relabel(), "value")
         for control in (self.method, self.presence, self.threshold, self.grid):
             control.observe(lambda _: self._run(), "value")
-        self.label.observe(lambda _: self._draw(), "value")
+        self.label.observe(self._draw, "value")
         self.picture.observe(lambda change: self._clicked(*change["new"][:3]), "click")
         self.reset.on_click(lambda _: self._forget())
         self.accept.on_click(lambda _: self._accept())
@@ -213,12 +213,19 @@ class Explorer(ipywidgets.VBox):
         except Clip2SamError as error:
             self.status.value = str(error)
             return
-        self._run()
-        with self.label.hold_trait_notifications():
-            self.label.options = self._names()
+        self._decide()
+        shown, names = self.label.value, self._names()
+        self.label.unobserve(self._draw, "value")  # the list and what is chosen in it change one after the other
+        self.label.options = names
+        self.label.value = shown if shown in names else names[0]
+        self.label.observe(self._draw, "value")
         self._draw()
 
     def _run(self) -> None:
+        self._decide()
+        self._draw()
+
+    def _decide(self) -> None:
         self.config = replace(
             self.config,
             method=METHODS[self.method.value],
@@ -227,11 +234,8 @@ class Explorer(ipywidgets.VBox):
             grid=self.grid.value,
         )
         self.result = self.bench.run(self.label_set, self.config)
-        self._draw()
 
-    def _draw(self) -> None:
-        if self.label.value not in self._names():  # the list of labels is about to change
-            return
+    def _draw(self, _: object = None) -> None:
         index = self._names().index(self.label.value)
         self._figure = result_label_figure(self.result, index)
         drawn = BytesIO()  # not the small PNG of a stored notebook, whose packing takes longer than the drawing

@@ -22,7 +22,7 @@ NEGATIVE: RGB = (0x00 / 255, 0x72 / 255, 0xB2 / 255)
 # and tritanopia (Machado et al. 2009) any two are at least 15 apart in CIELAB.
 _PALETTE = ("#009E73", "#F0E442", "#D55E00", "#CC79A7", "#56B4E9", "#7A0019", "#8400CD", "#00FCCF")
 _HEAT = "inferno"  # perceptually uniform, and brightness alone tells it: where the map is low the picture dims
-_LONGEST, _SHORTEST = 1600, 800  # bounds on the longest side of what is drawn, in pixels
+_LONGEST, _SHORTEST = 1600, 640  # bounds on the longest side of what is drawn, in pixels
 _STRETCH = 8  # the greatest ratio of sides that is drawn true to scale
 
 

@@ -111,16 +111,16 @@ def label_figure(
     write(figure, 0.2, high - 0.42, short(f"presence {presence:.3f}  ·  {found}", int((wide - 0.4) * 13)), size=FONT)
 
     draw_map(pixels, similarity, ax=left)
-    left.set_title("similarity map, raw scores", fontsize=FONT)
+    left.set_title("similarity map, raw scores", fontsize=FONT, y=1.0)
     draw_grid(pixels, grid, ax=middle)
     rows = np.concatenate([np.zeros((0, 3)), *points])
     draw_points(rows[:, :2], rows[:, 2].astype(int), ax=middle)
-    middle.set_title(f"{grid.shape[0]} x {grid.shape[1]} grid and points", fontsize=FONT)
+    middle.set_title(f"{grid.shape[0]} x {grid.shape[1]} grid and points", fontsize=FONT, y=1.0)
     middle.legend(
         loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False, fontsize=FONT - 1, handletextpad=0.2
     )
     draw_masks(pixels, masks, [""] * len(masks), scores, [fill or colour(0)] * len(masks), ax=right)
-    right.set_title(("no mask", "mask", "masks")[min(len(masks), 2)], fontsize=FONT)
+    right.set_title(("no mask", "mask", "masks")[min(len(masks), 2)], fontsize=FONT, y=1.0)
     return figure
 
 
