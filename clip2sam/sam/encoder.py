@@ -32,7 +32,7 @@ def encode_image(
         pixels: normalised and padded pictures in the encoder's dtype.
         attention: the ways to compute it; they differ in speed, and in their last digits.
     """
-    x = encoder.patch_embed(pixels)
+    x = encoder.patch_embed(pixels).contiguous()  # it comes channels first, and all that follows would keep to that
     if encoder.pos_embed is not None:
         x = x + encoder.pos_embed
     for block in encoder.blocks:
@@ -45,15 +45,15 @@ def _block_attention(
     block: Any, x: Float[Tensor, "batch rows cols width"], attention: Attention
 ) -> Float[Tensor, "batch rows cols width"]:
     """One block's attention, over the whole picture or inside windows."""
-    rows, cols, side = x.shape[1], x.shape[2], block.window_size
-    qkv = block.attn.qkv(x)
-    if not side:
-        return block.attn.proj(_attend(block.attn, qkv, attention.whole))
-    windows = _windows(qkv, block.attn.qkv.bias, side)
-    down, across = -(-rows // side), -(-cols // side)
-    out = _attend(block.attn, windows, attention.windows).unflatten(0, (-1, down, across))
-    out = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :rows, :cols]
-    return block.attn.proj(out)
+    rows, cols = x.shape[1:3]
+    attn, high, wide = block.attn, block.window_size or rows, block.window_size or cols
+    biases = [None] * 3 if attn.qkv.bias is None else attn.qkv.bias.chunk(3)
+    qkv = [
+        _windows(part, bias, attn.num_heads, high, wide)
+        for part, bias in zip(attn.qkv(x).chunk(3, dim=-1), biases, strict=True)
+    ]
+    out = _attend(attn, *qkv, attention.windows if block.window_size else attention.whole)
+    return attn.proj(_picture(out, -(-rows // high), -(-cols // wide))[:, :rows, :cols])
 
 
 def _feed_forward(mlp: Any, x: Float[Tensor, "batch rows cols width"]) -> Float[Tensor, "batch rows cols width"]:
@@ -68,36 +68,42 @@ def _feed_forward(mlp: Any, x: Float[Tensor, "batch rows cols width"]) -> Float[
 
 
 def _windows(
-    qkv: Float[Tensor, "batch rows cols triple"], padding: Float[Tensor, "triple"] | None, side: int
-) -> Float[Tensor, "windows side side triple"]:
-    """Cut into windows, row by row; what sticks out has the qkv of a token of zeros."""
-    batch, rows, cols, triple = qkv.shape
-    down, across = -(-rows // side), -(-cols // side)
-    if (down * side, across * side) != (rows, cols):
-        padded = qkv.new_zeros(batch, down * side, across * side, triple)
+    x: Float[Tensor, "batch rows cols width"], padding: Float[Tensor, "width"] | None, heads: int, high: int, wide: int
+) -> Float[Tensor, "windows heads high wide dim"]:
+    """Cut into windows, row by row, and heads; what sticks out has the value of a token of zeros: the bias."""
+    batch, rows, cols, width = x.shape
+    down, across = -(-rows // high), -(-cols // wide)
+    if (down * high, across * wide) != (rows, cols):
+        padded = x.new_zeros(batch, down * high, across * wide, width)
         if padding is not None:
             padded += padding
-        padded[:, :rows, :cols] = qkv
-        qkv = padded
-    return qkv.reshape(batch, down, side, across, side, triple).transpose(2, 3).reshape(-1, side, side, triple)
+        padded[:, :rows, :cols] = x
+        x = padded
+    windows = x.reshape(batch, down, high, across, wide, heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
+    return windows.flatten(0, 2)
+
+
+def _picture(
+    windows: Float[Tensor, "windows heads high wide dim"], down: int, across: int
+) -> Float[Tensor, "batch rows cols width"]:
+    """Windows and heads put together again."""
+    _, heads, high, wide, dim = windows.shape
+    parts = windows.view(-1, down, across, heads, high, wide, dim).permute(0, 1, 4, 2, 5, 3, 6)
+    return parts.reshape(-1, down * high, across * wide, heads * dim)
 
 
 def _attend(
-    attention: Any, qkv: Float[Tensor, "batch rows cols triple"], way: str
-) -> Float[Tensor, "batch rows cols width"]:
+    attention: Any,
+    q: Float[Tensor, "windows heads rows cols dim"],
+    k: Float[Tensor, "windows heads rows cols dim"],
+    v: Float[Tensor, "windows heads rows cols dim"],
+    way: str,
+) -> Float[Tensor, "windows heads rows cols dim"]:
     """Multi-head attention with decomposed relative positions."""
-    batch, rows, cols, _ = qkv.shape
-    q, k, v = qkv.reshape(batch, rows * cols, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    rows, cols = q.shape[2:4]
+    tokens = [x.flatten(2, 3) for x in (q, k, v)]
     if not attention.use_rel_pos:
-        return _join(F.scaled_dot_product_attention(q, k, v), rows, cols)
-    grid = q.unflatten(2, (rows, cols))
-    down = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(rows, rows, attention.rel_pos_h))
-    across = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(cols, cols, attention.rel_pos_w))
-    return _join(WAYS[way](q, k, v, down, across), rows, cols)
-
-
-def _join(
-    heads: Float[Tensor, "batch heads tokens dim"], rows: int, cols: int
-) -> Float[Tensor, "batch rows cols width"]:
-    """Heads side by side again, tokens in rows and columns."""
-    return heads.transpose(1, 2).flatten(2).unflatten(1, (rows, cols))
+        return F.scaled_dot_product_attention(*tokens).view(q.shape)
+    down = torch.einsum("bnhwc,hkc->bnhwk", q, get_rel_pos(rows, rows, attention.rel_pos_h))
+    across = torch.einsum("bnhwc,wkc->bnhwk", q, get_rel_pos(cols, cols, attention.rel_pos_w))
+    return WAYS[way](*tokens, down, across).view(q.shape)
