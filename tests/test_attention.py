@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from clip2sam.attention import attend
 from clip2sam.sam import attention
 from clip2sam.sam.attention import MASK_BYTES, WAYS, Attention, fastest, measure
 from clip2sam.sam.encoder import encode_image
@@ -47,6 +48,17 @@ def test_the_encoder_is_the_official_one_in_every_way(way):
     pixels = torch.randn(2, 3, 128, 128)
     ours = encode_image(encoder, pixels, Attention(way, way))
     torch.testing.assert_close(ours, encoder(pixels), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scores_bytes", [1, 2**10, 2**26])
+def test_part_by_part_is_the_fused_kernel(monkeypatch, scores_bytes):
+    monkeypatch.setattr("clip2sam.attention.SCORES_BYTES", scores_bytes)
+    q, k, v = torch.randn(3, *SHAPE[:2], SHAPE[2] ** 2, SHAPE[3])
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert torch.equal(attend(q, k, v), expected)
+    half = attend(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, rtol=0.02, atol=0.02)
 
 
 def test_a_cpu_measures_nothing(tmp_path):

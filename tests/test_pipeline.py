@@ -93,7 +93,7 @@ def test_the_guard_sees_host_copies(call):
 @pytest.mark.parametrize("presence", [-1e9, 0.0, None])
 def test_nothing_crosses_to_the_host_before_the_masks(models, presence, monkeypatch):
     """On a device that is no CPU: what depends on values is left out there."""
-    for room in ("sam.model", "sam.decoder", "sam.encoder"):
+    for room in ("sam.model", "sam.decoder", "sam.encoder", "sam.attention", "attention"):
         monkeypatch.setattr(f"clip2sam.{room}.on_host", lambda tensor: False)
     segmenter = Segmenter(*models, clip2sam.Config(presence=presence))
     labels = clip2sam.as_label_set(["a", "b", "c"], distractors=["d"])

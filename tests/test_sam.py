@@ -32,7 +32,7 @@ def test_same_as_a_loop_over_the_predictor(monkeypatch, size, on_host):
     """On a CPU, and as it is done elsewhere: in batches, and without a look at values."""
     if not on_host:
         monkeypatch.setitem(PROMPTS_A_BATCH, "cpu", 7)
-        for room in ("model", "decoder", "encoder"):
+        for room in ("model", "decoder", "encoder", "attention"):
             monkeypatch.setattr(f"clip2sam.sam.{room}.on_host", lambda tensor: False)
     model = small_sam()
     sam, predictor, image = PointSAM(model), SamPredictor(model), picture(*size)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from clip2sam.attention import attend as plain_attention
 from clip2sam.clip.methods import AttentionKind, Method
 from clip2sam.errors import ConfigError
 
@@ -114,7 +115,7 @@ def _dual_path(blocks: list[Any], x: Tensor, method: Method) -> Tensor:
     new = x
     for block in blocks[split:]:
         q, k, v = _qkv(block, x)
-        old_attention = _heads_out(block, F.scaled_dot_product_attention(q, k, v))
+        old_attention = _heads_out(block, plain_attention(q, k, v))
         new_attention = (
             old_attention if method.attention == "qk" else _heads_out(block, attend(q, k, v, method.attention))
         )
@@ -136,9 +137,9 @@ def attend(
     if kind == "identity":
         return v
     if kind == "qq+kk":
-        return F.scaled_dot_product_attention(q, q, v) + F.scaled_dot_product_attention(k, k, v)
+        return plain_attention(q, q, v) + plain_attention(k, k, v)
     left, right = {"qk": (q, k), "vv": (v, v), "qq": (q, q), "kk": (k, k)}[kind]
-    return F.scaled_dot_product_attention(left, right, v)
+    return plain_attention(left, right, v)
 
 
 def _qkv(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 A score is scale * q.k + q.Rh(row) + q.Rw(col): the relative positions use the query without its scale.
 
-- "masked": the relative positions are `scaled_dot_product_attention`'s mask, made for some heads or rows at a time. On
-  a CPU its parts one by one, in the mask's place: the fused kernel multiplies pieces too small to fill vector units.
+- "masked": the relative positions are `scaled_dot_product_attention`'s mask, made for some heads or rows at a time; on
+  a CPU products and softmax come one after the other, in the mask's place.
 - "joined": the query carries its products with all rows' and columns' positions, and the key says by a one which row
   and column it is in, so that q.k is the whole score. No mask, longer heads: 208 in place of 80 for ViT-H.
 - "flex": FlexAttention looks them up score by score. It has to be compiled and is meant for CUDA.
@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from clip2sam.attention import attend_into
 from clip2sam.transfer import on_host
 
 MASK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
@@ -74,18 +75,13 @@ def masked(
             some, part = slice(i, i + wide), slice(row, row + high)
             tokens = slice(row * cols, (row + high) * cols)
             here = _mask(down[some, part], across[some, part], mask)
-            _attend(q[some, tokens], k[some], v[some], here, out[some, tokens])
+            if on_host(q):
+                attend_into(q[some, tokens], k[some], v[some], here, out[some, tokens])
+            else:
+                out[some, tokens] = F.scaled_dot_product_attention(
+                    q[None, some, tokens], k[None, some], v[None, some], attn_mask=here[None]
+                )[0]
     return out.view(shape)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, out: Tensor) -> None:
-    """Attention of some heads into `out`. On a CPU the mask is overwritten, with the scores and then their softmax."""
-    if not on_host(q):
-        out.copy_(F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask[None])[0])
-        return
-    torch.baddbmm(mask, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5, out=mask)
-    torch.softmax(mask, dim=-1, out=mask)
-    torch.bmm(mask, v, out=out)
 
 
 def _mask(down: Tensor, across: Tensor, buffer: Tensor) -> Float[Tensor, "heads queries keys"]:

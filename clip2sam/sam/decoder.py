@@ -101,7 +101,7 @@ def _decode_some(
 
 
 def _image_side(transformer: Any, images: Tensor, image_positions: Tensor) -> ImageSide:
-    keys, places = (x.flatten(2).transpose(1, 2) for x in (images, image_positions[None]))
+    keys, places = (x.flatten(2).transpose(1, 2).contiguous() for x in (images, image_positions[None]))
     final = transformer.final_attn_token_to_image
     weights, fixed = [], []
     for attention, back in [

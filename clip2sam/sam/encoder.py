@@ -22,6 +22,7 @@ from clip2sam.transfer import on_host
 TOKENS_AT_ONCE = 1024
 
 
+@torch.no_grad()
 def encode_image(
     encoder: Any, pixels: Float[Tensor, "batch 3 side side"], attention: Attention = MASKED
 ) -> Float[Tensor, "batch channels rows cols"]:
@@ -47,12 +48,12 @@ def _block_attention(
     """One block's attention, over the whole picture or inside windows."""
     rows, cols = x.shape[1:3]
     attn, high, wide = block.attn, block.window_size or rows, block.window_size or cols
-    biases = [None] * 3 if attn.qkv.bias is None else attn.qkv.bias.chunk(3)
-    qkv = [
+    biases = (None, None, None) if attn.qkv.bias is None else attn.qkv.bias.chunk(3)
+    q, k, v = (
         _windows(part, bias, attn.num_heads, high, wide)
         for part, bias in zip(attn.qkv(x).chunk(3, dim=-1), biases, strict=True)
-    ]
-    out = _attend(attn, *qkv, attention.windows if block.window_size else attention.whole)
+    )
+    out = _attend(attn, q, k, v, attention.windows if block.window_size else attention.whole)
     return attn.proj(_picture(out, -(-rows // high), -(-cols // wide))[:, :rows, :cols])
 
 
@@ -74,10 +75,9 @@ def _windows(
     batch, rows, cols, width = x.shape
     down, across = -(-rows // high), -(-cols // wide)
     if (down * high, across * wide) != (rows, cols):
-        padded = x.new_zeros(batch, down * high, across * wide, width)
-        if padding is not None:
-            padded += padding
+        padded = x.new_empty(batch, down * high, across * wide, width)
         padded[:, :rows, :cols] = x
+        padded[:, rows:] = padded[:, :, cols:] = 0 if padding is None else padding
         x = padded
     windows = x.reshape(batch, down, high, across, wide, heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
     return windows.flatten(0, 2)
@@ -101,9 +101,9 @@ def _attend(
 ) -> Float[Tensor, "windows heads rows cols dim"]:
     """Multi-head attention with decomposed relative positions."""
     rows, cols = q.shape[2:4]
-    tokens = [x.flatten(2, 3) for x in (q, k, v)]
+    queries, keys, values = (x.flatten(2, 3) for x in (q, k, v))
     if not attention.use_rel_pos:
-        return F.scaled_dot_product_attention(*tokens).view(q.shape)
+        return F.scaled_dot_product_attention(queries, keys, values).view(q.shape)
     down = torch.einsum("bnhwc,hkc->bnhwk", q, get_rel_pos(rows, rows, attention.rel_pos_h))
     across = torch.einsum("bnhwc,wkc->bnhwk", q, get_rel_pos(cols, cols, attention.rel_pos_w))
-    return WAYS[way](*tokens, down, across).view(q.shape)
+    return WAYS[way](queries, keys, values, down, across).view(q.shape)
