@@ -1,4 +1,4 @@
-"""SAM's image encoder over segment-anything's own weights, through `scaled_dot_product_attention`.
+"""SAM's image encoder over segment-anything's own weights, without the scores of all tokens at once.
 
 The official attention writes out every score, adds the relative positions to them, and takes the softmax: for a global
 block of ViT-H that is 1 GB several times over. Here they never exist as a whole (`attention.py`). Windows that stick
