@@ -8,18 +8,32 @@ Source: Li et al., 2022, https://arxiv.org/abs/2112.01526 and https://arxiv.org/
 https://github.com/facebookresearch/segment-anything, `modeling/image_encoder.py`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from segment_anything.modeling.image_encoder import get_rel_pos
-from torch import Tensor
+from torch import Tensor, nn
 
+from clip2sam.linear import linear
 from clip2sam.sam.attention import MASKED, WAYS, Attention
 from clip2sam.transfer import on_host
 
 TOKENS_AT_ONCE = 1024
+
+
+class Windows(NamedTuple):
+    """Where a picture's tokens are when they are cut into windows and heads, and back.
+
+    Rows are what one head has of a token. `cut` takes the queries' from the qkv product of all tokens in the picture's
+    order, behind which comes a token of zeros for what sticks out over the edge; `join` takes them from the windows.
+    """
+
+    cut: Int[Tensor, "windows heads places"]
+    join: Int[Tensor, "rows"]
+    high: int
+    wide: int
 
 
 @torch.no_grad()
@@ -33,28 +47,50 @@ def encode_image(
         pixels: normalised and padded pictures in the encoder's dtype.
         attention: the ways to compute it; they differ in speed, and in their last digits.
     """
-    x = encoder.patch_embed(pixels).contiguous()  # it comes channels first, and all that follows would keep to that
+    x = _embed_patches(encoder.patch_embed.proj, pixels)
     if encoder.pos_embed is not None:
         x = x + encoder.pos_embed
+    kinds = {(block.window_size, block.attn.num_heads) for block in encoder.blocks}
+    windows = {(side, heads): _windows(x, heads, side or x.shape[1], side or x.shape[2]) for side, heads in kinds}
     for block in encoder.blocks:
-        x = x + _block_attention(block, block.norm1(x), attention)
+        here = windows[block.window_size, block.attn.num_heads]
+        way = attention.windows if block.window_size else attention.whole
+        x = x + _self_attention(block.attn, block.norm1(x), here, way)
         x = x + _feed_forward(block.mlp, block.norm2(x))
     return encoder.neck(x.permute(0, 3, 1, 2))
 
 
-def _block_attention(
-    block: Any, x: Float[Tensor, "batch rows cols width"], attention: Attention
+def _embed_patches(
+    convolution: nn.Conv2d, pixels: Float[Tensor, "batch 3 side side"]
 ) -> Float[Tensor, "batch rows cols width"]:
-    """One block's attention, over the whole picture or inside windows."""
-    rows, cols = x.shape[1:3]
-    attn, high, wide = block.attn, block.window_size or rows, block.window_size or cols
-    biases = (None, None, None) if attn.qkv.bias is None else attn.qkv.bias.chunk(3)
-    q, k, v = (
-        _windows(part, bias, attn.num_heads, high, wide)
-        for part, bias in zip(attn.qkv(x).chunk(3, dim=-1), biases, strict=True)
-    )
-    out = _attend(attn, q, k, v, attention.windows if block.window_size else attention.whole)
-    return attn.proj(_picture(out, -(-rows // high), -(-cols // wide))[:, :rows, :cols])
+    """A convolution whose stride is its kernel's side is one linear layer per patch, and gives the channels last."""
+    high, wide = convolution.kernel_size
+    patches = pixels.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+    return F.linear(patches, convolution.weight.flatten(1), convolution.bias)
+
+
+def _windows(x: Float[Tensor, "batch rows cols width"], heads: int, high: int, wide: int) -> Windows:
+    """Windows of high x wide tokens, row by row."""
+    batch, rows, cols, _ = x.shape
+    count = batch * rows * cols
+    tokens = torch.arange(count, device=x.device).view(batch, rows, cols)
+    tokens = F.pad(tokens, (0, -cols % wide, 0, -rows % high), value=count)
+    tokens = tokens.unflatten(2, (-1, wide)).unflatten(1, (-1, high)).transpose(2, 3).flatten(0, 2).flatten(1)
+    cut = tokens[:, None] * 3 * heads + torch.arange(heads, device=x.device)[:, None]
+    return Windows(cut, cut.flatten().argsort()[: count * heads], high, wide)
+
+
+def _self_attention(
+    attn: Any, x: Float[Tensor, "batch rows cols width"], windows: Windows, way: str
+) -> Float[Tensor, "batch rows cols width"]:
+    """One block's attention inside windows. What sticks out are tokens of zeros: query, key and value are biases."""
+    heads, dim = attn.num_heads, x.shape[-1] // attn.num_heads
+    rows = linear(attn.qkv, F.pad(x.flatten(0, 2), (0, 0, 0, 1))).view(-1, dim)
+    shape = (*windows.cut.shape[:2], windows.high, windows.wide, dim)
+    q, k, v = (rows[part * heads :].index_select(0, windows.cut.flatten()).view(shape) for part in range(3))
+    out = _attend(attn, q, k, v, way)
+    joined = out.view(-1, dim).index_select(0, windows.join).view(-1, heads * dim)
+    return linear(attn.proj, joined).view(x.shape)
 
 
 def _feed_forward(mlp: Any, x: Float[Tensor, "batch rows cols width"]) -> Float[Tensor, "batch rows cols width"]:
@@ -64,32 +100,8 @@ def _feed_forward(mlp: Any, x: Float[Tensor, "batch rows cols width"]) -> Float[
     tokens = x.flatten(0, 2)
     out = torch.empty_like(tokens)
     for some, place in zip(tokens.split(TOKENS_AT_ONCE), out.split(TOKENS_AT_ONCE), strict=True):
-        place.copy_(mlp(some))
+        place.copy_(linear(mlp.lin2, mlp.act(linear(mlp.lin1, some))))
     return out.view(x.shape)
-
-
-def _windows(
-    x: Float[Tensor, "batch rows cols width"], padding: Float[Tensor, "width"] | None, heads: int, high: int, wide: int
-) -> Float[Tensor, "windows heads high wide dim"]:
-    """Cut into windows, row by row, and heads; what sticks out has the value of a token of zeros: the bias."""
-    batch, rows, cols, width = x.shape
-    down, across = -(-rows // high), -(-cols // wide)
-    if (down * high, across * wide) != (rows, cols):
-        padded = x.new_empty(batch, down * high, across * wide, width)
-        padded[:, :rows, :cols] = x
-        padded[:, rows:] = padded[:, :, cols:] = 0 if padding is None else padding
-        x = padded
-    windows = x.reshape(batch, down, high, across, wide, heads, -1).permute(0, 1, 3, 5, 2, 4, 6)
-    return windows.flatten(0, 2)
-
-
-def _picture(
-    windows: Float[Tensor, "windows heads high wide dim"], down: int, across: int
-) -> Float[Tensor, "batch rows cols width"]:
-    """Windows and heads put together again."""
-    _, heads, high, wide, dim = windows.shape
-    parts = windows.view(-1, down, across, heads, high, wide, dim).permute(0, 1, 4, 2, 5, 3, 6)
-    return parts.reshape(-1, down * high, across * wide, heads * dim)
 
 
 def _attend(
