@@ -50,6 +50,24 @@ def test_the_encoder_is_the_official_one_in_every_way(way):
     torch.testing.assert_close(ours, encoder(pixels), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_stem_of_several_layers_embeds_patches_itself():
+    encoder = small_sam().image_encoder
+    pixels = torch.randn(1, 3, 128, 128)
+    expected = encoder(pixels)
+    encoder.patch_embed.proj = torch.nn.Sequential(encoder.patch_embed.proj, torch.nn.Identity())
+    torch.testing.assert_close(encode_image(encoder, pixels), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_bf16_is_the_official_encoder_to_its_rounding():
+    encoder = small_sam().image_encoder
+    pixels = torch.randn(2, 3, 128, 128)
+    expected = encoder(pixels)
+    half = encode_image(encoder.bfloat16(), pixels.bfloat16()).float()
+    assert (half - expected).norm() < 0.02 * expected.norm()
+
+
 @pytest.mark.parametrize("scores_bytes", [1, 2**10, 2**26])
 def test_part_by_part_is_the_fused_kernel(monkeypatch, scores_bytes):
     monkeypatch.setattr("clip2sam.attention.SCORES_BYTES", scores_bytes)

@@ -47,7 +47,7 @@ def encode_image(
         pixels: normalised and padded pictures in the encoder's dtype.
         attention: the ways to compute it; they differ in speed, and in their last digits.
     """
-    x = _embed_patches(encoder.patch_embed.proj, pixels)
+    x = _embed_patches(encoder.patch_embed, pixels)
     if encoder.pos_embed is not None:
         x = x + encoder.pos_embed
     kinds = {(block.window_size, block.attn.num_heads) for block in encoder.blocks}
@@ -60,10 +60,14 @@ def encode_image(
     return encoder.neck(x.permute(0, 3, 1, 2))
 
 
-def _embed_patches(
-    convolution: nn.Conv2d, pixels: Float[Tensor, "batch 3 side side"]
-) -> Float[Tensor, "batch rows cols width"]:
-    """A convolution whose stride is its kernel's side is one linear layer per patch, and gives the channels last."""
+def _embed_patches(embed: Any, pixels: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch rows cols width"]:
+    """The patch embedding, with the channels last in memory too: all that follows would keep to another order.
+
+    A convolution whose stride is its kernel's side is one linear layer per patch.
+    """
+    convolution = embed.proj
+    if not isinstance(convolution, nn.Conv2d) or convolution.stride != convolution.kernel_size:
+        return embed(pixels).contiguous()  # a stem of several layers
     high, wide = convolution.kernel_size
     patches = pixels.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).permute(0, 2, 4, 1, 3, 5).flatten(3)
     return F.linear(patches, convolution.weight.flatten(1), convolution.bias)
