@@ -1,8 +1,8 @@
 """SAM's image encoder over segment-anything's own weights, without the scores of all tokens at once.
 
 The official attention writes out every score, adds the relative positions to them, and takes the softmax: for a global
-block of ViT-H that is 1 GB several times over. Here they never exist as a whole (`attention.py`). Windows that stick
-out over the picture's edge are padded behind the qkv product, whose value for a padded token is known: its bias.
+block of ViT-H that is 1 GB several times over. Here they never exist as a whole (`attention.py`). Windows stick out
+over the picture's edge; all tokens there are the same one, of zeros, so that only one goes through the qkv product.
 
 Source: Li et al., 2022, https://arxiv.org/abs/2112.01526 and https://arxiv.org/abs/2203.16527;
 https://github.com/facebookresearch/segment-anything, `modeling/image_encoder.py`.
