@@ -28,11 +28,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from clip2sam.attention import attend_into
+from clip2sam.attention import SCORES_BYTES, attend_into
 from clip2sam.transfer import on_host
 
-MASK_BYTES = {"cpu": 8 * 2**20, "cuda": 512 * 2**20}
-"""Bounds the mask of one call: a CPU wants it in its cache, a GPU is idle with a small one."""
+MASK_BYTES = {"cpu": SCORES_BYTES, "cuda": 512 * 2**20}
+"""Bounds the mask of one call: on a CPU the scores take its place, a GPU is idle with a small one."""
 
 VECTOR = 32
 """With fewer columns, as in windows, an addition over rows and columns is too short for vector units."""

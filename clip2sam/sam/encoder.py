@@ -30,10 +30,8 @@ class Windows(NamedTuple):
     order, behind which comes a token of zeros for what sticks out over the edge; `join` takes them from the windows.
     """
 
-    cut: Int[Tensor, "windows heads places"]
+    cut: Int[Tensor, "windows heads high wide"]
     join: Int[Tensor, "rows"]
-    high: int
-    wide: int
 
 
 @torch.no_grad()
@@ -79,9 +77,9 @@ def _windows(x: Float[Tensor, "batch rows cols width"], heads: int, high: int, w
     count = batch * rows * cols
     tokens = torch.arange(count, device=x.device).view(batch, rows, cols)
     tokens = F.pad(tokens, (0, -cols % wide, 0, -rows % high), value=count)
-    tokens = tokens.unflatten(2, (-1, wide)).unflatten(1, (-1, high)).transpose(2, 3).flatten(0, 2).flatten(1)
-    cut = tokens[:, None] * 3 * heads + torch.arange(heads, device=x.device)[:, None]
-    return Windows(cut, cut.flatten().argsort()[: count * heads], high, wide)
+    tokens = tokens.unflatten(2, (-1, wide)).unflatten(1, (-1, high)).transpose(2, 3).flatten(0, 2)
+    cut = tokens[:, None] * 3 * heads + torch.arange(heads, device=x.device)[:, None, None]
+    return Windows(cut, cut.flatten().argsort()[: count * heads])
 
 
 def _self_attention(
@@ -90,8 +88,8 @@ def _self_attention(
     """One block's attention inside windows. What sticks out are tokens of zeros: query, key and value are biases."""
     heads, dim = attn.num_heads, x.shape[-1] // attn.num_heads
     rows = linear(attn.qkv, F.pad(x.flatten(0, 2), (0, 0, 0, 1))).view(-1, dim)
-    shape = (*windows.cut.shape[:2], windows.high, windows.wide, dim)
-    q, k, v = (rows[part * heads :].index_select(0, windows.cut.flatten()).view(shape) for part in range(3))
+    parts = (rows[part * heads :].index_select(0, windows.cut.flatten()) for part in range(3))
+    q, k, v = (part.view(*windows.cut.shape, dim) for part in parts)
     out = _attend(attn, q, k, v, way)
     joined = out.view(-1, dim).index_select(0, windows.join).view(-1, heads * dim)
     return linear(attn.proj, joined).view(x.shape)
