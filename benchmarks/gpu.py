@@ -25,10 +25,10 @@ from growth import jpeg
 from segment_anything import sam_model_registry
 
 import clip2sam
-from clip2sam.labels import as_label_set
-from clip2sam.loading import as_device
+from clip2sam.data.labels import as_label_set
+from clip2sam.kernels.relative import WAYS, measure
+from clip2sam.models.loading import as_device
 from clip2sam.pipeline import Segmenter
-from clip2sam.sam.attention import WAYS, measure
 from clip2sam.sam.encoder import encode_image
 
 CLIP_SIDE, LABELS, FOUND = 512, 20, 5
@@ -37,22 +37,32 @@ CLIP_SIDE, LABELS, FOUND = 512, 20, 5
 def attention_rows(sam: Any, batches: list[int], device: torch.device) -> list[dict[str, Any]]:
     """First of all: each way by itself, at the encoder's own shapes."""
     blocks = sam.image_encoder.blocks
-    heads, dim = blocks[0].attn.num_heads, blocks[0].attn.qkv.in_features // blocks[0].attn.num_heads
+    heads, dim = (
+        blocks[0].attn.num_heads,
+        blocks[0].attn.qkv.in_features // blocks[0].attn.num_heads,
+    )
     rows = []
     for batch in batches:
-        for name, shape in {"windows": (batch * 25, heads, 14, dim), "whole": (batch, heads, 64, dim)}.items():
+        for name, shape in {
+            "windows": (batch * 25, heads, 14, dim),
+            "whole": (batch, heads, 64, dim),
+        }.items():
             for way in WAYS if device.type == "cuda" else ("masked", "joined"):
                 row: dict[str, Any] = {"attention": name, "batch": batch, "way": way}
                 try:
                     row["ms"] = measure(way, *shape, torch.bfloat16, device) * 1e3
-                except Exception as error:  # no kernel for the shape, or no memory: that is a result too
+                except (
+                    Exception
+                ) as error:  # no kernel for the shape, or no memory: that is a result too
                     row["failed"] = f"{type(error).__name__}: {error}"[:200]
                 rows.append(shown(row))
     return rows
 
 
 @torch.no_grad()
-def encoder_rows(segmenter: Segmenter, batches: list[int], device: torch.device) -> list[dict[str, Any]]:
+def encoder_rows(
+    segmenter: Segmenter, batches: list[int], device: torch.device
+) -> list[dict[str, Any]]:
     """Pictures a second and peak memory: ours in bf16, the same compiled, and the official one in bf16 and float32."""
     ours = segmenter.sam
     exact = copy.deepcopy(ours.sam.image_encoder).float()
@@ -73,7 +83,9 @@ def encoder_rows(segmenter: Segmenter, batches: list[int], device: torch.device)
     return rows
 
 
-def timed(run: Callable[[], Any], pictures: int, device: torch.device, times: int = 8) -> dict[str, Any]:
+def timed(
+    run: Callable[[], Any], pictures: int, device: torch.device, times: int = 8
+) -> dict[str, Any]:
     """Pictures a second (median, least, most) and the peak of memory in GiB, after two calls to warm up."""
     try:
         for _ in range(2):
@@ -112,7 +124,11 @@ def data_set_row(segmenter: Segmenter, pictures: int, device: torch.device) -> d
         images.mkdir()
         for i in range(pictures):
             (images / f"{i:06d}.jpg").write_bytes(data)
-        scores = segmenter.similarity(clip2sam.images.load_image(data), labels).presence.sort(descending=True).values
+        scores = (
+            segmenter.similarity(clip2sam.data.images.load_image(data), labels)
+            .presence.sort(descending=True)
+            .values
+        )
         segmenter = segmenter.with_config(presence=float(scores[FOUND - 1]) - 1e-4)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -130,7 +146,10 @@ def data_set_row(segmenter: Segmenter, pictures: int, device: torch.device) -> d
 def agreement_row(device: torch.device) -> dict[str, Any]:
     """`tiny` on this device against the CPU, both exact: relative error of maps and logits."""
     here, there = clip2sam.load("tiny", device=str(device)), clip2sam.load("tiny", device="cpu")
-    picture, labels = clip2sam.images.load_image(jpeg(0.1)), as_label_set(["circle", "red thing", "striped star"])
+    picture, labels = (
+        clip2sam.data.images.load_image(jpeg(0.1)),
+        as_label_set(["circle", "red thing", "striped star"]),
+    )
     one, two = (s.with_config(presence=None).predict_torch(picture, labels) for s in (here, there))
     maps = (one.maps.raw.cpu() - two.maps.raw).norm() / two.maps.raw.norm()
     logits = (one.masks.logits.cpu() - two.masks.logits).norm() / two.masks.logits.norm()
@@ -145,7 +164,9 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run it all, and write one JSON file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sam", default="vit_h", choices=["vit_b", "vit_l", "vit_h"])
     parser.add_argument("--pictures", type=int, default=400)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
@@ -159,11 +180,15 @@ def main() -> None:
     sam = sam_model_registry[given.sam]()
     rows += attention_rows(sam, given.batches, device)
     clip = open_clip.create_model("ViT-B-16-quickgelu")
-    segmenter = clip2sam.load(clip=clip, sam=sam, precision="bf16", device=str(device), resolution=CLIP_SIDE)
+    segmenter = clip2sam.load(
+        clip=clip, sam=sam, precision="bf16", device=str(device), resolution=CLIP_SIDE
+    )
     rows += encoder_rows(segmenter, given.batches, device)
     rows.append(data_set_row(segmenter, given.pictures, device))
     given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "gpu.json").write_text(json.dumps(report | {"sam": given.sam, "rows": rows}, indent=1))
+    (given.output / "gpu.json").write_text(
+        json.dumps(report | {"sam": given.sam, "rows": rows}, indent=1)
+    )
 
 
 if __name__ == "__main__":

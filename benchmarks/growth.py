@@ -30,16 +30,28 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import clip2sam
-from clip2sam.images import load_image
-from clip2sam.labels import as_label_set
-from clip2sam.loading import DTYPES, as_device
+from clip2sam.data.images import Image, load_image
+from clip2sam.data.labels import LabelSet, as_label_set
+from clip2sam.models.loading import DTYPES, as_device
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import as_result
 from clip2sam.sam.encoder import encode_image
-from clip2sam.types import Image, LabelSet
 
-LABELS, PROMPTS, MEGAPIXELS, BATCHES = (1, 20, 80, 1203), (1, 5, 20, 80), (0.3, 1, 4, 12, 50), (1, 2, 4)
-STAGES = ("decode", "prepare", "CLIP", "surgery, points", "SAM's encoder", "SAM's decoder", "masks, RLE")
+LABELS, PROMPTS, MEGAPIXELS, BATCHES = (
+    (1, 20, 80, 1203),
+    (1, 5, 20, 80),
+    (0.3, 1, 4, 12, 50),
+    (1, 2, 4),
+)
+STAGES = (
+    "decode",
+    "prepare",
+    "CLIP",
+    "surgery, points",
+    "SAM's encoder",
+    "SAM's decoder",
+    "masks, RLE",
+)
 
 
 class Bench:
@@ -52,7 +64,10 @@ class Bench:
         self.segmenter = clip2sam.load(
             clip=clip, sam=sam_model_registry[sam](), precision=precision, device=str(self.device)
         )
-        self.dtype, self._texts = DTYPES[precision], torch.randn(max(LABELS), clip.visual.output_dim)
+        self.dtype, self._texts = (
+            DTYPES[precision],
+            torch.randn(max(LABELS), clip.visual.output_dim),
+        )
 
     def labels(self, count: int) -> LabelSet:
         """Labels whose text features are ready."""
@@ -65,7 +80,11 @@ class Bench:
 
     def with_prompts(self, data: bytes, labels: LabelSet, prompts: int) -> Segmenter:
         """The segmenter with the threshold at which so many labels count as present."""
-        scores = self.segmenter.similarity(load_image(data), labels).presence.sort(descending=True).values
+        scores = (
+            self.segmenter.similarity(load_image(data), labels)
+            .presence.sort(descending=True)
+            .values
+        )
         return self.segmenter.with_config(presence=float(scores[min(prompts, len(scores)) - 1]))
 
     @torch.no_grad()
@@ -79,12 +98,16 @@ class Bench:
 
         image: Image = done(load_image(data))
         segmenter.prepare(image)
-        clip_pixels, sam_pixels = done((segmenter.clip.preprocess([image]), segmenter.sam.preprocess([image])))
+        clip_pixels, sam_pixels = done(
+            (segmenter.clip.preprocess([image]), segmenter.sam.preprocess([image]))
+        )
         tokens: Tensor = done(segmenter.clip.encode_image(clip_pixels, segmenter.config.method))
         maps = segmenter._maps(tokens, labels)
         present, grids, prompts = done(segmenter._prompts(image, labels, maps))
         embedding = done(segmenter.sam.encode_image(sam_pixels)[0])
-        masks = done(segmenter._masks(image, maps, prompts, segmenter._decode(image, prompts, embedding)))
+        masks = done(
+            segmenter._masks(image, maps, prompts, segmenter._decode(image, prompts, embedding))
+        )
         prediction = clip2sam.types.Prediction(maps, grids, present, prompts, masks)
         done(as_result(image, labels, segmenter.config, segmenter.sam, prediction))
         return [b - a for a, b in pairwise(marks)]
@@ -101,7 +124,13 @@ class Bench:
         self.stages(data, named, segmenter)
         timed = [self.stages(data, named, segmenter) for _ in range(self.repeats)]
         totals = sorted(map(sum, timed))
-        row = {"curve": name, "x": x, "seconds": statistics.median(totals), "least": totals[0], "most": totals[-1]}
+        row = {
+            "curve": name,
+            "x": x,
+            "seconds": statistics.median(totals),
+            "least": totals[0],
+            "most": totals[-1],
+        }
         row["stages"] = {s: statistics.median(t[i] for t in timed) for i, s in enumerate(STAGES)}
         print(json.dumps(row), flush=True)
         return row
@@ -159,14 +188,21 @@ def jpeg(megapixels: float) -> bytes:
     height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
     small = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     file = io.BytesIO()
-    PILImage.fromarray(small).resize((height * 4 // 3, height), PILImage.Resampling.BICUBIC).save(file, "JPEG")
+    PILImage.fromarray(small).resize((height * 4 // 3, height), PILImage.Resampling.BICUBIC).save(
+        file, "JPEG"
+    )
     return file.getvalue()
 
 
 def draw(report: dict[str, Any]) -> Figure:
     """The four curves with the limit, and what the time goes to in each of the points."""
     figure = Figure(figsize=(15, 7), layout="constrained")
-    names = {"labels": "labels asked", "prompts": "labels present", "megapixels": "megapixels", "batch": "batch"}
+    names = {
+        "labels": "labels asked",
+        "prompts": "labels present",
+        "megapixels": "megapixels",
+        "batch": "batch",
+    }
     axes = figure.subplots(2, 4)
     for (curve, name), over, under in zip(names.items(), *axes, strict=True):
         rows = [row for row in report["rows"] if row["curve"] == curve]
@@ -175,7 +211,9 @@ def draw(report: dict[str, Any]) -> Figure:
         spread.append([1 / r["least"] - s for s, r in zip(speed, rows, strict=True)])
         over.errorbar(x, speed, spread, marker="o", color="#0072B2")
         over.axhline(report["limit"]["pictures a second"], color="#D55E00", linestyle="--")
-        over.set(xscale="log", xlabel=name, ylim=(0, None), xticks=x, xticklabels=[f"{v:g}" for v in x])
+        over.set(
+            xscale="log", xlabel=name, ylim=(0, None), xticks=x, xticklabels=[f"{v:g}" for v in x]
+        )
         over.minorticks_off()
         bottom = np.zeros(len(rows))
         for i, stage in enumerate(STAGES if curve != "batch" else ()):
@@ -186,14 +224,20 @@ def draw(report: dict[str, Any]) -> Figure:
     axes[0, 0].set_ylabel("pictures a second (dashed: limit)")
     axes[1, 0].set_ylabel("seconds a picture")
     axes[1, 3].axis("off")
-    axes[1, 3].legend(*axes[1, 0].get_legend_handles_labels(), loc="center", title="where the time goes")
-    figure.suptitle(f"{report['models']}, {report['device']}, {report['threads']} threads, commit {report['commit']}")
+    axes[1, 3].legend(
+        *axes[1, 0].get_legend_handles_labels(), loc="center", title="where the time goes"
+    )
+    figure.suptitle(
+        f"{report['models']}, {report['device']}, {report['threads']} threads, commit {report['commit']}"
+    )
     return figure
 
 
 def main() -> None:
     """Measure, write, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sam", default="vit_b", choices=["vit_b", "vit_l", "vit_h"])
     parser.add_argument("--precision", default="bf16", choices=list(DTYPES))
     parser.add_argument("--device", default="auto")

@@ -29,11 +29,11 @@ from PIL import Image as PILImage
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from clip2sam.labelling import decoder as decoder_room  # noqa: E402
-from clip2sam.labelling.decoder import DecoderProcess  # noqa: E402
+from clip2sam.labelling import decode_worker as decoder_room  # noqa: E402
+from clip2sam.labelling.decode_worker import DecoderProcess  # noqa: E402
 from clip2sam.labelling.flow import run_flow  # noqa: E402
 from clip2sam.labelling.journal import Journal  # noqa: E402
-from clip2sam.labelling.reading import Readers  # noqa: E402
+from clip2sam.labelling.readers import Readers  # noqa: E402
 from clip2sam.labelling.run import label  # noqa: E402
 from tests.labelling_fakes import Here, Threshold, small_segmenter, write_pictures  # noqa: E402
 
@@ -50,7 +50,9 @@ def kills(folder: Path, count: int) -> None:
     while rounds < count:
         runs += 1
         output, trace = folder / f"run-{runs}", folder / f"trace-{runs}"
-        moments = [f"{rng.randrange(15)}:{rng.uniform(0.0, 0.05)}" for _ in range(min(10, count - rounds))]
+        moments = [
+            f"{rng.randrange(15)}:{rng.uniform(0.0, 0.05)}" for _ in range(min(10, count - rounds))
+        ]
         subprocess.run([sys.executable, WORKER, pictures, output, trace, *moments], check=True)
         for name in ("annotations.json", "results.json"):
             assert (output / name).read_bytes() == (whole / name).read_bytes(), name
@@ -72,21 +74,27 @@ def bad(folder: Path, count: int) -> None:
     clean = label(good, ["cat", "dog"], folder / "clean", segmenter=segmenter)
     for i, kind in zip(range(count // 20), _kinds(), strict=False):
         _write_bad(good, i, kind)
-    mixed = label(good, ["cat", "dog"], folder / "mixed", segmenter=segmenter, timeout=2.0, max_pixels=10**8)
-    one, other = (json.loads((folder / n / "annotations.json").read_text()) for n in ("clean", "mixed"))
+    mixed = label(
+        good, ["cat", "dog"], folder / "mixed", segmenter=segmenter, timeout=2.0, max_pixels=10**8
+    )
+    one, other = (
+        json.loads((folder / n / "annotations.json").read_text()) for n in ("clean", "mixed")
+    )
     assert _by_name(one) == _by_name(other)
     print(
         f"clean: {clean.listed} listed, {clean.failed} failed; mixed: {mixed.listed} listed = {mixed.done} done + ",
         end="",
     )
-    print(f"{mixed.empty} empty + {mixed.failed} failed; the {len(_by_name(one))} good ones are identical")
+    print(
+        f"{mixed.empty} empty + {mixed.failed} failed; the {len(_by_name(one))} good ones are identical"
+    )
     for failure in mixed.failures[: len(KINDS)]:
         print("  " + failure["reason"])
 
 
 FAULTY = """
 import ctypes, os
-from clip2sam.labelling import decoder
+from clip2sam.labelling import decode_worker as decoder
 real = decoder.load_image
 def load_image(path, **settings):
     name = os.path.basename(path)
@@ -99,7 +107,17 @@ decoder.load_image = load_image
 decoder.serve()
 """
 
-KINDS = ("cut.png", "cut.jpg", "text.jpg", "empty.gif", "pipe.png", "link.png", "huge.png", "crash.png", "hang.png")
+KINDS = (
+    "cut.png",
+    "cut.jpg",
+    "text.jpg",
+    "empty.gif",
+    "pipe.png",
+    "link.png",
+    "huge.png",
+    "crash.png",
+    "hang.png",
+)
 
 
 def _kinds() -> Iterator[str]:
@@ -126,9 +144,13 @@ def _write_bad(folder: Path, i: int, kind: str) -> None:
 
 def _by_name(document: dict[str, list[dict[str, object]]]) -> dict[object, list[object]]:
     """Everything about each picture but its ids, which count the pictures."""
-    rows: dict[object, list[object]] = {i["id"]: [i["file_name"], i["height"], i["width"]] for i in document["images"]}
+    rows: dict[object, list[object]] = {
+        i["id"]: [i["file_name"], i["height"], i["width"]] for i in document["images"]
+    }
     for annotation in document["annotations"]:
-        rows[annotation["image_id"]].append({k: v for k, v in annotation.items() if k not in ("id", "image_id")})
+        rows[annotation["image_id"]].append(
+            {k: v for k, v in annotation.items() if k not in ("id", "image_id")}
+        )
     return {row[0]: row[1:] for row in rows.values()}
 
 
@@ -157,11 +179,14 @@ def memory(folder: Path, count: int) -> None:
         if n % max(count // 20, 1) == 0:
             curve.append((n, _resident()))
             print(
-                f"{n:>8} pictures {curve[-1][1]:8.1f} MB {n / (time.perf_counter() - began):8.0f} a second", flush=True
+                f"{n:>8} pictures {curve[-1][1]:8.1f} MB {n / (time.perf_counter() - began):8.0f} a second",
+                flush=True,
             )
     journal.close()
     settled, most = curve[1][1], max(m for _, m in curve[1:])
-    print(f"from {curve[1][0]} pictures on at most {most - settled:+.1f} MB, {most / settled - 1:+.2%}")
+    print(
+        f"from {curve[1][0]} pictures on at most {most - settled:+.1f} MB, {most / settled - 1:+.2%}"
+    )
 
 
 def _resident() -> float:
@@ -172,23 +197,34 @@ def _resident() -> float:
 
 def waiting(folder: Path, count: int) -> None:
     """Drawn pictures and the tiny preset on the CPU."""
-    from clip2sam.scenes import scene, split_seed
+    from clip2sam.tiny.scenes import scene, split_seed
 
     (folder / "in").mkdir()
     for i in range(count):
         PILImage.fromarray(scene(split_seed("test", i)).pixels).save(folder / "in" / f"{i:04d}.png")
     labels = ["red circle", "heart", "star", "blue thing", "striped square"]
     summary = label(folder / "in", labels, folder / "run", segmenter="tiny")
-    print(f"{count} pictures, {summary.pictures_per_second:.2f} a second; the model waited ", end="")
-    print(f"{summary.waited_for_pictures:.2%} for pictures, {summary.waited_for_writer:.2%} for the writer")
+    print(
+        f"{count} pictures, {summary.pictures_per_second:.2f} a second; the model waited ", end=""
+    )
+    print(
+        f"{summary.waited_for_pictures:.2%} for pictures, {summary.waited_for_writer:.2%} for the writer"
+    )
 
 
 def decoding(folder: Path, count: int) -> None:
     """JPEGs of 12 and 0.3 megapixels, by two readers, in threads and in processes."""
     rng = np.random.default_rng(0)
-    for name, (height, width), times in (("large", (3000, 4000), count // 50), ("small", (480, 640), count)):
-        coarse = PILImage.fromarray(rng.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8))
-        coarse.resize((width, height), PILImage.Resampling.BICUBIC).save(folder / f"{name}.jpg", quality=90)
+    for name, (height, width), times in (
+        ("large", (3000, 4000), count // 50),
+        ("small", (480, 640), count),
+    ):
+        coarse = PILImage.fromarray(
+            rng.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
+        )
+        coarse.resize((width, height), PILImage.Resampling.BICUBIC).save(
+            folder / f"{name}.jpg", quality=90
+        )
         wanted = [(i, f"{name}.jpg") for i in range(times)]
         for how, make in (
             ("threads", lambda: Here(str(folder))),
@@ -198,12 +234,19 @@ def decoding(folder: Path, count: int) -> None:
                 next(readers)
                 began = time.perf_counter()
                 n = sum(1 for _ in readers)
-            print(f"{name} ({height} x {width}) in {how}: {1000 * (time.perf_counter() - began) / n:.2f} ms a picture")
+            print(
+                f"{name} ({height} x {width}) in {how}: {1000 * (time.perf_counter() - began) / n:.2f} ms a picture"
+            )
 
 
 def main() -> None:
     """Run what is asked for."""
-    tasks = {"kills": (kills, 200), "bad": (bad, 1000), "memory": (memory, 50_000), "waiting": (waiting, 200)}
+    tasks = {
+        "kills": (kills, 200),
+        "bad": (bad, 1000),
+        "memory": (memory, 50_000),
+        "waiting": (waiting, 200),
+    }
     tasks["decoding"] = (decoding, 500)
     if len(sys.argv) < 2 or sys.argv[1] not in tasks:
         sys.exit(__doc__)

@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 
-from clip2sam.weights import ClipWeights, SamWeights, get_preset
+from clip2sam.models.weights import ClipWeights, SamWeights, get_preset
 
 
 def seeded_checkpoints(preset: str, work: Path) -> list[str]:
@@ -30,7 +30,10 @@ def seeded_checkpoints(preset: str, work: Path) -> list[str]:
     chosen = get_preset(preset)
     if not isinstance(chosen.clip, ClipWeights) or not isinstance(chosen.sam, SamWeights):
         return []
-    clip_file, sam_file = work / f"{chosen.clip.model}-seeded.safetensors", work / f"{chosen.sam.model_type}-seeded.pth"
+    clip_file, sam_file = (
+        work / f"{chosen.clip.model}-seeded.safetensors",
+        work / f"{chosen.sam.model_type}-seeded.pth",
+    )
     torch.manual_seed(0)
     if not clip_file.exists():
         save_file(open_clip.create_model(chosen.clip.model).state_dict(), clip_file)
@@ -41,7 +44,9 @@ def seeded_checkpoints(preset: str, work: Path) -> list[str]:
 
 def main() -> None:
     """Run, measure, check, print one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pictures", type=Path)
     parser.add_argument("instances", type=Path)
     parser.add_argument("--preset", default="vit-b")
@@ -54,15 +59,32 @@ def main() -> None:
     (given.work / "labels.json").write_text(json.dumps(names))
     pictures = sorted(given.pictures.glob("*.jpg"))[: given.limit]
     output = given.work / given.preset
-    command = [sys.executable, "-m", "clip2sam.cli", "segment", *map(str, pictures), "--preset", given.preset]
-    command += ["--labels", str(given.work / "labels.json"), "--output", str(output), "--overlays", "none"]
+    command = [
+        sys.executable,
+        "-m",
+        "clip2sam.cli",
+        "segment",
+        *map(str, pictures),
+        "--preset",
+        given.preset,
+    ]
+    command += [
+        "--labels",
+        str(given.work / "labels.json"),
+        "--output",
+        str(output),
+        "--overlays",
+        "none",
+    ]
     command += ["--precision", given.precision]
     command += seeded_checkpoints(given.preset, given.work)
     start = time.perf_counter()
     done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
     annotations = output / "annotations.json"
-    valid = subprocess.run([sys.executable, "-m", "clip2sam.cli", "validate", str(annotations)], check=False)
+    valid = subprocess.run(
+        [sys.executable, "-m", "clip2sam.cli", "validate", str(annotations)], check=False
+    )
     coco = COCO(str(annotations))
     print(
         json.dumps(
@@ -77,12 +99,17 @@ def main() -> None:
                 "masks": len(coco.anns),
                 "seconds": round(seconds, 1),
                 "seconds a picture, loading and text included": round(seconds / len(pictures), 2),
-                "peak memory, GB": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2),
+                "peak memory, GB": round(
+                    resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 2
+                ),
                 "threads": torch.get_num_threads(),
                 "device": platform.processor() or platform.machine(),
                 "torch": torch.__version__,
                 "commit": subprocess.run(
-                    ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+                    ["git", "rev-parse", "--short", "HEAD"],
+                    capture_output=True,
+                    text=True,
+                    check=False,
                 ).stdout.strip(),
             },
             indent=1,

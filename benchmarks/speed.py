@@ -26,11 +26,11 @@ from about import about
 from segment_anything import SamPredictor, sam_model_registry
 from torch import Tensor
 
+from clip2sam.analysis.evaluate import iou, scene_examples
 from clip2sam.clip import SurgeryCLIP
-from clip2sam.coco import encode_mask
-from clip2sam.evaluate import iou, scene_examples
-from clip2sam.labels import as_label_set
-from clip2sam.loading import load
+from clip2sam.coco.document import encode_mask
+from clip2sam.data.labels import as_label_set
+from clip2sam.models.loading import load
 from clip2sam.points import point_prompts, pool_grid, select_points
 from clip2sam.sam import PointSAM
 from clip2sam.sam.encoder import encode_image
@@ -42,7 +42,9 @@ WORDS = [
 ]
 
 
-def compare(theirs: Callable[[], Any], ours: Mapping[str, Callable[[], Any]], pairs: int) -> list[dict[str, Any]]:
+def compare(
+    theirs: Callable[[], Any], ours: Mapping[str, Callable[[], Any]], pairs: int
+) -> list[dict[str, Any]]:
     """Time theirs and each of ours in turn, after one warm-up each; a ratio is theirs / ours of the same turn."""
     for run in (theirs, *ours.values()):
         run()
@@ -104,7 +106,9 @@ def surgery(given: argparse.Namespace) -> list[dict[str, Any]]:
     tokens = F.normalize(torch.randn(1, 1025, 512), dim=-1)
     for labels in (20, 80, 1203):
         words = F.normalize(torch.randn(labels, 512), dim=-1)
-        wrong = error(feature_surgery(tokens, words)[0], published.feature_surgery(tokens[0], words))
+        wrong = error(
+            feature_surgery(tokens, words)[0], published.feature_surgery(tokens[0], words)
+        )
         ours = {f"feature surgery, {labels} labels": partial(feature_surgery, tokens, words)}
         timed = compare(partial(published.feature_surgery, tokens[0], words), ours, given.pairs)
         rows += [{**row, "error": wrong} for row in timed]
@@ -137,10 +141,14 @@ def decoder(given: argparse.Namespace) -> list[dict[str, Any]]:
     coords, point_labels = select_points(pool_grid(torch.randn(labels, 14, 14)), size)
     prompts = point_prompts(coords, point_labels, torch.ones(labels, dtype=torch.bool))
     plain = [
-        (xy[kind >= 0].floor().numpy(), kind[kind >= 0].numpy()) for xy, kind in zip(coords, point_labels, strict=True)
+        (xy[kind >= 0].floor().numpy(), kind[kind >= 0].numpy())
+        for xy, kind in zip(coords, point_labels, strict=True)
     ]
     tensors = [
-        (predictor.transform.apply_coords_torch(torch.as_tensor(xy)[None], size), torch.as_tensor(kind)[None])
+        (
+            predictor.transform.apply_coords_torch(torch.as_tensor(xy)[None], size),
+            torch.as_tensor(kind)[None],
+        )
         for xy, kind in plain
     ]
 
@@ -155,22 +163,40 @@ def decoder(given: argparse.Namespace) -> list[dict[str, Any]]:
         made = []
         for points in tensors:
             sparse, dense = sam.prompt_encoder(points=points, boxes=None, masks=None)
-            made.append(sam.mask_decoder(predictor.features, sam.prompt_encoder.get_dense_pe(), sparse, dense, True)[0])
+            made.append(
+                sam.mask_decoder(
+                    predictor.features, sam.prompt_encoder.get_dense_pe(), sparse, dense, True
+                )[0]
+            )
         return made
 
     def their_rles(logits: list[Tensor]) -> list[dict[str, Any]]:
-        masks = [sam.postprocess_masks(x, predictor.input_size, size)[0, 0] > sam.mask_threshold for x in logits]
+        masks = [
+            sam.postprocess_masks(x, predictor.input_size, size)[0, 0] > sam.mask_threshold
+            for x in logits
+        ]
         return [encode_mask(m.numpy()) for m in masks]
 
     mine = best_logits()
     blobs = blob_logits(labels)
-    same = [a == b for a, b in zip(our_rles(mine), map(encode_mask, published.masks(predictor, plain)), strict=True)]
+    same = [
+        a == b
+        for a, b in zip(
+            our_rles(mine), map(encode_mask, published.masks(predictor, plain)), strict=True
+        )
+    ]
     one = {"80 labels, decoder": best_logits}
     two = {"80 labels, masks and RLE": lambda: our_rles(blobs[:, 0])}
-    same += [a == b for a, b in zip(our_rles(blobs[:, 0]), their_rles(list(blobs[:, None])), strict=True)]
+    same += [
+        a == b for a, b in zip(our_rles(blobs[:, 0]), their_rles(list(blobs[:, None])), strict=True)
+    ]
     both = {"80 labels, points to RLE": lambda: our_rles(best_logits())}
-    rows = compare(their_logits, one, given.pairs) + compare(lambda: their_rles(list(blobs[:, None])), two, given.pairs)
-    rows += compare(lambda: [encode_mask(m) for m in published.masks(predictor, plain)], both, given.pairs)
+    rows = compare(their_logits, one, given.pairs) + compare(
+        lambda: their_rles(list(blobs[:, None])), two, given.pairs
+    )
+    rows += compare(
+        lambda: [encode_mask(m) for m in published.masks(predictor, plain)], both, given.pairs
+    )
     return [*rows[:2], {**rows[2], "identical": float(np.mean(same))}]
 
 
@@ -181,7 +207,12 @@ def blob_logits(labels: int) -> Tensor:
     made = []
     for _ in range(labels):
         (cy, cx), (ry, rx) = rng.uniform(40, 216, 2), rng.uniform(15, 80, 2)
-        field = 1 - ((y - cy) / ry) ** 2 - ((x - cx) / rx) ** 2 + 0.1 * np.sin(x / rng.uniform(3, 9)) * np.sin(y / 5)
+        field = (
+            1
+            - ((y - cy) / ry) ** 2
+            - ((x - cx) / rx) ** 2
+            + 0.1 * np.sin(x / rng.uniform(3, 9)) * np.sin(y / 5)
+        )
         made.append(np.stack([field * 10, field * 10 - 2, field * 10 + 2]))
     return torch.from_numpy(np.stack(made)).float()
 
@@ -204,12 +235,20 @@ def agreement(given: argparse.Namespace) -> list[dict[str, Any]]:
     return [row]
 
 
-STAGES = {"text": text, "surgery": surgery, "encoder": encoder, "decoder": decoder, "agreement": agreement}
+STAGES = {
+    "text": text,
+    "surgery": surgery,
+    "encoder": encoder,
+    "decoder": decoder,
+    "agreement": agreement,
+}
 
 
 def main() -> None:
     """Run the stages asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sam", default="vit_b", choices=["vit_b", "vit_l", "vit_h"])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from segment_anything import sam_model_registry
 
-from clip2sam.checkpoints import load_sam
+from clip2sam.models.checkpoints import load_sam
 
 LIMIT_GB = 12.0
 
@@ -30,7 +30,9 @@ def write_checkpoint(path: Path) -> None:
     with torch.device("meta"):
         names = sam_model_registry["vit_h"]().state_dict()
     generator = torch.Generator().manual_seed(0)
-    torch.save({name: torch.randn(t.shape, generator=generator) * 0.02 for name, t in names.items()}, path)
+    torch.save(
+        {name: torch.randn(t.shape, generator=generator) * 0.02 for name, t in names.items()}, path
+    )
 
 
 def peak_gb() -> float:
@@ -53,14 +55,20 @@ def measure(path: Path) -> None:
         embedding = sam.image_encoder(picture)
     report("image encoder, one picture", time.perf_counter() - start)
     if embedding.shape != (1, 256, 64, 64) or not embedding.isfinite().all():
-        raise SystemExit(f"the encoder gave {tuple(embedding.shape)}, expected finite values of (1, 256, 64, 64)")
+        raise SystemExit(
+            f"the encoder gave {tuple(embedding.shape)}, expected finite values of (1, 256, 64, 64)"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     torch.set_num_threads(parser.parse_args().threads)
-    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, fp32")
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, fp32"
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sam_vit_h.pth"
         writer = multiprocessing.get_context("spawn").Process(target=write_checkpoint, args=(path,))

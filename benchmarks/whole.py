@@ -27,10 +27,10 @@ from speed import WORDS
 
 import clip2sam
 from clip2sam.clip import CLIP_SURGERY, SurgeryCLIP, dense_features
-from clip2sam.coco import encode_mask
+from clip2sam.coco.document import encode_mask
+from clip2sam.data.images import Image
 from clip2sam.points import pixel_indices, pool_grid, select_points
 from clip2sam.similarity import similarity_maps
-from clip2sam.types import Image
 
 SIDES = ("published", "exact", "bf16")
 
@@ -69,7 +69,13 @@ class Ours:
     def __init__(self, clip: Any, tokenizer: Any, sam: Any, precision: str) -> None:
         config = clip2sam.published()
         self.segmenter = clip2sam.load(
-            clip=clip, tokenizer=tokenizer, sam=sam, precision=precision, resolution=512, device="cpu", config=config
+            clip=clip,
+            tokenizer=tokenizer,
+            sam=sam,
+            precision=precision,
+            resolution=512,
+            device="cpu",
+            config=config,
         )
         self.segmenter.clip._kept = None  # nothing from the disk: "first" means first
 
@@ -89,8 +95,15 @@ def make(side: str, sam: str) -> Published | Ours:
     """One side, with its own seeded models."""
     torch.manual_seed(0)
     clip = open_clip.create_model("ViT-B-16-quickgelu").eval()
-    tokenizer, model = open_clip.get_tokenizer("ViT-B-16-quickgelu"), sam_model_registry[sam]().eval()
-    return Published(clip, tokenizer, model) if side == "published" else Ours(clip, tokenizer, model, side)
+    tokenizer, model = (
+        open_clip.get_tokenizer("ViT-B-16-quickgelu"),
+        sam_model_registry[sam]().eval(),
+    )
+    return (
+        Published(clip, tokenizer, model)
+        if side == "published"
+        else Ours(clip, tokenizer, model, side)
+    )
 
 
 def picture() -> np.ndarray:
@@ -118,7 +131,9 @@ def peak(side: str, sam: str) -> float:
 
 def main() -> None:
     """Memory first, then time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sam", default="vit_h", choices=["vit_b", "vit_l", "vit_h"])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--output", type=Path)

@@ -11,36 +11,52 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clip2sam.analysis.explain import explain, explain_caption, labels_at
+    from clip2sam.analysis.tune import tune
     from clip2sam.config import Config, published
-    from clip2sam.errors import Clip2SamError, CocoError, ConfigError, ImageError, LabelError, RunError, WeightsError
-    from clip2sam.explaining import explain, explain_caption, labels_at
-    from clip2sam.images import load_image
+    from clip2sam.data.images import Image, load_image
+    from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
+    from clip2sam.data.records import Annotation
+    from clip2sam.errors import (
+        Clip2SamError,
+        CocoError,
+        ConfigError,
+        ImageError,
+        LabelError,
+        RunError,
+        WeightsError,
+    )
     from clip2sam.labelling.decide import Decision
     from clip2sam.labelling.export import export
     from clip2sam.labelling.run import label, label_iter
-    from clip2sam.labels import as_label_set
-    from clip2sam.loading import load
+    from clip2sam.models.loading import load
     from clip2sam.pipeline import Segmenter
     from clip2sam.result import Absent, Result
-    from clip2sam.tuning import tune
-    from clip2sam.types import Annotation, Image, LabelClass, LabelSet
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "config": ("Config", "published"),
-    "errors": ("Clip2SamError", "CocoError", "ConfigError", "ImageError", "LabelError", "RunError", "WeightsError"),
-    "explaining": ("explain", "explain_caption", "labels_at"),
-    "images": ("load_image",),
+    "errors": (
+        "Clip2SamError",
+        "CocoError",
+        "ConfigError",
+        "ImageError",
+        "LabelError",
+        "RunError",
+        "WeightsError",
+    ),
+    "analysis.explain": ("explain", "explain_caption", "labels_at"),
+    "data.images": ("Image", "load_image"),
     "labelling.decide": ("Decision",),
     "labelling.export": ("export",),
     "labelling.run": ("label", "label_iter"),
-    "labels": ("as_label_set",),
-    "loading": ("load",),
+    "data.labels": ("LabelClass", "LabelSet", "as_label_set"),
+    "models.loading": ("load",),
     "pipeline": ("Segmenter",),
     "result": ("Absent", "Result"),
-    "tuning": ("tune",),
-    "types": ("Annotation", "Image", "LabelClass", "LabelSet"),
+    "analysis.tune": ("tune",),
+    "data.records": ("Annotation",),
 }
 
 __all__ = [

@@ -33,8 +33,12 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.candidate not in ("both", "agreement", "predicted_iou"):
-            raise ConfigError(f'candidate must be "both", "agreement" or "predicted_iou", but got {self.candidate!r}')
-        if isinstance(self.references, str) or not all(isinstance(r, str) and r.strip() for r in self.references):
+            raise ConfigError(
+                f'candidate must be "both", "agreement" or "predicted_iou", but got {self.candidate!r}'
+            )
+        if isinstance(self.references, str) or not all(
+            isinstance(r, str) and r.strip() for r in self.references
+        ):
             raise ConfigError(f"references must be a tuple of words, but got {self.references!r}")
         if isinstance(self.grid, int) and self.grid < 2:
             raise ConfigError(f"grid must be 2 or more cells a side, but got {self.grid}")

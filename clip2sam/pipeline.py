@@ -16,17 +16,17 @@ from jaxtyping import Bool, Float
 from PIL import Image as PILImage
 from torch import Tensor
 
+from clip2sam.candidates import agreement
 from clip2sam.clip import SurgeryCLIP
 from clip2sam.config import Config
-from clip2sam.images import load_image
-from clip2sam.labels import as_label_set
+from clip2sam.data.images import Image, load_image
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
 from clip2sam.points import point_prompts, pool_grid, select_points
 from clip2sam.result import Result, as_result
 from clip2sam.sam import PointSAM
-from clip2sam.sam.choice import agreement
 from clip2sam.sam.model import Candidates
 from clip2sam.similarity import feature_surgery, is_present, similarity_maps
-from clip2sam.types import Image, LabelClass, LabelSet, Masks, PointPrompts, Prediction, SimilarityMaps
+from clip2sam.types import Masks, PointPrompts, Prediction, SimilarityMaps
 
 ImageLike = Image | str | PathLike[str] | bytes | PILImage.Image | Any
 """A path, encoded bytes, an RGB uint8 array (height, width, 3), a PIL image or an `Image`."""
@@ -48,7 +48,9 @@ class Segmenter:
         self.sam = sam
         self.config = config or Config()
 
-    def __call__(self, image: ImageLike, labels: LabelsLike, *, distractors: Sequence[str] = ()) -> Result:
+    def __call__(
+        self, image: ImageLike, labels: LabelsLike, *, distractors: Sequence[str] = ()
+    ) -> Result:
         """Segment one picture.
 
         Args:
@@ -65,7 +67,9 @@ class Segmenter:
         """
         picture = load_image(image)
         label_set = as_label_set(labels, distractors=distractors)
-        return as_result(picture, label_set, self.config, self.sam, self.predict_torch(picture, label_set))
+        return as_result(
+            picture, label_set, self.config, self.sam, self.predict_torch(picture, label_set)
+        )
 
     @torch.no_grad()
     def predict_torch(self, image: Image, labels: LabelSet) -> Prediction:
@@ -76,10 +80,14 @@ class Segmenter:
         maps = self.similarity(image, labels)
         present, grids, prompts = self._prompts(image, labels, maps)
         candidates = self._decode(image, prompts)
-        return Prediction(maps, grids, present, prompts, self._masks(image, maps, prompts, candidates))
+        return Prediction(
+            maps, grids, present, prompts, self._masks(image, maps, prompts, candidates)
+        )
 
     @torch.no_grad()
-    def predict_batch(self, images: Sequence[Image], labels: LabelSet, *, group: int = 1) -> list[Prediction]:
+    def predict_batch(
+        self, images: Sequence[Image], labels: LabelSet, *, group: int = 1
+    ) -> list[Prediction]:
         """Several pictures, each as `predict_torch` does it, with the two encoders taking `group` of them at once.
 
         The groups always have that size, the last filled up with repeats, so that the same kernels run for a picture
@@ -88,17 +96,23 @@ class Segmenter:
         if not images:
             return []
         tokens = _in_groups(
-            lambda p: self.clip.encode_image(p, self.config.method), self.clip.preprocess(images), group
+            lambda p: self.clip.encode_image(p, self.config.method),
+            self.clip.preprocess(images),
+            group,
         )
         maps = [self._maps(picture_tokens[None], labels) for picture_tokens in tokens]
         prompts = [self._prompts(image, labels, m) for image, m in zip(images, maps, strict=True)]
         decoded = self._decode_batch(images, [p for _, _, p in prompts], group)
         return [
             Prediction(m, grids, present, p, self._masks(image, m, p, candidates))
-            for image, m, (present, grids, p), candidates in zip(images, maps, prompts, decoded, strict=True)
+            for image, m, (present, grids, p), candidates in zip(
+                images, maps, prompts, decoded, strict=True
+            )
         ]
 
-    def _decode_batch(self, images: Sequence[Image], prompts: Sequence[PointPrompts], group: int) -> list[Candidates]:
+    def _decode_batch(
+        self, images: Sequence[Image], prompts: Sequence[PointPrompts], group: int
+    ) -> list[Candidates]:
         """SAM's candidates for each picture; one without a prompt never reaches the encoder."""
         asked = [i for i, p in enumerate(prompts) if len(p.coords)]
         decoded = [self.sam.no_candidates() for _ in images]
@@ -118,7 +132,9 @@ class Segmenter:
 
     def similarity(self, image: Image, labels: LabelSet) -> SimilarityMaps:
         """CLIP's part: a raw map and a presence score for every class, distractors included."""
-        return self._maps(self.clip.encode_image(self.clip.preprocess([image]), self.config.method), labels)
+        return self._maps(
+            self.clip.encode_image(self.clip.preprocess([image]), self.config.method), labels
+        )
 
     def _maps(self, tokens: Float[Tensor, "1 tokens channels"], labels: LabelSet) -> SimilarityMaps:
         text = self._texts(labels)
@@ -130,7 +146,11 @@ class Segmenter:
         own = self.clip.encode_labels(labels)
         asked = {prompt for c in labels.classes for prompt in c.prompts}
         beside = tuple(LabelClass(r, (r,)) for r in self.config.references if r not in asked)
-        return torch.cat([own, self.clip.encode_labels(LabelSet(beside, labels.templates))]) if beside else own
+        return (
+            torch.cat([own, self.clip.encode_labels(LabelSet(beside, labels.templates))])
+            if beside
+            else own
+        )
 
     def _prompts(
         self, image: Image, labels: LabelSet, maps: SimilarityMaps
@@ -139,15 +159,28 @@ class Segmenter:
         present = is_present(maps, self._thresholds(labels), self._is_distractor(labels))
         grids = pool_grid(maps.raw, self.config.grid)
         coords, point_labels = select_points(
-            grids, image.size, self.config.threshold, self.config.max_positive, self.config.max_negative
+            grids,
+            image.size,
+            self.config.threshold,
+            self.config.max_positive,
+            self.config.max_negative,
         )
         return present, grids, point_prompts(coords, point_labels, present)
 
-    def _masks(self, image: Image, maps: SimilarityMaps, prompts: PointPrompts, candidates: Candidates) -> Masks:
+    def _masks(
+        self, image: Image, maps: SimilarityMaps, prompts: PointPrompts, candidates: Candidates
+    ) -> Masks:
         """Keep one candidate of each prompt."""
         (logits, iou), (agrees, best) = candidates, self._choose(image, maps, prompts, candidates)
         row = torch.arange(len(best), device=best.device)
-        return Masks(logits[row, best], iou[row, best], agrees[row, best], best, prompts.label_index, image.size)
+        return Masks(
+            logits[row, best],
+            iou[row, best],
+            agrees[row, best],
+            best,
+            prompts.label_index,
+            image.size,
+        )
 
     def _choose(
         self, image: Image, maps: SimilarityMaps, prompts: PointPrompts, candidates: Candidates
@@ -155,11 +188,17 @@ class Segmenter:
         """The agreement of each prompt's candidates with its label's map, and which one is kept."""
         logits, iou = candidates
         heat = maps.raw[prompts.label_index]
-        agrees = agreement(self.sam.pool_candidates(logits, image.size, (heat.shape[-2], heat.shape[-1])), heat)
-        quality = {"agreement": agrees, "predicted_iou": iou, "both": agrees + iou}[self.config.candidate]
+        agrees = agreement(
+            self.sam.pool_candidates(logits, image.size, (heat.shape[-2], heat.shape[-1])), heat
+        )
+        quality = {"agreement": agrees, "predicted_iou": iou, "both": agrees + iou}[
+            self.config.candidate
+        ]
         return agrees, quality.argmax(dim=-1)
 
-    def _decode(self, image: Image, prompts: PointPrompts, embedding: Tensor | None = None) -> Candidates:
+    def _decode(
+        self, image: Image, prompts: PointPrompts, embedding: Tensor | None = None
+    ) -> Candidates:
         """SAM's candidates for the prompts of one picture, which is encoded if its embedding isn't given."""
         if embedding is None:
             return self._decode_batch([image], [prompts], 1)[0]
@@ -188,7 +227,9 @@ class Segmenter:
 
 
 def _in_groups(
-    encode: Callable[[Float[Tensor, "_ 3 _ _"]], Tensor], pixels: Float[Tensor, "batch 3 side side"], group: int
+    encode: Callable[[Float[Tensor, "_ 3 _ _"]], Tensor],
+    pixels: Float[Tensor, "batch 3 side side"],
+    group: int,
 ) -> Tensor:
     """Encode `group` pictures at a time: (batch, ...). The last group is filled up with its last picture."""
     missing = -len(pixels) % group

@@ -21,7 +21,9 @@ PADDING = -1
 Grid = int | Literal["half"]
 
 
-def pool_grid(maps: Float[Tensor, "labels rows cols"], grid: Grid = 7) -> Float[Tensor, "labels grid_rows grid_cols"]:
+def pool_grid(
+    maps: Float[Tensor, "labels rows cols"], grid: Grid = 7
+) -> Float[Tensor, "labels grid_rows grid_cols"]:
     """Pool maps to a grid and scale each to 0..1; a map that is constant or not finite becomes NaN.
 
     Args:
@@ -34,7 +36,9 @@ def pool_grid(maps: Float[Tensor, "labels rows cols"], grid: Grid = 7) -> Float[
     """
     side = maps.shape[-1] // 2 if grid == "half" else grid
     if side < 2:
-        raise ConfigError(f"the grid needs 2 cells a side or more, but got {side}; use a larger grid or CLIP input")
+        raise ConfigError(
+            f"the grid needs 2 cells a side or more, but got {side}; use a larger grid or CLIP input"
+        )
     if grid == "half":
         pooled = F.interpolate(maps[None], (side, side), mode="bilinear", align_corners=False)[0]
     else:
@@ -81,7 +85,8 @@ def select_points(
     best_last = rank.gather(1, (rows * cols - positive + slots).clamp(max=rows * cols - 1))
     chosen = torch.cat([best_last, rank[:, : len(slots)]], dim=1)
     point_labels = torch.cat(
-        [torch.where(slots < positive, 1, PADDING), torch.where(slots < negative, 0, PADDING)], dim=1
+        [torch.where(slots < positive, 1, PADDING), torch.where(slots < negative, 0, PADDING)],
+        dim=1,
     )
     x = (chosen % cols + 0.5) * (size[1] / cols)
     y = (chosen // cols + 0.5) * (size[0] / rows)

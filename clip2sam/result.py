@@ -10,12 +10,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as mask_utils
 
-from clip2sam.coco import coco_document, decode_rle
+from clip2sam.coco.document import coco_document, decode_rle
 from clip2sam.config import Config
+from clip2sam.data.images import Image
+from clip2sam.data.labels import LabelSet
+from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.errors import ConfigError
 from clip2sam.sam import PointSAM
 from clip2sam.sam.rle import encode_masks
-from clip2sam.types import Annotation, Image, ImageRecord, LabelSet, Prediction, SimilarityMaps
+from clip2sam.types import Prediction, SimilarityMaps
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,15 @@ class Result:
         return np.stack(masks) if masks else np.zeros((0, height, width), bool)
 
     def to_coco(self, *, polygons: bool = False) -> dict[str, Any]:
-        """This picture as a COCO data set of one image; see `clip2sam.coco.write_coco` for the file."""
+        """This picture as a COCO data set of one image; see `clip2sam.coco.document.write_coco` for the file."""
         return coco_document([self.record()], [self.annotations], self.label_set, polygons=polygons)
 
     def record(self, file_name: str | None = None) -> ImageRecord:
         """The picture's row in a COCO file; by default the file name of its origin."""
         height, width = self.image.size
-        return ImageRecord(file_name or PurePath(self.image.origin).name.replace("\\", "_"), height, width)
+        return ImageRecord(
+            file_name or PurePath(self.image.origin).name.replace("\\", "_"), height, width
+        )
 
     def to_numpy(self) -> dict[str, np.ndarray]:
         """Everything as plain arrays, all of them fit for `numpy.savez` without pickling.
@@ -109,7 +114,9 @@ class Result:
     @property
     def boxes(self) -> Float[np.ndarray, "masks 4"]:
         """The box around each mask's pixels: x0, y0, x1, y1 in continuous pixels."""
-        boxes = np.array([mask_utils.toBbox(a.rle) for a in self.annotations], np.float32).reshape(-1, 4)
+        boxes = np.array([mask_utils.toBbox(a.rle) for a in self.annotations], np.float32).reshape(
+            -1, 4
+        )
         boxes[:, 2:] += boxes[:, :2]
         return boxes
 
@@ -146,7 +153,9 @@ class Result:
         return self.show()._repr_png_()
 
 
-def as_result(image: Image, labels: LabelSet, config: Config, sam: PointSAM, prediction: Prediction) -> Result:
+def as_result(
+    image: Image, labels: LabelSet, config: Config, sam: PointSAM, prediction: Prediction
+) -> Result:
     """Bring a prediction to the host: the one place where tensors become arrays, and masks become RLE.
 
     Masks are made at the picture's size a few at a time, so memory doesn't grow with the number of labels. A mask
@@ -156,21 +165,29 @@ def as_result(image: Image, labels: LabelSet, config: Config, sam: PointSAM, pre
     masks, prompts = prediction.masks, prediction.prompts
     rles = [rle for chunk in sam.upscale(masks.logits, masks.size) for rle in encode_masks(chunk)]
     index, score = prompts.label_index.cpu().numpy(), masks.predicted_iou.clamp(0, 1).cpu().tolist()
-    points = torch.cat([prompts.coords, prompts.point_labels[..., None].float()], dim=-1).cpu().numpy()
+    points = (
+        torch.cat([prompts.coords, prompts.point_labels[..., None].float()], dim=-1).cpu().numpy()
+    )
     kept = [i for i, rle in enumerate(rles) if mask_utils.area(rle) > 0]
     presence = prediction.maps.presence[:wanted].cpu().numpy()
     found = {int(index[i]) for i in kept}
     return Result(
         image=image,
         label_set=labels,
-        annotations=tuple(Annotation(labels.names[index[i]], rles[i], score[i], prompt=i) for i in kept),
+        annotations=tuple(
+            Annotation(labels.names[index[i]], rles[i], score[i], prompt=i) for i in kept
+        ),
         label_indices=index[kept],
         points=tuple(points[i][points[i][:, 2] >= 0] for i in kept),
         presence=presence,
         maps=prediction.maps.raw[:wanted].cpu().numpy(),
         grids=prediction.grids[:wanted].cpu().numpy(),
         absent=tuple(
-            Absent(c.name, float(presence[i]), why_absent(i, labels, config, prediction.maps, prediction.present))
+            Absent(
+                c.name,
+                float(presence[i]),
+                why_absent(i, labels, config, prediction.maps, prediction.present),
+            )
             for i, c in enumerate(labels.wanted)
             if i not in found
         ),
@@ -178,7 +195,11 @@ def as_result(image: Image, labels: LabelSet, config: Config, sam: PointSAM, pre
 
 
 def why_absent(
-    i: int, labels: LabelSet, config: Config, maps: SimilarityMaps, present: Bool[torch.Tensor, "labels"]
+    i: int,
+    labels: LabelSet,
+    config: Config,
+    maps: SimilarityMaps,
+    present: Bool[torch.Tensor, "labels"],
 ) -> str:
     """Why class `i` has no mask, in a few words."""
     raw, score = maps.raw[i], float(maps.presence[i])

@@ -60,7 +60,9 @@ def min_max(maps: Float[Tensor, "*batch rows cols"]) -> Float[Tensor, "*batch ro
     return (maps - low) / (high - low)
 
 
-def resize_maps(maps: Float[Tensor, "labels rows cols"], size: tuple[int, int]) -> Float[Tensor, "labels height width"]:
+def resize_maps(
+    maps: Float[Tensor, "labels rows cols"], size: tuple[int, int]
+) -> Float[Tensor, "labels height width"]:
     """Maps scaled to 0..1 and resized bilinearly to a picture of (height, width), as published."""
     return F.interpolate(min_max(maps)[None], size, mode="bilinear", align_corners=False)[0]
 

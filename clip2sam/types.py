@@ -6,44 +6,9 @@ Arrays of dimension `labels` follow the user's order of classes, distractors las
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from clip2sam.picture import Image as Image
-
-
-@dataclass(frozen=True)
-class LabelClass:
-    """One class as the user typed it."""
-
-    name: str
-    prompts: tuple[str, ...]
-    """What is put into the templates: the name itself, or its synonyms."""
-    threshold: float | None = None
-    """This class's own presence threshold; None leaves it to the configuration."""
-    supercategory: str = ""
-    distractor: bool = False
-    """Competes with the others, is never prompted or exported."""
-
-
-@dataclass(frozen=True)
-class LabelSet:
-    """Classes in the user's order, distractors after all others."""
-
-    classes: tuple[LabelClass, ...]
-    templates: tuple[str, ...] | None = None
-    """Sentences with one "{}" for the prompt; None means the 85 of the published code."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(c.name for c in self.classes)
-
-    @property
-    def wanted(self) -> tuple[LabelClass, ...]:
-        """The classes that are exported: all but the distractors."""
-        return tuple(c for c in self.classes if not c.distractor)
 
 
 @dataclass(frozen=True)
@@ -96,26 +61,3 @@ class Prediction:
     present: Bool[Tensor, "labels"]
     prompts: PointPrompts
     masks: Masks
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """One mask, ready for COCO."""
-
-    label: str
-    rle: dict[str, Any]
-    """pycocotools RLE: {"size": [height, width], "counts": str}."""
-    score: float
-    """0 to 1."""
-    prompt: int = 0
-    """Which prompt of the picture it came from."""
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """A picture's row in a COCO file."""
-
-    file_name: str
-    """POSIX path relative to the data set's root."""
-    height: int
-    width: int

@@ -11,9 +11,17 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 import clip2sam
-from clip2sam.demo import demo_labels, demo_scenes
 from clip2sam.pipeline import Segmenter
-from clip2sam.visualize import colour, draw_grid, draw_map, draw_masks, draw_picture, draw_points, save_figure
+from clip2sam.tiny.demo import demo_labels, demo_scenes
+from clip2sam.visualize import (
+    colour,
+    draw_grid,
+    draw_map,
+    draw_masks,
+    draw_picture,
+    draw_points,
+    save_figure,
+)
 
 
 def draw_found(segmenter: Segmenter) -> Figure:
@@ -36,23 +44,50 @@ def draw_flow(segmenter: Segmenter) -> Figure:
     labels = demo_labels(scene)
     result = segmenter(scene.pixels, labels)
     if not result.labels:
-        raise SystemExit("no label was found in the scene: the weights are not good enough for a figure")
+        raise SystemExit(
+            "no label was found in the scene: the weights are not good enough for a figure"
+        )
     best = int(result.scores.argmax())
     index, name = int(result.label_indices[best]), result.labels[best]
 
     side, lefts = 2.6, (0.1, 3.2, 6.95, 10.05)  # inches; the map's colour bar needs room
     wide, high = lefts[-1] + side + 0.1, side + 0.5
     figure = Figure(figsize=(wide, high))
-    panels = [figure.add_axes((left / wide, 0.1 / high, side / wide, side / high)) for left in lefts]
+    panels = [
+        figure.add_axes((left / wide, 0.1 / high, side / wide, side / high)) for left in lefts
+    ]
     for left in lefts[1:]:
-        figure.text((left - 0.25) / wide, (0.1 + side / 2) / high, "→", fontsize=20, ha="center", va="center")
+        figure.text(
+            (left - 0.25) / wide,
+            (0.1 + side / 2) / high,
+            "→",
+            fontsize=20,
+            ha="center",
+            va="center",
+        )
 
     points = result.points[best]
     draw_picture(scene.pixels, ax=panels[0])
     draw_map(scene.pixels, result.maps[index], ax=panels[1])
-    draw_points(points[:, :2], points[:, 2].astype(int), ax=draw_grid(scene.pixels, result.grids[index], ax=panels[2]))
-    draw_masks(scene.pixels, result.masks[[best]], [name], result.scores[[best]], [colour(index)], ax=panels[3])
-    titles = (f'a picture and "{name}"', "CLIP Surgery: where it is", "7 x 7 grid: points", "SAM: the mask")
+    draw_points(
+        points[:, :2],
+        points[:, 2].astype(int),
+        ax=draw_grid(scene.pixels, result.grids[index], ax=panels[2]),
+    )
+    draw_masks(
+        scene.pixels,
+        result.masks[[best]],
+        [name],
+        result.scores[[best]],
+        [colour(index)],
+        ax=panels[3],
+    )
+    titles = (
+        f'a picture and "{name}"',
+        "CLIP Surgery: where it is",
+        "7 x 7 grid: points",
+        "SAM: the mask",
+    )
     for ax, title in zip(panels, titles, strict=True):
         ax.set_title(title, fontsize=11)
     return figure
@@ -66,7 +101,9 @@ def draw_explained(segmenter: Segmenter) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the pictures")
     folder = parser.parse_args().output
     segmenter = clip2sam.load("tiny", device="cpu")

@@ -27,7 +27,14 @@ class ThisPython(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         return KernelSpec(
-            argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+            argv=[
+                sys.executable,
+                "-m",
+                "ipykernel_launcher",
+                "-f",
+                "{connection_file}",
+                "--log-level=ERROR",
+            ]
         )
 
 
@@ -58,12 +65,16 @@ def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("notebooks", nargs="*", type=Path, help="all of them when left out")
     for path in parser.parse_args().notebooks or sorted(FOLDER.glob("*.ipynb")):
         text = nbformat.writes(execute(path)) + "\n"
         if len(text) > LARGEST:
-            raise SystemExit(f"{path.name} would have {len(text)} bytes, {LARGEST} are allowed: show smaller pictures")
+            raise SystemExit(
+                f"{path.name} would have {len(text)} bytes, {LARGEST} are allowed: show smaller pictures"
+            )
         path.write_text(text)
         print(f"{path.name}: {len(text)} bytes")
 

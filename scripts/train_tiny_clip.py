@@ -33,7 +33,17 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clip2sam.clip import CLIP_SURGERY, RAW_CLIP, TEMPLATES, dense_features, encode_prompts
 from clip2sam.clip.text import Tokenizer
-from clip2sam.scenes import (
+from clip2sam.similarity import feature_surgery
+from clip2sam.tiny.models import (
+    VOCABULARY_SIZE,
+    build_tiny_clip,
+    compact_rows,
+    known_tokens,
+    load_tiny_clip,
+    save_tiny_clip,
+    tiny_tokenizer,
+)
+from clip2sam.tiny.scenes import (
     COLOURS,
     KINDS,
     SHAPES,
@@ -45,16 +55,6 @@ from clip2sam.scenes import (
     matches,
     scene,
     split_seed,
-)
-from clip2sam.similarity import feature_surgery
-from clip2sam.tiny import (
-    VOCABULARY_SIZE,
-    build_tiny_clip,
-    compact_rows,
-    known_tokens,
-    load_tiny_clip,
-    save_tiny_clip,
-    tiny_tokenizer,
 )
 
 
@@ -123,7 +123,9 @@ def draw(index: int, stage: Stage) -> Scene:
     if stage.side == 224 and picture_rng.random() < 0.3:
         longer = int(picture_rng.integers(240, 337))
         height, width = (longer, width) if picture_rng.random() < 0.5 else (height, longer)
-    return scene(split_seed("train", index), (height, width), objects=stage.objects, radius=(20.0, limit))
+    return scene(
+        split_seed("train", index), (height, width), objects=stage.objects, radius=(20.0, limit)
+    )
 
 
 def to_input(pictures: list[Scene], side: int) -> Tensor:
@@ -134,12 +136,17 @@ def to_input(pictures: list[Scene], side: int) -> Tensor:
     return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-FIXED = [(x, kind) for kind in KINDS for x in all_labels(kind)] + [(f"{t} thing", "texture") for t in TEXTURES]
+FIXED = [(x, kind) for kind in KINDS for x in all_labels(kind)] + [
+    (f"{t} thing", "texture") for t in TEXTURES
+]
 
 
 def phrases(rng: np.random.Generator) -> list[tuple[str, str]]:
     """(label, group): all labels, some of three words, and some with words that no training sentence has."""
-    full = [f"{rng.choice(COLOURS)} {rng.choice(TEXTURES)} {rng.choice((*SHAPES, 'thing'))}" for _ in range(16)]
+    full = [
+        f"{rng.choice(COLOURS)} {rng.choice(TEXTURES)} {rng.choice((*SHAPES, 'thing'))}"
+        for _ in range(16)
+    ]
     odd = []
     for _ in range(16):
         words = ["?"] * int(rng.choice([1, 1, 1, 2, 3]))
@@ -152,7 +159,9 @@ def phrases(rng: np.random.Generator) -> list[tuple[str, str]]:
 
 def tokens_of(labels: list[str], rng: np.random.Generator) -> Tensor:
     """Compact token ids of the labels, half of them in random templates; a "?" becomes one to three unknown tokens."""
-    sentences = [x if rng.random() < 0.5 else str(rng.choice(TEMPLATES)).replace("{}", x) for x in labels]
+    sentences = [
+        x if rng.random() < 0.5 else str(rng.choice(TEMPLATES)).replace("{}", x) for x in labels
+    ]
     tokenizer, mark = TOKENIZER, TOKENIZER.encode("?")[0]
     rows = []
     for sentence in sentences:
@@ -186,7 +195,9 @@ def encode_windows(model: Any, patches: Tensor, rng: np.random.Generator) -> Ten
     """
     visual, side = model.visual, patches.shape[-1]
     top, left = (int(rng.integers(0, visual.grid_size[0] - side + 1)) for _ in range(2))
-    grid = visual.positional_embedding[1:].unflatten(0, visual.grid_size)[top : top + side, left : left + side]
+    grid = visual.positional_embedding[1:].unflatten(0, visual.grid_size)[
+        top : top + side, left : left + side
+    ]
     x = patches.flatten(2).transpose(1, 2) + grid.flatten(0, 1)
     cls = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
     x = visual.patch_dropout(torch.cat([cls, x.float()], dim=1))
@@ -222,7 +233,9 @@ def symmetric_step(model: Any, stage: Stage, step: int, first: int) -> Tensor:
     ways = [int(w) for w in rng.integers(1, 8, len(pictures))]
     chosen = phrases(rng)
     straight = to_input(pictures, stage.side)
-    pixels = torch.cat([straight, torch.stack([turned(x, w) for x, w in zip(straight, ways, strict=True)])])
+    pixels = torch.cat(
+        [straight, torch.stack([turned(x, w) for x, w in zip(straight, ways, strict=True)])]
+    )
     with torch.autocast("cpu", torch.bfloat16):
         with_gradients = inspect.unwrap(dense_features)
         tokens = F.normalize(with_gradients(model.visual, pixels, CLIP_SURGERY).float(), dim=-1)
@@ -230,8 +243,14 @@ def symmetric_step(model: Any, stage: Stage, step: int, first: int) -> Tensor:
     logits = model.logit_scale.exp() * (tokens[:, 0] @ text.T) + model.logit_bias
     loss = weighted_loss(logits, [*pictures, *pictures], chosen)
     products = tokens[:, 1:] @ text.T
-    maps = (products - products.mean(dim=2, keepdim=True)).transpose(1, 2).unflatten(2, model.visual.grid_size)
-    if stage.peak:  # a map that is dark where the label is turns with its picture as well as a bright one
+    maps = (
+        (products - products.mean(dim=2, keepdim=True))
+        .transpose(1, 2)
+        .unflatten(2, model.visual.grid_size)
+    )
+    if (
+        stage.peak
+    ):  # a map that is dark where the label is turns with its picture as well as a bright one
         loss = loss + stage.peak * weighted_loss(
             20 * (maps.flatten(2).amax(dim=2) - PEAK), [*pictures, *pictures], chosen
         )
@@ -282,7 +301,9 @@ def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def evaluate(model: Any, tokenizer: Tokenizer, split: str, count: int) -> dict[str, dict[str, float]]:
+def evaluate(
+    model: Any, tokenizer: Tokenizer, split: str, count: int
+) -> dict[str, dict[str, float]]:
     """Figures by kind of label, on `count` scenes of a split with 20 labels asked of each.
 
     auc: of the presence score (CLS cosine); map_auc: of the highest map score; pointing and centre: the share of
@@ -297,7 +318,10 @@ def evaluate(model: Any, tokenizer: Tokenizer, split: str, count: int) -> dict[s
         asked = [(x, kind) for kind, labels in asked_labels(picture).items() for x in labels]
         chosen = text[[names.index(x) for x, _ in asked]]
         pixels = to_input([picture], 224)
-        tokens, raw = (F.normalize(dense_features(model.visual, pixels, m), dim=-1) for m in (CLIP_SURGERY, RAW_CLIP))
+        tokens, raw = (
+            F.normalize(dense_features(model.visual, pixels, m), dim=-1)
+            for m in (CLIP_SURGERY, RAW_CLIP)
+        )
         maps, raw_maps = (feature_surgery(t, chosen)[0] for t in (tokens, raw))
         presence, peaks = (tokens[0, 0] @ chosen.T).tolist(), maps[1:].amax(dim=0).tolist()
         tops, raw_tops = (_grid(m).argmax(dim=-1).tolist() for m in (maps, raw_maps))
@@ -376,7 +400,9 @@ def run(output: Path, stages: tuple[Stage, ...], every: int) -> None:
         model.visual.patch_dropout = PatchDropout(stage.drop)
         for group in optimizer.param_groups:
             group["lr"] = rate(stage, place)
-        with sdpa_kernel(SDPBackend.MATH if stage.side < 224 or stage.drop else SDPBackend.FLASH_ATTENTION):
+        with sdpa_kernel(
+            SDPBackend.MATH if stage.side < 224 or stage.drop else SDPBackend.FLASH_ATTENTION
+        ):
             if stage.symmetry:
                 loss = symmetric_step(model, stage, step, first)
             else:
@@ -398,14 +424,21 @@ def run(output: Path, stages: tuple[Stage, ...], every: int) -> None:
                 "pictures": first,
                 "seconds": round(time.monotonic() - start, 1),
             }
-            entry |= {"loss": float(np.mean(losses[-50:])), "scale": float(model.logit_scale.exp().detach())}
+            entry |= {
+                "loss": float(np.mean(losses[-50:])),
+                "scale": float(model.logit_scale.exp().detach()),
+            }
             if stage.whole and (step % every == 0 or last):
                 entry["validation"] = validate(average.module, 100)
             with (output / "log.jsonl").open("a") as log:
                 log.write(json.dumps(entry) + "\n")
             print(json.dumps(entry), flush=True)
         if step % 200 == 0 or last:
-            state = {"model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {
+                "model": model.state_dict(),
+                "head": head.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
             state |= {
                 "average": average.state_dict(),
                 "step": step,
@@ -427,7 +460,9 @@ def draw_curves(output: Path) -> None:
         for kind in KINDS:
             checked = [e for e in entries if "validation" in e]
             axis.plot(
-                [e["pictures"] / 1000 for e in checked], [e["validation"][kind][name] for e in checked], label=kind
+                [e["pictures"] / 1000 for e in checked],
+                [e["validation"][kind][name] for e in checked],
+                label=kind,
             )
         axis.set(title=f"validation: {name}", xlabel="thousand pictures", ylim=(0.3, 1))
         axis.legend()
@@ -436,12 +471,24 @@ def draw_curves(output: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="folder for checkpoint, log, curves and weights")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies every stage's steps, for a short trial")
-    parser.add_argument("--validate-every", type=int, default=250, help="steps between two validations")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch; two runs of one each waste least")
-    parser.add_argument("--test", action="store_true", help="train nothing: print the shipped weights' test figures")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder for checkpoint, log, curves and weights"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="multiplies every stage's steps, for a short trial"
+    )
+    parser.add_argument(
+        "--validate-every", type=int, default=250, help="steps between two validations"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of torch; two runs of one each waste least"
+    )
+    parser.add_argument(
+        "--test", action="store_true", help="train nothing: print the shipped weights' test figures"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)

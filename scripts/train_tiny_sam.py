@@ -26,8 +26,14 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from clip2sam.scenes import Scene, scene, split_seed
-from clip2sam.tiny import SAM_SIDE, build_tiny_sam, load_tiny_clip, load_tiny_sam, save_tiny_sam
+from clip2sam.tiny.models import (
+    SAM_SIDE,
+    build_tiny_sam,
+    load_tiny_clip,
+    load_tiny_sam,
+    save_tiny_sam,
+)
+from clip2sam.tiny.scenes import Scene, scene, split_seed
 
 STEPS, COOLING = 4000, 1200  # COOLING of them bring the learning rate down
 BATCH, PROMPTS, RATE, WARMUP = 8, 6, 1e-3, 200
@@ -43,7 +49,9 @@ class Prompts:
     points: Tensor | None  # (prompts, points, 2): pixel indices (x, y) in SAM's frame
     point_labels: Tensor | None  # (prompts, points): 1 positive, 0 negative
     boxes: Tensor | None  # (prompts, 4): left, top, right, bottom in SAM's frame
-    targets: Tensor  # (prompts, 64, 64): the share of each low-resolution pixel that the mask covers
+    targets: (
+        Tensor  # (prompts, 64, 64): the share of each low-resolution pixel that the mask covers
+    )
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -54,7 +62,11 @@ def draw(index: int) -> Scene:
     rng = np.random.default_rng((index, 4))
     short = int(rng.integers(160, 257))
     longer = short if rng.random() < 0.5 else int(short * rng.uniform(1, 2))
-    return scene(split_seed("train", index), (short, longer) if rng.random() < 0.5 else (longer, short), objects=(1, 6))
+    return scene(
+        split_seed("train", index),
+        (short, longer) if rng.random() < 0.5 else (longer, short),
+        objects=(1, 6),
+    )
 
 
 def in_frame(array: np.ndarray, interpolation: int) -> np.ndarray:
@@ -76,7 +88,11 @@ def to_input(model: Sam, picture: Scene) -> Tensor:
 
 
 def low_target(mask: np.ndarray) -> np.ndarray:
-    return cv2.resize(in_frame(mask.astype(np.float32), cv2.INTER_LINEAR), (LOW, LOW), interpolation=cv2.INTER_AREA)
+    return cv2.resize(
+        in_frame(mask.astype(np.float32), cv2.INTER_LINEAR),
+        (LOW, LOW),
+        interpolation=cv2.INTER_AREA,
+    )
 
 
 def choose_objects(rng: np.random.Generator, picture: Scene) -> list[np.ndarray]:
@@ -107,7 +123,9 @@ def grid_points(
     order = np.argsort(-score)
     usable = max(1, int((shares.sum(axis=0) > 0.25).sum()))
     positives = int(rng.integers(1, min(usable, count) + 1))
-    chosen = np.concatenate([order[:positives], some(rng, order[max(usable, positives) :], count - positives)])
+    chosen = np.concatenate(
+        [order[:positives], some(rng, order[max(usable, positives) :], count - positives)]
+    )
     labels = (np.arange(count) < positives).astype(np.float32)
     hit = set(shares[:, order[:positives]].argmax(axis=0).tolist())
     target = np.logical_or.reduce([masks[i] for i in hit])
@@ -115,7 +133,9 @@ def grid_points(
         chosen[int(rng.integers(positives))] = int(rng.integers(GRID * GRID))
     elif rng.random() < 0.1 and positives < count - 1:
         chosen[-1] = order[int(rng.integers(positives))]
-    centres = np.stack([(chosen % GRID + 0.5) * width / GRID, (chosen // GRID + 0.5) * height / GRID], axis=1)
+    centres = np.stack(
+        [(chosen % GRID + 0.5) * width / GRID, (chosen // GRID + 0.5) * height / GRID], axis=1
+    )
     return centres, labels, target
 
 
@@ -125,7 +145,10 @@ def free_points(
     """`count` pixel centres (x, y), at least one of them on the object."""
     target = masks[int(rng.integers(len(masks)))]
     positives = int(rng.integers(1, count + 1))
-    places = [some(rng, np.argwhere(target), positives), some(rng, np.argwhere(~target), count - positives)]
+    places = [
+        some(rng, np.argwhere(target), positives),
+        some(rng, np.argwhere(~target), count - positives),
+    ]
     points = np.concatenate(places)[:, ::-1] + 0.5
     return points, (np.arange(count) < positives).astype(np.float32), target
 
@@ -139,10 +162,15 @@ def make_prompts(rng: np.random.Generator, picture: Scene) -> Prompts:
     """Prompts of one make: boxes for one picture in five, else points, as many in each prompt."""
     scale = SAM_SIDE / max(picture.size)
     if rng.random() < 0.2:
-        masks = [picture.objects[int(i)].mask for i in rng.integers(0, len(picture.objects), PROMPTS)]
+        masks = [
+            picture.objects[int(i)].mask for i in rng.integers(0, len(picture.objects), PROMPTS)
+        ]
         boxes = np.array([_box(m) for m in masks]) * scale + rng.normal(0, 2, (PROMPTS, 4))
         return Prompts(
-            None, None, torch.from_numpy(boxes).float(), torch.from_numpy(np.stack([low_target(m) for m in masks]))
+            None,
+            None,
+            torch.from_numpy(boxes).float(),
+            torch.from_numpy(np.stack([low_target(m) for m in masks])),
         )
     count = int(rng.choice([1, 2, 3, 4, 6, 8, 12, 16, 24, 32]))
     points, labels, targets = [], [], []
@@ -168,11 +196,15 @@ def _box(mask: np.ndarray) -> list[float]:
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def decode(model: Sam, embedding: Tensor, prompts: Prompts, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def decode(
+    model: Sam, embedding: Tensor, prompts: Prompts, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """All four masks (prompts, 4, 64, 64) and their predicted IoU (prompts, 4) of one picture's prompts."""
     points = None if prompts.points is None else (prompts.points, prompts.point_labels)
     sparse, dense = model.prompt_encoder(points, prompts.boxes, mask)
-    return model.mask_decoder.predict_masks(embedding, model.prompt_encoder.get_dense_pe(), sparse, dense)
+    return model.mask_decoder.predict_masks(
+        embedding, model.prompt_encoder.get_dense_pe(), sparse, dense
+    )
 
 
 def mask_loss(logits: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
@@ -183,7 +215,9 @@ def mask_loss(logits: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
     """
     soft = target[:, None].expand_as(logits)
     chance = logits.sigmoid()
-    focal = (F.binary_cross_entropy_with_logits(logits, soft, reduction="none") * (chance - soft) ** 2).mean(dim=(2, 3))
+    focal = (
+        F.binary_cross_entropy_with_logits(logits, soft, reduction="none") * (chance - soft) ** 2
+    ).mean(dim=(2, 3))
     dice = 1 - (2 * (chance * soft).sum(dim=(2, 3)) + 1) / ((chance + soft).sum(dim=(2, 3)) + 1)
     each = 20 * focal + dice
     with torch.no_grad():
@@ -197,7 +231,9 @@ def train_step(model: Sam, step: int) -> Tensor:
     rng = np.random.default_rng((step, 5))
     pictures = [draw(step * BATCH + i) for i in range(BATCH)]
     pictures = [p for p in pictures if p.objects]
-    pixels = torch.stack([to_input(model, p) for p in pictures]).contiguous(memory_format=torch.channels_last)
+    pixels = torch.stack([to_input(model, p) for p in pictures]).contiguous(
+        memory_format=torch.channels_last
+    )
     losses = []
     with torch.autocast("cpu", torch.bfloat16):
         embeddings = model.image_encoder(pixels)
@@ -220,7 +256,9 @@ def true_points(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pixel indices (x, y) and labels: up to 16 cells' centres on the mask, else its innermost pixel; as many off."""
     height, width = mask.shape
     cells = np.arange(GRID * GRID)
-    centres = np.stack([(cells % GRID + 0.5) * width / GRID, (cells // GRID + 0.5) * height / GRID], axis=1)
+    centres = np.stack(
+        [(cells % GRID + 0.5) * width / GRID, (cells // GRID + 0.5) * height / GRID], axis=1
+    )
     on = mask[centres[:, 1].astype(int), centres[:, 0].astype(int)]
     positive, negative = centres[on][:16] - 0.5, centres[cover(mask) == 0]
     if not len(positive):
@@ -242,7 +280,13 @@ def evaluate(model: Sam, split: str, count: int) -> dict[str, float]:
     one_point: from the first positive point alone; box: from the object's box.
     """
     predictor = SamPredictor(model.eval())
-    found: dict[str, list[float]] = {"points": [], "single": [], "oracle": [], "one_point": [], "box": []}
+    found: dict[str, list[float]] = {
+        "points": [],
+        "single": [],
+        "oracle": [],
+        "one_point": [],
+        "box": [],
+    }
     for index in range(count):
         picture = scene(split_seed(split, index))
         predictor.set_image(picture.pixels)
@@ -252,10 +296,14 @@ def evaluate(model: Sam, split: str, count: int) -> dict[str, float]:
             each = [overlap(m, item.mask) for m in masks]
             found["points"].append(each[int(predicted.argmax())])
             found["oracle"].append(max(each))
-            found["single"].append(overlap(predictor.predict(points, labels, multimask_output=False)[0][0], item.mask))
+            found["single"].append(
+                overlap(predictor.predict(points, labels, multimask_output=False)[0][0], item.mask)
+            )
             masks, predicted, _ = predictor.predict(points[:1], labels[:1], multimask_output=True)
             found["one_point"].append(overlap(masks[int(predicted.argmax())], item.mask))
-            masks, predicted, _ = predictor.predict(box=np.array(_box(item.mask)), multimask_output=True)
+            masks, predicted, _ = predictor.predict(
+                box=np.array(_box(item.mask)), multimask_output=True
+            )
             found["box"].append(overlap(masks[int(predicted.argmax())], item.mask))
     return {name: float(np.mean(values)) for name, values in found.items()}
 
@@ -339,7 +387,11 @@ def draw_curves(output: Path) -> None:
     axes[0].set(title="loss", yscale="log", xlabel="thousand pictures")
     checked = [e for e in entries if "validation" in e]
     for name in checked[0]["validation"]:
-        axes[1].plot([e["pictures"] / 1000 for e in checked], [e["validation"][name] for e in checked], label=name)
+        axes[1].plot(
+            [e["pictures"] / 1000 for e in checked],
+            [e["validation"][name] for e in checked],
+            label=name,
+        )
     axes[1].set(title="validation: mean IoU", xlabel="thousand pictures", ylim=(0.3, 1))
     axes[1].legend()
     figure.tight_layout()
@@ -347,14 +399,28 @@ def draw_curves(output: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="folder for checkpoint, log, curves and weights")
-    parser.add_argument("--stem", type=Path, help="a tiny CLIP's weights, whose convolutions to start from")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder for checkpoint, log, curves and weights"
+    )
+    parser.add_argument(
+        "--stem", type=Path, help="a tiny CLIP's weights, whose convolutions to start from"
+    )
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--cooling", type=int, default=COOLING, help="how many of the steps lower the learning rate")
-    parser.add_argument("--validate-every", type=int, default=250, help="steps between two validations")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch; two runs of one each waste least")
-    parser.add_argument("--test", action="store_true", help="train nothing: print the shipped weights' test figures")
+    parser.add_argument(
+        "--cooling", type=int, default=COOLING, help="how many of the steps lower the learning rate"
+    )
+    parser.add_argument(
+        "--validate-every", type=int, default=250, help="steps between two validations"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of torch; two runs of one each waste least"
+    )
+    parser.add_argument(
+        "--test", action="store_true", help="train nothing: print the shipped weights' test figures"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(1)

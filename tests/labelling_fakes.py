@@ -7,10 +7,10 @@ import numpy as np
 
 import clip2sam
 from clip2sam.clip import SurgeryCLIP
-from clip2sam.coco import encode_mask
-from clip2sam.images import load_image
+from clip2sam.coco.document import encode_mask
+from clip2sam.data.images import load_image
+from clip2sam.data.records import FoundMask
 from clip2sam.labelling.engine import shortest
-from clip2sam.labelling.record import FoundMask
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PointSAM
 from tests.models import small_clip, small_sam
@@ -35,7 +35,12 @@ class Threshold:
     def finish(self, image, prediction):
         presence = tuple(shortest(image.pixels[..., c].mean() / 255) for c in range(3))
         masks = tuple(
-            FoundMask(c, encode_mask(prediction[..., c])["counts"], shortest(presence[c]), ((0.5, 0.5, 1),))
+            FoundMask(
+                c,
+                encode_mask(prediction[..., c])["counts"],
+                shortest(presence[c]),
+                ((0.5, 0.5, 1),),
+            )
             for c in range(3)
             if prediction[..., c].any()
         )
@@ -70,7 +75,9 @@ def write_pictures(folder, count, *, side=24, first=0):
 
 def small_segmenter(presence=0.02):
     """The real pipeline on small seeded models: about half of all labels are found."""
-    return Segmenter(SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=presence))
+    return Segmenter(
+        SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=presence)
+    )
 
 
 def threads_named(*starts):

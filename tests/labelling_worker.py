@@ -17,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from clip2sam.labelling import decoder, publish, run  # noqa: F401
+from clip2sam.labelling import decode_worker as decoder  # noqa: F401
+from clip2sam.labelling import run
+from clip2sam.labelling import summary as publish  # noqa: F401
 from tests.labelling_fakes import small_segmenter
 
 BATCH = 4
@@ -41,7 +43,15 @@ def label_in_a_child(segmenter, pictures, output):
     segmenter.predict_batch = predict_batch
     try:
         begun = lambda *_: os.write(tell, b"!")  # noqa: E731
-        run.label(pictures, LABELS, output, segmenter=segmenter, batch_size=BATCH, readers=1, on_start=begun)
+        run.label(
+            pictures,
+            LABELS,
+            output,
+            segmenter=segmenter,
+            batch_size=BATCH,
+            readers=1,
+            on_start=begun,
+        )
     except BaseException:
         traceback.print_exc()
         os._exit(1)

@@ -4,15 +4,27 @@ from functools import partial
 
 import open_clip
 import torch
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
 
 
 def small_clip(*, layers=8, vision_layers=None, patch_size=16, seed=0) -> open_clip.CLIP:
     """A ViT (or, with `vision_layers` a tuple, a ResNet) CLIP with weights spread enough to tell things apart."""
     torch.manual_seed(seed)
-    vision = {"image_size": 64, "layers": vision_layers or layers, "width": 16 if vision_layers else 64}
+    vision = {
+        "image_size": 64,
+        "layers": vision_layers or layers,
+        "width": 16 if vision_layers else 64,
+    }
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 2}
-    model = open_clip.CLIP(32, {**vision, "patch_size": patch_size, "head_width": 32}, text, quick_gelu=True)
+    model = open_clip.CLIP(
+        32, {**vision, "patch_size": patch_size, "head_width": 32}, text, quick_gelu=True
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from clip2sam.attention import attend
-from clip2sam.sam import attention
-from clip2sam.sam.attention import MASK_BYTES, WAYS, Attention, fastest, measure
+from clip2sam.kernels.attention import attend
+from clip2sam.kernels.relative import MASK_BYTES, WAYS, Attention, fastest, measure
+from clip2sam.kernels import relative as attention
 from clip2sam.sam.encoder import encode_image
 from tests.models import small_sam
 
@@ -70,7 +70,7 @@ def test_bf16_is_the_official_encoder_to_its_rounding():
 
 @pytest.mark.parametrize("scores_bytes", [1, 2**10, 2**26])
 def test_part_by_part_is_the_fused_kernel(monkeypatch, scores_bytes):
-    monkeypatch.setattr("clip2sam.attention.SCORES_BYTES", scores_bytes)
+    monkeypatch.setattr("clip2sam.kernels.attention.SCORES_BYTES", scores_bytes)
     q, k, v = torch.randn(3, *SHAPE[:2], SHAPE[2] ** 2, SHAPE[3])
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     assert torch.equal(attend(q, k, v), expected)
@@ -80,9 +80,9 @@ def test_part_by_part_is_the_fused_kernel(monkeypatch, scores_bytes):
 
 
 def test_a_cpu_measures_nothing(tmp_path):
-    assert fastest(small_sam().image_encoder.bfloat16(), 4, tmp_path / "attention.json") == Attention(
-        "masked", "masked"
-    )
+    assert fastest(
+        small_sam().image_encoder.bfloat16(), 4, tmp_path / "attention.json"
+    ) == Attention("masked", "masked")
     assert not any(tmp_path.iterdir())
 
 
@@ -114,7 +114,10 @@ def test_the_fastest_is_measured_once_and_kept(monkeypatch, tmp_path, caplog):
     assert asked == list(WAYS)
     assert "attention: joined for cpu, torch" in caplog.text
     assert list(json.loads(kept.read_text()).values()) == [seconds]
-    assert attention._fastest_at((1, *SHAPE[1:]), torch.bfloat16, torch.device("cpu"), kept) == "joined"
+    assert (
+        attention._fastest_at((1, *SHAPE[1:]), torch.bfloat16, torch.device("cpu"), kept)
+        == "joined"
+    )
     assert len(asked) == 2 * len(WAYS), "another shape is measured by itself"
 
 
@@ -139,7 +142,7 @@ def test_a_measure_takes_time():
 
 COMPILE = """
 import torch
-from clip2sam.sam.attention import Attention
+from clip2sam.kernels.relative import Attention
 from clip2sam.sam.encoder import encode_image
 from tests.models import small_sam
 encoder, pixels = small_sam().image_encoder, torch.randn(1, 3, 128, 128)
@@ -153,5 +156,7 @@ with torch.no_grad():
 
 def test_the_encoder_is_one_graph():
     """In a process of its own: the checks of shapes are no part of the graph."""
-    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

@@ -12,9 +12,9 @@ from PIL import Image as PILImage
 from pycocotools.coco import COCO
 
 import clip2sam
-from clip2sam import cli
-from clip2sam.scenes import scene, split_seed
-from clip2sam.segmenting import relative_names, slug
+from clip2sam.cli import app as cli
+from clip2sam.labelling.segment import relative_names, slug
+from clip2sam.tiny.scenes import scene, split_seed
 
 
 @pytest.fixture
@@ -69,13 +69,19 @@ def test_segment_writes_coco_and_overlays(run, street, tmp_path):
 
 def test_labels_file_polygons_and_all_overlays(run, street, tmp_path):
     label = labels_of(drawn())[0]
-    (tmp_path / "labels.yaml").write_text(f"classes:\n  - {{name: Ding/1, prompts: [{label}]}}\ndistractors: [sky]\n")
-    code, _, _ = run("segment", street, "--labels", "labels.yaml", "--polygons", "--overlays", "all")
+    (tmp_path / "labels.yaml").write_text(
+        f"classes:\n  - {{name: Ding/1, prompts: [{label}]}}\ndistractors: [sky]\n"
+    )
+    code, _, _ = run(
+        "segment", street, "--labels", "labels.yaml", "--polygons", "--overlays", "all"
+    )
     assert code == 0
     document = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert [c["name"] for c in document["categories"]] == ["Ding/1"]
     assert all(isinstance(a["segmentation"], list) for a in document["annotations"])
-    assert [p.name for p in (tmp_path / "out" / "overlays").iterdir()] == ["street.png.01-Ding-1.png"]
+    assert [p.name for p in (tmp_path / "out" / "overlays").iterdir()] == [
+        "street.png.01-Ding-1.png"
+    ]
 
 
 def test_a_bad_picture_costs_that_picture(run, street, tmp_path):
@@ -94,7 +100,7 @@ def test_a_bad_picture_costs_that_picture(run, street, tmp_path):
 
 
 def test_an_interrupted_run_writes_what_was_done(run, street, tmp_path, monkeypatch):
-    from clip2sam import segmenting
+    from clip2sam.labelling import segment as segmenting
 
     real = segmenting.load_image
 
@@ -104,10 +110,14 @@ def test_an_interrupted_run_writes_what_was_done(run, street, tmp_path, monkeypa
         return real(path)
 
     monkeypatch.setattr(segmenting, "load_image", load)
-    code, _, errors = run("segment", street, tmp_path / "z.png", "--label", "heart", "--overlays", "none")
+    code, _, errors = run(
+        "segment", street, tmp_path / "z.png", "--label", "heart", "--overlays", "none"
+    )
     assert code == 2  # there is no such file: found before anything starts
     (tmp_path / "z.png").write_bytes(street.read_bytes())
-    code, _, errors = run("segment", street, tmp_path / "z.png", "--label", "heart", "--overlays", "none")
+    code, _, errors = run(
+        "segment", street, tmp_path / "z.png", "--label", "heart", "--overlays", "none"
+    )
     assert code == 130
     assert "interrupted" in errors
     assert len(json.loads((tmp_path / "out" / "annotations.json").read_text())["images"]) == 1
@@ -120,17 +130,37 @@ def test_an_interrupted_run_writes_what_was_done(run, street, tmp_path, monkeypa
         (["street.png", "--label", "a", "--labels", "x.yaml"], 2, "one of the two"),
         (["street.png", "--label", " "], 2, "label"),
         (["street.png", "--label", "a", "--label", "a"], 2, "'a'"),
-        (["street.png", "--label", "a", "--preset", "huge"], 2, "no preset is called 'huge'; choose one of tiny"),
-        (["street.png", "--label", "a", "--method", "magic"], 2, "choose one of raw, maskclip, surgery, clearclip"),
+        (
+            ["street.png", "--label", "a", "--preset", "huge"],
+            2,
+            "no preset is called 'huge'; choose one of tiny",
+        ),
+        (
+            ["street.png", "--label", "a", "--method", "magic"],
+            2,
+            "choose one of raw, maskclip, surgery, clearclip",
+        ),
         (["street.png", "--label", "a", "--device", "tpu9"], 2, "use auto, cpu or cuda"),
-        (["street.png", "--label", "a", "--precision", "int4"], 2, "choose one of exact, bf16, fp16"),
+        (
+            ["street.png", "--label", "a", "--precision", "int4"],
+            2,
+            "choose one of exact, bf16, fp16",
+        ),
         (["street.png", "--label", "a", "--overlays", "some"], 2, "must be found, all or none"),
         (["street.png", "--label", "a", "--threshold", "7"], 2, "at most 1, but got 7"),
         (["street.png", "--label", "a", "--resolution", "3"], 2, "3 pixels holds no patch"),
         (["nowhere.png", "--label", "a"], 2, "no such file"),
         (["street.png", "--labels", "nowhere.yaml"], 2, "nowhere.yaml"),
-        (["street.png", "--label", "a", "--preset", "vit-b", "--offline", "--weights-dir", "w"], 3, "offline"),
-        (["street.png", "--label", "a", "--sam-checkpoint", "nowhere.pth", "--preset", "vit-b"], 3, ""),
+        (
+            ["street.png", "--label", "a", "--preset", "vit-b", "--offline", "--weights-dir", "w"],
+            3,
+            "offline",
+        ),
+        (
+            ["street.png", "--label", "a", "--sam-checkpoint", "nowhere.pth", "--preset", "vit-b"],
+            3,
+            "",
+        ),
         (["street.png", "--no-such-option"], 2, "No such option"),
     ],
 )
@@ -152,12 +182,14 @@ def test_help_and_version_are_quick_to_read(run):
 
 
 def test_help_does_not_load_pytorch():
-    code = "import sys; import clip2sam.cli; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    code = "import sys; import clip2sam.cli.app; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_validate_names_every_place(run, tmp_path):
-    (tmp_path / "bad.json").write_text('{"images": [{"id": 0}], "annotations": [], "categories": []}')
+    (tmp_path / "bad.json").write_text(
+        '{"images": [{"id": 0}], "annotations": [], "categories": []}'
+    )
     code, printed, _ = run("validate", "bad.json")
     assert code == 1
     assert "images[0]" in printed
@@ -185,14 +217,19 @@ def test_demo_compares_with_the_drawn_truth(run, tmp_path):
     code, printed, _ = run("demo", "--output", "demo")
     assert code == 0
     assert "drawn labels found, mean IoU" in printed
-    named = [line.removeprefix("wrote ") for line in printed.splitlines() if line.startswith("wrote ")]
+    named = [
+        line.removeprefix("wrote ") for line in printed.splitlines() if line.startswith("wrote ")
+    ]
     assert named
     assert all((tmp_path / name).is_file() for name in named)
 
 
 def test_names_are_relative_and_portable(tmp_path):
     assert relative_names([]) == []
-    assert relative_names([tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]) == ["a/x.png", "b/x.png"]
+    assert relative_names([tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]) == [
+        "a/x.png",
+        "b/x.png",
+    ]
     assert relative_names([tmp_path / "x.png"]) == ["x.png"]
 
 

@@ -8,11 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip2sam.clip import CLEARCLIP, CLIP_SURGERY, MASKCLIP, RAW_CLIP, Method, SurgeryCLIP, as_method, dense_features
+from clip2sam.clip import (
+    CLEARCLIP,
+    CLIP_SURGERY,
+    MASKCLIP,
+    RAW_CLIP,
+    Method,
+    SurgeryCLIP,
+    as_method,
+    dense_features,
+)
 from clip2sam.clip.surgery import attend, resize_positions
 from clip2sam.clip.text import TEMPLATES, encode_prompts, encode_sentences
+from clip2sam.data.images import Image
+from clip2sam.data.labels import LabelClass, LabelSet
 from clip2sam.errors import ConfigError
-from clip2sam.types import Image, LabelClass, LabelSet
 from tests.models import small_clip
 
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -27,7 +37,11 @@ def by_hand(visual, pixels, *, blocks, attention, residual, feed_forward):
     """The two paths written out with nn.MultiheadAttention's own weights, softmax and all."""
     x = visual.ln_pre(
         torch.cat(
-            [visual.class_embedding.expand(len(pixels), 1, -1), visual.conv1(pixels).flatten(2).transpose(1, 2)], dim=1
+            [
+                visual.class_embedding.expand(len(pixels), 1, -1),
+                visual.conv1(pixels).flatten(2).transpose(1, 2),
+            ],
+            dim=1,
         )
         + visual.positional_embedding
     )
@@ -40,8 +54,14 @@ def by_hand(visual, pixels, *, blocks, attention, residual, feed_forward):
         normed = block.ln_1(x)
         qkv = normed @ block.attn.in_proj_weight.T + block.attn.in_proj_bias
         q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
-        pairs = {"vv": [(v, v)], "qq": [(q, q)], "qq+kk": [(q, q), (k, k)], "identity": []}[attention]
-        mixed = sum(((a @ b.mT) * a.shape[-1] ** -0.5).softmax(-1) @ v for a, b in pairs) if pairs else v
+        pairs = {"vv": [(v, v)], "qq": [(q, q)], "qq+kk": [(q, q), (k, k)], "identity": []}[
+            attention
+        ]
+        mixed = (
+            sum(((a @ b.mT) * a.shape[-1] ** -0.5).softmax(-1) @ v for a, b in pairs)
+            if pairs
+            else v
+        )
         step = block.attn.out_proj(mixed.transpose(1, 2).flatten(2))
         x = block(x)
         new = new + step if residual else step
@@ -52,7 +72,9 @@ def by_hand(visual, pixels, *, blocks, attention, residual, feed_forward):
 
 
 @pytest.mark.parametrize(
-    "method", [CLIP_SURGERY, MASKCLIP, CLEARCLIP, Method("sclip", "qq+kk", 1, True, True)], ids=lambda m: m.name
+    "method",
+    [CLIP_SURGERY, MASKCLIP, CLEARCLIP, Method("sclip", "qq+kk", 1, True, True)],
+    ids=lambda m: m.name,
 )
 @torch.no_grad()
 def test_methods_are_what_they_say(model, method):
@@ -64,14 +86,18 @@ def test_methods_are_what_they_say(model, method):
         residual=method.residual,
         feed_forward=method.feed_forward,
     )
-    torch.testing.assert_close(dense_features(model.visual, PIXELS, method), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        dense_features(model.visual, PIXELS, method), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @torch.no_grad()
 def test_raw_clip_keeps_clips_own_image_feature(model):
     own = model.encode_image(PIXELS)
     for method in (RAW_CLIP, CLIP_SURGERY, MASKCLIP, CLEARCLIP):
-        torch.testing.assert_close(dense_features(model.visual, PIXELS, method)[:, 0], own, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            dense_features(model.visual, PIXELS, method)[:, 0], own, rtol=1e-4, atol=1e-4
+        )
 
 
 @torch.no_grad()
@@ -113,9 +139,13 @@ def test_half_precision_is_close(model, dtype):
 
 def test_resnet_methods_differ_and_keep_every_token():
     resnet = small_clip(vision_layers=(1, 1, 1, 1))
-    tokens = {m.name: dense_features(resnet.visual, PIXELS, m) for m in (RAW_CLIP, MASKCLIP, CLIP_SURGERY)}
+    tokens = {
+        m.name: dense_features(resnet.visual, PIXELS, m) for m in (RAW_CLIP, MASKCLIP, CLIP_SURGERY)
+    }
     assert tokens["raw"].shape == (2, 1 + 4, 32)
-    torch.testing.assert_close(tokens["raw"][:, 0], resnet.encode_image(PIXELS).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        tokens["raw"][:, 0], resnet.encode_image(PIXELS).detach(), rtol=1e-4, atol=1e-4
+    )
     assert not torch.allclose(tokens["raw"], tokens["surgery"], atol=1e-3)
     assert not torch.allclose(tokens["maskclip"], tokens["surgery"], atol=1e-3)
 
@@ -147,7 +177,9 @@ def test_towers_of_another_make_are_refused(model):
 
 def test_unknown_method_names_the_known_ones():
     assert as_method("clearclip") is CLEARCLIP
-    with pytest.raises(ConfigError, match="'nonsense'; choose one of raw, maskclip, surgery, clearclip"):
+    with pytest.raises(
+        ConfigError, match="'nonsense'; choose one of raw, maskclip, surgery, clearclip"
+    ):
         as_method("nonsense")
 
 
@@ -161,30 +193,47 @@ def test_the_85_templates():
 @torch.no_grad()
 def test_cutting_the_context_is_exact(model):
     tokens = open_clip.tokenize(["a dog", "", "a photo of two very small traffic lights at night"])
-    torch.testing.assert_close(encode_sentences(model, tokens), model.encode_text(tokens), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        encode_sentences(model, tokens), model.encode_text(tokens), rtol=1e-5, atol=1e-5
+    )
 
 
 @torch.no_grad()
 def test_what_sentences_share_is_computed_once(model, monkeypatch):
     """As a tree: twice the same sentence, one that is another's beginning, another order."""
-    sentences = ["a photo of a dog.", "a photo of a cat.", "a photo of a dog.", "a photo", "", "the photo of a dog."]
+    sentences = [
+        "a photo of a dog.",
+        "a photo of a cat.",
+        "a photo of a dog.",
+        "a photo",
+        "",
+        "the photo of a dog.",
+    ]
     tokens, seen = open_clip.tokenize(sentences), []
     expected = model.encode_text(tokens)
     run = model.transformer.forward
-    monkeypatch.setattr(model.transformer, "forward", lambda x, **kw: seen.append(x.shape[:2]) or run(x, **kw))
+    monkeypatch.setattr(
+        model.transformer, "forward", lambda x, **kw: seen.append(x.shape[:2]) or run(x, **kw)
+    )
     features = encode_sentences(model, tokens)
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
     # <start> a photo of a dog . <end> | cat . <end> | (a photo) <end> | (<start>) <end> | the photo of a dog . <end>
     assert seen == [(1, 8 + 3 + 1 + 1 + 7)]
-    torch.testing.assert_close(encode_sentences(model, tokens.flip(0)), features.flip(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        encode_sentences(model, tokens.flip(0)), features.flip(0), rtol=1e-5, atol=1e-6
+    )
 
 
 @torch.no_grad()
 def test_prompts_are_the_mean_of_their_sentences(model):
     templates = ("a {}.", "two {} at sea")
-    sentences = F.normalize(model.encode_text(open_clip.tokenize(["a red kite.", "two red kite at sea"])), dim=-1)
+    sentences = F.normalize(
+        model.encode_text(open_clip.tokenize(["a red kite.", "two red kite at sea"])), dim=-1
+    )
     ours = encode_prompts(model, open_clip.SimpleTokenizer(), ["red kite", ""], templates)
-    torch.testing.assert_close(ours[0], F.normalize(sentences.mean(0), dim=-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        ours[0], F.normalize(sentences.mean(0), dim=-1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_braces_in_a_label_are_just_braces(model):
@@ -194,7 +243,9 @@ def test_braces_in_a_label_are_just_braces(model):
 
 def test_a_label_that_is_too_long_is_named(model):
     long = "very " * 90 + "long"
-    with pytest.warns(UserWarning, match=r"label 'very very.*91 tokens long, but only \d+ of the model's 77"):
+    with pytest.warns(
+        UserWarning, match=r"label 'very very.*91 tokens long, but only \d+ of the model's 77"
+    ):
         encode_prompts(model, open_clip.SimpleTokenizer(), ["cat", long])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -16,7 +16,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from clip2sam.coco import (
+from clip2sam.coco.document import (
     area_and_box,
     coco_document,
     coco_results,
@@ -27,13 +27,15 @@ from clip2sam.coco import (
     write_atomically,
     write_coco,
 )
-from clip2sam.coco_validate import Violation, validate
+from clip2sam.coco.validate import Violation, validate
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
+from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.errors import CocoError
-from clip2sam.labels import as_label_set
-from clip2sam.types import Annotation, ImageRecord, LabelClass, LabelSet
 
 # pycocotools' own decoding
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
 
 REAL_FILE = Path(__file__).parents[2] / "shared" / "data" / "coco64" / "instances.json"
 
@@ -68,7 +70,11 @@ LABELS = LabelSet(
         LabelClass("sky", ("sky",), distractor=True),
     )
 )
-RECORDS = [ImageRecord("b/one.jpg", 60, 80), ImageRecord("empty.png", 5, 7), ImageRecord("a.jpg", 40, 40)]
+RECORDS = [
+    ImageRecord("b/one.jpg", 60, 80),
+    ImageRecord("empty.png", 5, 7),
+    ImageRecord("a.jpg", 40, 40),
+]
 
 
 def annotation(label: str, mask: np.ndarray, score: float) -> Annotation:
@@ -128,7 +134,9 @@ def test_runs_of_no_length_are_skipped():
     assert area_and_box(rle) == (2, [0, 0, 1, 2])
 
 
-@pytest.mark.parametrize("mask", [np.zeros((2, 2, 2), bool), np.zeros((0, 3), bool), np.zeros((2, 2), np.uint8)])
+@pytest.mark.parametrize(
+    "mask", [np.zeros((2, 2, 2), bool), np.zeros((0, 3), bool), np.zeros((2, 2), np.uint8)]
+)
 def test_what_is_no_mask_is_refused(mask):
     with pytest.raises(CocoError, match=r"expected a boolean mask \(height, width\), got"):
         getattr(encode_mask, "__wrapped__", encode_mask)(mask)
@@ -207,17 +215,41 @@ def test_the_document_shares_nothing_with_what_it_is_made_of(document):
     [
         (RECORDS, FOUND[:2], "expected annotations for each of 3 images, got 2"),
         ([RECORDS[0]] * 2, [[], []], "image 2: 'b/one.jpg' is given twice, first as image 1"),
-        ([ImageRecord("/a.jpg", 2, 2)], [[]], "image 1: expected a POSIX path .* got the absolute '/a.jpg'"),
+        (
+            [ImageRecord("/a.jpg", 2, 2)],
+            [[]],
+            "image 1: expected a POSIX path .* got the absolute '/a.jpg'",
+        ),
         (
             [ImageRecord("x", 60, 80)],
             [[annotation("cat", ring(), 0.5)]],
             r"x, 'cat': expected one of the labels \['per",
         ),
-        ([ImageRecord("x", 60, 80)], [[annotation("sky", ring(), 0.5)]], "x, 'sky': expected one of the labels"),
-        ([ImageRecord("x", 60, 80)], [[annotation("person", ring(), 1.5)]], "expected a score from 0 to 1, got 1.5"),
-        ([ImageRecord("x", 60, 80)], [[annotation("person", ring(), np.nan)]], "expected a score from 0 to 1, got nan"),
-        ([ImageRecord("x", 80, 60)], [[annotation("person", ring(), 0.5)]], r"width\] \[80, 60\], got \[60, 80\]"),
-        ([ImageRecord("x", 2, 2)], [[Annotation("person", {"size": [2, 2], "counts": "9"}, 0.5)]], "that sum to 4"),
+        (
+            [ImageRecord("x", 60, 80)],
+            [[annotation("sky", ring(), 0.5)]],
+            "x, 'sky': expected one of the labels",
+        ),
+        (
+            [ImageRecord("x", 60, 80)],
+            [[annotation("person", ring(), 1.5)]],
+            "expected a score from 0 to 1, got 1.5",
+        ),
+        (
+            [ImageRecord("x", 60, 80)],
+            [[annotation("person", ring(), np.nan)]],
+            "expected a score from 0 to 1, got nan",
+        ),
+        (
+            [ImageRecord("x", 80, 60)],
+            [[annotation("person", ring(), 0.5)]],
+            r"width\] \[80, 60\], got \[60, 80\]",
+        ),
+        (
+            [ImageRecord("x", 2, 2)],
+            [[Annotation("person", {"size": [2, 2], "counts": "9"}, 0.5)]],
+            "that sum to 4",
+        ),
     ],
 )
 def test_what_would_not_be_coco_is_refused(records, found, words):
@@ -240,7 +272,9 @@ def test_pycocotools_loads_it_and_it_agrees_with_itself(tmp_path, polygons):
     assert validate(tmp_path / "results.json", tmp_path / "data.json") == []
     assert all(set(r) == {"image_id", "category_id", "segmentation", "score"} for r in results)
     truth = coco_of(tmp_path / "data.json")
-    for row, record in zip(document["annotations"], [RECORDS[0]] * 2 + [RECORDS[2]] * 2, strict=True):
+    for row, record in zip(
+        document["annotations"], [RECORDS[0]] * 2 + [RECORDS[2]] * 2, strict=True
+    ):
         mask = truth.annToMask(row)
         assert mask.shape == (record.height, record.width)
         assert mask.sum() == row["area"]
@@ -287,14 +321,17 @@ def test_an_invalid_document_is_not_written(tmp_path, document):
     for row in document["annotations"]:
         row["score"] = float("nan")
     with pytest.raises(
-        CocoError, match=r"data\.json: not written, as it would not be valid COCO: annotations.*and \d+"
+        CocoError,
+        match=r"data\.json: not written, as it would not be valid COCO: annotations.*and \d+",
     ):
         write_coco(path, document)
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
-def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, document, step):
+def test_a_failing_write_leaves_the_old_file_and_nothing_else(
+    tmp_path, monkeypatch, document, step
+):
     path = tmp_path / "data.json"
     path.write_text("the old one")
 
@@ -302,7 +339,9 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(step, full)
-    with pytest.raises(CocoError, match=r"data\.json: can't be written \(No space left on device\)"):
+    with pytest.raises(
+        CocoError, match=r"data\.json: can't be written \(No space left on device\)"
+    ):
         write_coco(path, document)
     assert path.read_text() == "the old one"
     assert list(tmp_path.iterdir()) == [path]
@@ -315,7 +354,9 @@ def test_a_killed_write_leaves_the_old_file(tmp_path):
     child = os.fork()
     if child == 0:
         try:
-            os.fsync = lambda _: os._exit(9)  # after the bytes are written, before the file has its name
+            os.fsync = lambda _: os._exit(
+                9
+            )  # after the bytes are written, before the file has its name
             write_atomically(path, b"x" * 100_000)
         finally:
             os._exit(1)
@@ -369,7 +410,10 @@ NAN = float("nan")
         (put("info", "scale", float("inf")), ["info.scale"]),
         (put("info", 3, "x"), ["info[3]"]),
         (put("info", "when", {1, 2}), ["info.when"]),
-        (put("images", 0, "id", 0), ["images[0].id", "annotations[0].image_id", "annotations[1].image_id"]),
+        (
+            put("images", 0, "id", 0),
+            ["images[0].id", "annotations[0].image_id", "annotations[1].image_id"],
+        ),
         (put("images", 1, "id", True), ["images[1].id"]),
         (put("images", 1, "id", 2.0), ["images[1].id"]),
         (put("images", 1, "id", "2"), ["images[1].id"]),
@@ -436,10 +480,16 @@ NAN = float("nan")
         (put(*SEGMENTATION, "size", [60]), ["annotations[0].segmentation"]),
         (put(*SEGMENTATION, "size", [60.0, 80]), ["annotations[0].segmentation"]),
         (put(*SEGMENTATION, "size", [10**9, 10**9]), ["annotations[0].segmentation"]),
-        (put(*SEGMENTATION, encode_mask(np.zeros((60, 80), bool))), ["annotations[0].segmentation"]),
+        (
+            put(*SEGMENTATION, encode_mask(np.zeros((60, 80), bool))),
+            ["annotations[0].segmentation"],
+        ),
         (put(*SEGMENTATION, "counts", None), ["annotations[0].segmentation"]),
         (put(*SEGMENTATION, "counts", ""), ["annotations[0].segmentation"]),
-        (put(*SEGMENTATION, "counts", b"abc"), ["annotations[0].segmentation", "annotations[0].segmentation.counts"]),
+        (
+            put(*SEGMENTATION, "counts", b"abc"),
+            ["annotations[0].segmentation", "annotations[0].segmentation.counts"],
+        ),
         (put(*SEGMENTATION, "counts", "o" * 9999), ["annotations[0].segmentation"]),
         (put(*SEGMENTATION, "counts", "o" * 9999 + "0"), ["annotations[0].segmentation"]),
         (put(*SEGMENTATION, "counts", "0p"), ["annotations[0].segmentation"]),
@@ -462,9 +512,18 @@ NAN = float("nan")
         (put(*SEGMENTATION, [[15, 5, 65, 5, 82, 55]]), ["annotations[0].segmentation[0]"]),
         (put(*SEGMENTATION, [[15, 5, 65, 5, 65, 62]]), ["annotations[0].segmentation[0]"]),
         (put(*SEGMENTATION, [[15, -5, 65, 5, 65, 55]]), ["annotations[0].segmentation[0]"]),
-        (put(*SEGMENTATION, [15, 5, 65, 5, 65, 55]), [f"annotations[0].segmentation[{i}]" for i in range(6)]),
-        (put(*SEGMENTATION, [[20, 5, 65, 5, 65, 55]]), ["annotations[0].area", "annotations[0].bbox"]),
-        (put(*SEGMENTATION, [[15, 5, 65, 5, 65, 55, 15, 55, 15, 53, 63, 53, 63, 7, 15, 7]]), ["annotations[0].area"]),
+        (
+            put(*SEGMENTATION, [15, 5, 65, 5, 65, 55]),
+            [f"annotations[0].segmentation[{i}]" for i in range(6)],
+        ),
+        (
+            put(*SEGMENTATION, [[20, 5, 65, 5, 65, 55]]),
+            ["annotations[0].area", "annotations[0].bbox"],
+        ),
+        (
+            put(*SEGMENTATION, [[15, 5, 65, 5, 65, 55, 15, 55, 15, 53, 63, 53, 63, 7, 15, 7]]),
+            ["annotations[0].area"],
+        ),
     ],
 )
 def test_each_fault_is_found_at_its_place(document, change, places):
@@ -490,19 +549,27 @@ def test_general_coco_has_gaps_crowds_polygons_and_no_scores(document):
         del row["score"]
         row["category_id"] = {3: 90}.get(row["category_id"], row["category_id"])
         row["id"] = row["id"] * 100_000
-    document["images"][1].update(id=581929, license=4, coco_url="http://images.example/1.jpg", date_captured="2013")
+    document["images"][1].update(
+        id=581929, license=4, coco_url="http://images.example/1.jpg", date_captured="2013"
+    )
     crowd = document["annotations"][0]
     crowd["segmentation"]["counts"] = run_lengths(crowd["segmentation"]).tolist()
     crowd["iscrowd"] = 1
     person = document["annotations"][1]
-    person.update(segmentation=[[2.5, 2.25, 17.75, 2.25, 17.75, 18.0]], bbox=[2.5, 2.25, 15.25, 15.75], area=120.09)
+    person.update(
+        segmentation=[[2.5, 2.25, 17.75, 2.25, 17.75, 18.0]],
+        bbox=[2.5, 2.25, 15.25, 15.75],
+        area=120.09,
+    )
     assert validate(document) == []
 
 
 def test_polygons_that_overlap_may_have_either_area(document):
     square = [15.0, 5.0, 65.0, 5.0, 65.0, 55.0, 15.0, 55.0]
     for area in (2500, 5000):
-        document["annotations"][0].update(segmentation=[square, square], bbox=[15, 5, 50, 50], area=area)
+        document["annotations"][0].update(
+            segmentation=[square, square], bbox=[15, 5, 50, 50], area=area
+        )
         assert validate(document) == []
     document["annotations"][0]["area"] = 3750
     assert [v.place for v in validate(document)] == ["annotations[0].area"]
@@ -579,7 +646,9 @@ def test_results(document):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 5) | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -602,7 +671,10 @@ def test_garbage_anywhere_is_a_report_and_no_traceback(data):
 
 
 @settings(max_examples=300)
-@given(counts=st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=40), height=st.integers(1, 9))
+@given(
+    counts=st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=40),
+    height=st.integers(1, 9),
+)
 def test_any_counts_string_is_read_or_refused(counts, height):
     rle = {"size": [height, 7], "counts": counts}
     try:
@@ -623,7 +695,11 @@ def test_the_real_file_is_valid():
     records = [ImageRecord(i["file_name"], i["height"], i["width"]) for i in document["images"][:8]]
     found = [
         [
-            Annotation(coco.cats[a["category_id"]]["name"], encode_mask(coco.annToMask(a).astype(bool)), 1.0)
+            Annotation(
+                coco.cats[a["category_id"]]["name"],
+                encode_mask(coco.annToMask(a).astype(bool)),
+                1.0,
+            )
             for a in coco.imgToAnns[image["id"]]
         ]
         for image in document["images"][:8]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import clip2sam
-from clip2sam.evaluate import (
+from clip2sam.analysis.evaluate import (
     Example,
     Pair,
     area_under_curve,
@@ -20,8 +20,8 @@ from clip2sam.evaluate import (
     scene_examples,
     summarise,
 )
+from clip2sam.data.images import Image
 from clip2sam.pipeline import Segmenter
-from clip2sam.types import Image
 
 
 def box(top, left, bottom, right, size=(70, 70)):
@@ -74,7 +74,11 @@ def test_summary_by_hand():
     figures = summarise(pairs)
     assert (figures.pairs, figures.present) == (4, 2)
     assert (figures.miou, figures.miou_all_kept, figures.control) == pytest.approx((0.4, 0.7, 0.2))
-    assert (figures.presence_precision, figures.presence_recall, figures.false_masks) == (0.5, 0.5, 0.5)
+    assert (figures.presence_precision, figures.presence_recall, figures.false_masks) == (
+        0.5,
+        0.5,
+        0.5,
+    )
     assert figures.presence_auc == 0.75
     assert (figures.threshold_at_90, figures.false_at_90) == (0.2, 0.5)
     assert figures.pointing == 0.5
@@ -94,24 +98,30 @@ class Oracle(Segmenter):
         return result.presence > 0.5
 
     def __call__(self, image, labels):
-        from clip2sam.coco import encode_mask
+        from clip2sam.coco.document import encode_mask
         from clip2sam.result import Result
 
         truth = self.truth[id(image)]
         found = [n for n in labels.names if truth[n] and self.knows]
         maps = np.stack(
             [
-                np.any(truth[n], axis=0).astype(np.float32) if truth[n] else np.zeros(image.size, np.float32)
+                np.any(truth[n], axis=0).astype(np.float32)
+                if truth[n]
+                else np.zeros(image.size, np.float32)
                 for n in truth
             ]
         )
         return Result(
             image=image,
             label_set=labels,
-            annotations=tuple(clip2sam.Annotation(n, encode_mask(np.any(truth[n], axis=0)), 0.9) for n in found),
+            annotations=tuple(
+                clip2sam.Annotation(n, encode_mask(np.any(truth[n], axis=0)), 0.9) for n in found
+            ),
             label_indices=np.array([labels.names.index(n) for n in found], np.int64),
             points=tuple(np.zeros((0, 3), np.float32) for _ in found),
-            presence=np.array([1.0 if truth[n] and self.knows else 0.0 for n in labels.names], np.float32),
+            presence=np.array(
+                [1.0 if truth[n] and self.knows else 0.0 for n in labels.names], np.float32
+            ),
             maps=maps,
             grids=maps[:, ::10, ::10],
             absent=(),
@@ -140,14 +150,16 @@ def test_an_oracle_is_perfect_and_silence_is_not():
 def test_a_coco_data_set_is_asked_all_its_categories(tmp_path):
     from PIL import Image as PILImage
 
-    from clip2sam.coco import coco_document, encode_mask, write_coco
-    from clip2sam.types import ImageRecord
+    from clip2sam.coco.document import coco_document, encode_mask, write_coco
+    from clip2sam.data.records import ImageRecord
 
     PILImage.fromarray(np.zeros((70, 70, 3), np.uint8)).save(tmp_path / "a.png")
     labels = clip2sam.as_label_set(["left", "nowhere"])
     mask = box(0, 0, 30, 30)
     document = coco_document(
-        [ImageRecord("a.png", 70, 70)], [[clip2sam.Annotation("left", encode_mask(mask), 1.0)]], labels
+        [ImageRecord("a.png", 70, 70)],
+        [[clip2sam.Annotation("left", encode_mask(mask), 1.0)]],
+        labels,
     )
     write_coco(tmp_path / "truth.json", document)
     (example,) = coco_examples(tmp_path / "truth.json", tmp_path)
@@ -168,12 +180,22 @@ def test_scenes_are_asked_about_known_things():
     assert [p.present for p in pairs] == [bool(m) for m in example.truth.values()]
 
 
-FLOORS = {"pointing": 0.97, "centred": 0.8, "presence_auc": 0.985, "miou": 0.82, "presence_recall": 0.94}
+FLOORS = {
+    "pointing": 0.97,
+    "centred": 0.8,
+    "presence_auc": 0.985,
+    "miou": 0.82,
+    "presence_recall": 0.94,
+}
 """Recorded floors: what the shipped weights reach on these scenes, less the noise of other machines."""
 
 
 def test_the_pipeline_stays_above_its_floors():
     figures = evaluate(clip2sam.load("tiny"), scene_examples("validation", 100))["all"]
-    below = {name: (figures[name], floor) for name, floor in FLOORS.items() if figures[name] < floor}
+    below = {
+        name: (figures[name], floor) for name, floor in FLOORS.items() if figures[name] < floor
+    }
     assert not below
-    assert figures["miou"] > figures["control"] + 0.4  # it is the words that find the object, not SAM alone
+    assert (
+        figures["miou"] > figures["control"] + 0.4
+    )  # it is the words that find the object, not SAM alone

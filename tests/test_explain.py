@@ -11,13 +11,13 @@ from PIL import Image as PILImage
 from typer.testing import CliRunner
 
 import clip2sam
-from clip2sam import commands
+from clip2sam.analysis.explain import explain, explain_caption, labels_at
+from clip2sam.cli import analysis as commands
 from clip2sam.clip import SurgeryCLIP
+from clip2sam.data.images import Image
 from clip2sam.errors import ConfigError, ImageError, LabelError
-from clip2sam.explaining import explain, explain_caption, labels_at
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PointSAM
-from clip2sam.types import Image
 from tests.models import small_clip, small_sam
 
 LABELS = ["person", "traffic light", "$a_b$ <b>"]
@@ -26,12 +26,16 @@ LABELS = ["person", "traffic light", "$a_b$ <b>"]
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     """Every label present: the models' weights are random, so that scores mean nothing."""
-    return Segmenter(SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=-1e9))
+    return Segmenter(
+        SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=-1e9)
+    )
 
 
 @pytest.fixture(scope="module")
 def picture() -> Image:
-    return Image(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8), "street.png")
+    return Image(
+        np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8), "street.png"
+    )
 
 
 def texts(figure: Figure) -> list[str]:
@@ -44,7 +48,9 @@ def test_the_terms_add_up_to_the_pipelines_map(segmenter, picture):
     result = segmenter(picture, LABELS, distractors=["sky"])
     for i, label in enumerate(LABELS):
         explained = explain(segmenter, picture, LABELS, label, distractors=["sky"])
-        np.testing.assert_allclose(explained.before - explained.redundant, result.maps[i], atol=1e-5)
+        np.testing.assert_allclose(
+            explained.before - explained.redundant, result.maps[i], atol=1e-5
+        )
         np.testing.assert_array_equal(explained.raw, result.maps[i])
         np.testing.assert_array_equal(explained.grid, result.grids[i])
         assert explained.presence[:3] == pytest.approx(result.presence)
@@ -60,7 +66,9 @@ def test_weights_are_one_on_average(segmenter, picture):
 
 def test_a_label_alone_stands_against_the_empty_string(segmenter, picture):
     explained = explain(segmenter, picture, ["cat"], "cat")
-    np.testing.assert_allclose(explained.before - explained.redundant, segmenter(picture, ["cat"]).maps[0], atol=1e-5)
+    np.testing.assert_allclose(
+        explained.before - explained.redundant, segmenter(picture, ["cat"]).maps[0], atol=1e-5
+    )
     assert np.ptp(explained.redundant) > 0
     assert "minus the empty string" in texts(explained.show())
 
@@ -81,7 +89,10 @@ def test_the_kept_candidate_is_the_mask(segmenter, picture, candidate):
 
 def test_an_absent_label_is_followed_to_the_end(segmenter, picture):
     strict = segmenter.with_config(presence=5.0)
-    explained, kept = explain(strict, picture, LABELS, "person"), explain(segmenter, picture, LABELS, "person")
+    explained, kept = (
+        explain(strict, picture, LABELS, "person"),
+        explain(segmenter, picture, LABELS, "person"),
+    )
     assert explained.reason == strict(picture, LABELS).absent[0].reason
     assert explained.reason.endswith("is below the threshold 5")
     assert explained.kept is None
@@ -94,7 +105,9 @@ def test_an_absent_label_is_followed_to_the_end(segmenter, picture):
 
 
 def test_a_classes_own_threshold_goes_first(segmenter, picture):
-    labels = clip2sam.LabelSet((clip2sam.LabelClass("cat", ("cat",), threshold=7.0), clip2sam.LabelClass("b", ("b",))))
+    labels = clip2sam.LabelSet(
+        (clip2sam.LabelClass("cat", ("cat",), threshold=7.0), clip2sam.LabelClass("b", ("b",)))
+    )
     assert explain(segmenter, picture, labels, "cat").threshold == 7.0
     assert "below the threshold 7" in explain(segmenter, picture, labels, "cat").reason
     assert explain(segmenter, picture, labels, "b").threshold == -1e9
@@ -105,14 +118,22 @@ def test_a_label_that_a_distractor_beats_says_so(segmenter, picture):
     names = ["person", "wall", "sky", "grass"]
     free = {name: explain(segmenter, picture, names, name) for name in names}
     # The label whose peak another label tops becomes the wanted one, all others distractors.
-    loser = next(n for n in names if free[n].raw.max() < max(f.raw.flat[free[n].raw.argmax()] for f in free.values()))
-    explained = explain(segmenter, picture, [loser], loser, distractors=[n for n in names if n != loser])
+    loser = next(
+        n
+        for n in names
+        if free[n].raw.max() < max(f.raw.flat[free[n].raw.argmax()] for f in free.values())
+    )
+    explained = explain(
+        segmenter, picture, [loser], loser, distractors=[n for n in names if n != loser]
+    )
     assert explained.reason == "a distractor scores higher at its peak"
     assert any("(distractor)" in t.get_text() for ax in explained.show().axes for t in ax.texts)
 
 
 def test_a_label_that_was_not_asked_is_refused(segmenter, picture):
-    with pytest.raises(LabelError, match=r"expected one of the labels asked, 'person', .* got 'dog'"):
+    with pytest.raises(
+        LabelError, match=r"expected one of the labels asked, 'person', .* got 'dog'"
+    ):
         explain(segmenter, picture, LABELS, "dog")
     with pytest.raises(LabelError, match="got 'sky'"):
         explain(segmenter, picture, LABELS, "sky", distractors=["sky"])
@@ -126,7 +147,9 @@ def test_a_map_without_a_range_has_no_points_and_is_drawn(picture):
             tokens = super().encode_image(pixels, method)
             return tokens[:, :1].expand_as(tokens)
 
-    explained = explain(Segmenter(Dull(small_clip()), PointSAM(small_sam())), picture, LABELS, "person")
+    explained = explain(
+        Segmenter(Dull(small_clip()), PointSAM(small_sam())), picture, LABELS, "person"
+    )
     assert explained.reason == "its map is the same everywhere"
     assert explained.candidates == ()
     assert explained.points.shape == (0, 3)
@@ -163,20 +186,33 @@ def test_the_nearest_labels_of_a_place(segmenter, picture):
     rows, cols = result.maps.shape[1:]
     for row, col in ((0, 0), (rows - 1, 1), (1, cols - 1)):
         nearest = labels_at(result, (col + 0.5) * 130 / cols, (row + 0.5) * 90 / rows)
-        assert dict(nearest) == {n: float(m[row, col]) for n, m in zip(LABELS, result.maps, strict=True)}
+        assert dict(nearest) == {
+            n: float(m[row, col]) for n, m in zip(LABELS, result.maps, strict=True)
+        }
         scores = [score for _, score in nearest]
         assert scores == sorted(scores, reverse=True)
     assert labels_at(result, 130, 90) == labels_at(result, 129.9, 89.9)
-    with pytest.raises(ConfigError, match=r"expected x from 0 to 130 and y from 0 to 90, got \(131, 2\)"):
+    with pytest.raises(
+        ConfigError, match=r"expected x from 0 to 130 and y from 0 to 90, got \(131, 2\)"
+    ):
         labels_at(result, 131, 2)
 
 
-def test_the_command_draws_and_says_what_was_decided(segmenter, picture, tmp_path: Path, monkeypatch):
+def test_the_command_draws_and_says_what_was_decided(
+    segmenter, picture, tmp_path: Path, monkeypatch
+):
     app = typer.Typer()
     app.command()(commands.explain)
-    monkeypatch.setattr("clip2sam.loading.load", lambda preset, device: segmenter)
+    monkeypatch.setattr("clip2sam.models.loading.load", lambda preset, device: segmenter)
     PILImage.fromarray(picture.pixels).save(tmp_path / "street.png")
-    arguments = [str(tmp_path / "street.png"), "person", "--label", "car", "--output", str(tmp_path / "why.png")]
+    arguments = [
+        str(tmp_path / "street.png"),
+        "person",
+        "--label",
+        "car",
+        "--output",
+        str(tmp_path / "why.png"),
+    ]
     done = CliRunner().invoke(app, [*arguments, "--method", "clearclip"])
     assert done.exit_code == 0, done.output
     assert done.output.startswith("person: presence ")

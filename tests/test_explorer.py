@@ -6,17 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("ipywidgets", reason='the explorer needs its extra: pip install "clip2sam[explorer]"')
-pytest.importorskip("anywidget", reason='the explorer needs its extra: pip install "clip2sam[explorer]"')
+pytest.importorskip(
+    "ipywidgets", reason='the explorer needs its extra: pip install "clip2sam[explorer]"'
+)
+pytest.importorskip(
+    "anywidget", reason='the explorer needs its extra: pip install "clip2sam[explorer]"'
+)
 
 import clip2sam
+from clip2sam.analysis.explorer import Bench, Explorer
 from clip2sam.clip import SurgeryCLIP
-from clip2sam.coco_validate import validate
-from clip2sam.explorer import Bench, Explorer
-from clip2sam.labels import as_label_set
+from clip2sam.coco.validate import validate
+from clip2sam.data.images import Image
+from clip2sam.data.labels import as_label_set
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PointSAM
-from clip2sam.types import Image
 from tests.models import small_clip, small_sam
 
 LABELS = ["person", "traffic light"]
@@ -24,12 +28,16 @@ LABELS = ["person", "traffic light"]
 
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
-    return Segmenter(SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=-0.2))
+    return Segmenter(
+        SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=-0.2)
+    )
 
 
 @pytest.fixture
 def picture() -> Image:
-    return Image(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8), "street.png")
+    return Image(
+        np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8), "street.png"
+    )
 
 
 @pytest.fixture
@@ -64,7 +72,9 @@ def test_a_bench_gives_what_the_segmenter_gives(segmenter, picture):
 def test_the_picture_is_encoded_once(segmenter, picture, monkeypatch):
     calls = []
     encode = type(segmenter.sam).encode_image
-    monkeypatch.setattr(type(segmenter.sam), "encode_image", lambda *a: calls.append("sam") or encode(*a))
+    monkeypatch.setattr(
+        type(segmenter.sam), "encode_image", lambda *a: calls.append("sam") or encode(*a)
+    )
     explorer = Explorer(segmenter, picture, LABELS)
     explorer.threshold.value = 0.5
     explorer.text.value = "cat, dog, bird"
@@ -105,7 +115,9 @@ def test_clicks_add_and_remove_points_of_the_label_shown(explorer):
     assert len(points(explorer)) == 0
     click(explorer, 100, 20)
     np.testing.assert_allclose(points(explorer), [[100, 20, 1]], atol=0.5)
-    assert explorer.result.labels == [LABELS[0]], "a point makes its label present, the other stays absent"
+    assert explorer.result.labels == [LABELS[0]], (
+        "a point makes its label present, the other stays absent"
+    )
     click(explorer, 20, 70, kind=0, panel=2)
     np.testing.assert_allclose(points(explorer), [[100, 20, 1], [20, 70, 0]], atol=0.5)
     click(explorer, 101, 21)

@@ -21,15 +21,17 @@ pytest.importorskip("playwright", reason='needs the extra: pip install "clip2sam
 from PIL import Image as PILImage
 from playwright.sync_api import expect, sync_playwright
 
-from clip2sam.coco_validate import validate
-from clip2sam.scenes import scene, split_seed
+from clip2sam.coco.validate import validate
+from clip2sam.tiny.scenes import scene, split_seed
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path")
 
 CELL = """\
 import clip2sam
-from clip2sam.explorer import Explorer
+from clip2sam.analysis.explorer import Explorer
 Explorer(clip2sam.load("tiny"), "drawn.png", ["{label}"])
 """
 
@@ -47,11 +49,23 @@ def lab(tmp_path_factory, drawn) -> Iterator[tuple[str, Path]]:
     PILImage.fromarray(drawn.pixels).save(folder / "drawn.png")
     cell = nbformat.v4.new_code_cell(CELL.format(label=drawn.objects[0].shape))
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), folder / "look.ipynb")
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--port=0", "--allow-root"]
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}),
+        folder / "look.ipynb",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--ip=127.0.0.1",
+        "--port=0",
+        "--allow-root",
+    ]
     command += ["--LabApp.extension_manager=readonly", f"--ServerApp.root_dir={folder}"]
     own = {
-        name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR")
+        name: str(folder / name)
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR")
     }
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | own)
@@ -81,7 +95,9 @@ def page(lab):
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.goto(lab[0])
         page.locator(".jp-Notebook .cm-content").first.click(timeout=60_000)
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=60_000, state="attached")
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(
+            timeout=60_000, state="attached"
+        )
         page.keyboard.press("Shift+Enter")
         panels(page).wait_for(timeout=120_000)
         yield page
@@ -107,7 +123,9 @@ def changes(page, act: Callable[[], None]) -> None:
     before = panels(page).get_attribute("src")
     act()
     page.wait_for_function(
-        "old => document.querySelector('.jp-OutputArea img[style*=crosshair]').src != old", arg=before, timeout=20_000
+        "old => document.querySelector('.jp-OutputArea img[style*=crosshair]').src != old",
+        arg=before,
+        timeout=20_000,
     )
 
 
@@ -150,7 +168,12 @@ def test_a_person_types_moves_and_clicks(page, lab, drawn):
     middle = {"x": box["width"] / 2, "y": box["height"] / 2}
     changes(page, lambda: panels(page).click(position=middle))
     snapshot(page, "4-clicked")
-    changes(page, lambda: panels(page).click(position={"x": middle["x"] + 50, "y": middle["y"]}, modifiers=["Shift"]))
+    changes(
+        page,
+        lambda: panels(page).click(
+            position={"x": middle["x"] + 50, "y": middle["y"]}, modifiers=["Shift"]
+        ),
+    )
     snapshot(page, "5-negative")
 
     page.get_by_role("button", name="accept mask").click()

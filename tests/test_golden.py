@@ -115,7 +115,9 @@ def test_points_are_the_same_integers(case, computed):
         height, width = map(int, shape.split("x"))
         coords, point_labels = select_points(grids, (height, width), float(threshold[1:]))
         chosen = point_labels[int(label)] >= 0
-        ours = torch.cat([pixel_indices(coords), point_labels[..., None]], dim=-1)[int(label)][chosen]
+        ours = torch.cat([pixel_indices(coords), point_labels[..., None]], dim=-1)[int(label)][
+            chosen
+        ]
         np.testing.assert_array_equal(ours.numpy(), case.expected[name], err_msg=name)
 
 

@@ -16,8 +16,8 @@ import PIL.ImageFile
 import PIL.PngImagePlugin
 import pytest
 
+from clip2sam.data.images import find_images, load_image, printable
 from clip2sam.errors import ImageError
-from clip2sam.images import find_images, load_image, printable
 
 ORIENTATION = 0x0112
 
@@ -51,7 +51,9 @@ def test_lossless_files_come_out_as_they_went_in(tmp_path, colours, kind):
 def test_lossy_files_come_out_nearly_as_they_went_in(colours, kind):
     image = load_image(encoded(PIL.Image.fromarray(colours), kind, quality=95))
     assert image.origin == "bytes"
-    assert np.abs(image.pixels.astype(int) - colours).mean() < 12  # colours bleed; another picture differs by 80
+    assert (
+        np.abs(image.pixels.astype(int) - colours).mean() < 12
+    )  # colours bleed; another picture differs by 80
 
 
 def test_arrays_and_pil_images_are_copied(colours):
@@ -134,7 +136,9 @@ def test_exif_orientation_of_a_pil_image_is_applied_and_the_image_left_alone(col
 
 @pytest.mark.parametrize("block", [b"garbage", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\x20\0"])
 def test_a_damaged_exif_block_costs_nothing(colours, block):
-    pixels = load_image(encoded(PIL.Image.fromarray(colours), "JPEG", quality=95, exif=b"Exif\0\0" + block)).pixels
+    pixels = load_image(
+        encoded(PIL.Image.fromarray(colours), "JPEG", quality=95, exif=b"Exif\0\0" + block)
+    ).pixels
     assert pixels.shape == colours.shape
 
 
@@ -195,8 +199,13 @@ def test_alpha_is_laid_on_white():
     half = PIL.Image.new("RGBA", (2, 1), (0, 0, 0, 128))
     half.putpixel((1, 0), (9, 9, 9, 0))
     assert load_image(encoded(half)).pixels[0].tolist() == [[127] * 3, [255] * 3]
-    assert load_image(encoded(PIL.Image.new("LA", (1, 1), (10, 0)))).pixels[0, 0].tolist() == [255] * 3
-    assert load_image(encoded(PIL.Image.new("LA", (1, 1), (10, 255)))).pixels[0, 0].tolist() == [10] * 3
+    assert (
+        load_image(encoded(PIL.Image.new("LA", (1, 1), (10, 0)))).pixels[0, 0].tolist() == [255] * 3
+    )
+    assert (
+        load_image(encoded(PIL.Image.new("LA", (1, 1), (10, 255)))).pixels[0, 0].tolist()
+        == [10] * 3
+    )
     for mode, colour in (("RGBa", (0, 0, 0, 0)), ("La", (0, 0))):
         assert load_image(PIL.Image.new(mode, (1, 1), colour)).pixels[0, 0].tolist() == [255] * 3
 
@@ -259,7 +268,9 @@ def test_extreme_shapes_load(shape):
     ],
 )
 @pytest.mark.parametrize("lenient", [False, True])
-def test_a_cut_file_is_an_error_or_whole_never_filled_up(monkeypatch, colours, kind, options, lenient):
+def test_a_cut_file_is_an_error_or_whole_never_filled_up(
+    monkeypatch, colours, kind, options, lenient
+):
     monkeypatch.setattr(PIL.ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     data = encoded(PIL.Image.fromarray(colours), kind, **options)
     whole = load_image(data).pixels
@@ -276,8 +287,12 @@ def test_a_cut_file_is_an_error_or_whole_never_filled_up(monkeypatch, colours, k
 
 
 def test_a_jpeg_whose_tail_is_zeros_is_cut():
-    noise = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    thumbnail = b"Exif\0\0" + encoded(PIL.Image.new("RGB", (8, 8)), "JPEG")  # with an end marker of its own
+    noise = PIL.Image.fromarray(
+        np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    )
+    thumbnail = b"Exif\0\0" + encoded(
+        PIL.Image.new("RGB", (8, 8)), "JPEG"
+    )  # with an end marker of its own
     data = encoded(noise, "JPEG", exif=thumbnail)
     assert load_image(data).size == (64, 64)
     with pytest.raises(ImageError, match="this JPEG is cut: its end marker is missing"):
@@ -294,9 +309,13 @@ def png_with_size(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize(("width", "height"), [(65_000, 65_000), (10_001, 10_000), (2**31 - 1, 2**31 - 1)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(65_000, 65_000), (10_001, 10_000), (2**31 - 1, 2**31 - 1)]
+)
 def test_the_size_limit_is_read_from_the_header(width, height):
-    with pytest.raises(ImageError, match="bytes: expected at most 100,000,000 pixels, the header says"):
+    with pytest.raises(
+        ImageError, match="bytes: expected at most 100,000,000 pixels, the header says"
+    ):
         load_image(png_with_size(width, height))
 
 
@@ -432,7 +451,9 @@ def test_find_images_takes_files_and_several_folders(tmp_path):
 def test_find_images_never_comes_back_empty(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").touch()
     for nothing in (tmp_path, []):
-        with pytest.raises(ImageError, match=r"no picture found in .*: looked for names ending in \.bmp"):
+        with pytest.raises(
+            ImageError, match=r"no picture found in .*: looked for names ending in \.bmp"
+        ):
             find_images(nothing)
     with pytest.raises(ImageError, match="no such file or folder"):
         find_images([tmp_path / "missing"])

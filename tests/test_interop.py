@@ -20,7 +20,9 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
-    return Segmenter(SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=-1e9))
+    return Segmenter(
+        SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=-1e9)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,9 @@ def test_arrays_survive_a_file_without_pickling(found, nothing, tmp_path):
         with np.load(tmp_path / "result.npz", allow_pickle=False) as read:
             assert tuple(read["class_names"]) == result.class_names
             np.testing.assert_array_equal(read["masks"], result.masks)
-            points = [read["points"][read["points"][:, 0] == i, 1:] for i in range(len(result.masks))]
+            points = [
+                read["points"][read["points"][:, 0] == i, 1:] for i in range(len(result.masks))
+            ]
             for mine, theirs in zip(result.points, points, strict=True):
                 np.testing.assert_array_equal(mine, theirs)
 

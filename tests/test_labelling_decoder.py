@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from clip2sam.data.images import MAX_PIXELS, load_image
 from clip2sam.errors import ImageError, RunError
-from clip2sam.images import MAX_PIXELS, load_image
-from clip2sam.labelling import decoder as room
-from clip2sam.labelling.decoder import DecoderProcess
-from clip2sam.labelling.reading import Readers
+from clip2sam.labelling import decode_worker as room
+from clip2sam.labelling.decode_worker import DecoderProcess
+from clip2sam.labelling.readers import Readers
 from tests.labelling_fakes import Here, threads_named, write_pictures
 
 # A far end with a native crash and a hang in it, by the picture's name.
 FAULTY = """
 import ctypes, os
-from clip2sam.labelling import decoder
+from clip2sam.labelling import decode_worker as decoder
 real = decoder.load_image
 def load_image(path, **settings):
     name = os.path.basename(path)
@@ -50,9 +50,13 @@ def test_pixels_come_back_unchanged_and_failures_with_the_lists_name(pictures):
     with DecoderProcess(str(pictures), 100_000, 60.0) as decoder:
         for i in range(3):
             image = decoder.decode(f"{i:03d}.png")
-            np.testing.assert_array_equal(image.pixels, load_image(pictures / f"{i:03d}.png").pixels)
+            np.testing.assert_array_equal(
+                image.pixels, load_image(pictures / f"{i:03d}.png").pixels
+            )
             assert image.origin == f"{i:03d}.png"
-        with pytest.raises(ImageError, match=r"^bad%FF\.jpg: expected a picture .*text that starts with 'not a"):
+        with pytest.raises(
+            ImageError, match=r"^bad%FF\.jpg: expected a picture .*text that starts with 'not a"
+        ):
             decoder.decode("bad\udcff.jpg")
         with pytest.raises(ImageError, match=r"^large\.png: expected at most 100,000 pixels"):
             decoder.decode("large.png")
@@ -70,7 +74,9 @@ def test_a_crash_and_a_hang_cost_their_picture(pictures, monkeypatch):
     for name in ("crash.png", "hang.png", "chatty.png"):
         (pictures / name).write_bytes((pictures / "000.png").read_bytes())
     with DecoderProcess(str(pictures), MAX_PIXELS, 0.3) as decoder:
-        with pytest.raises(ImageError, match=r"crash\.png: the decoder crashed on this picture \(SIGSEGV\)"):
+        with pytest.raises(
+            ImageError, match=r"crash\.png: the decoder crashed on this picture \(SIGSEGV\)"
+        ):
             decoder.decode("crash.png")
         decoder.timeout = 1.0
         with pytest.raises(ImageError, match=r"hang\.png: decoding took more than 1 seconds"):
@@ -103,7 +109,9 @@ def test_a_decoder_that_cannot_start_stops_the_run(pictures, monkeypatch):
         DecoderProcess(str(pictures), MAX_PIXELS, 60.0).decode("000.png")
     with (
         pytest.raises(RunError, match="no decoder process"),
-        Readers(iter([(0, "000.png")]), lambda: DecoderProcess(str(pictures), MAX_PIXELS, 60.0), 1) as readers,
+        Readers(
+            iter([(0, "000.png")]), lambda: DecoderProcess(str(pictures), MAX_PIXELS, 60.0), 1
+        ) as readers,
     ):
         next(readers)
 
@@ -128,7 +136,7 @@ def test_a_name_that_coco_cannot_hold_costs_its_picture(pictures):
 
 def test_readers_stay_ahead_by_a_bounded_amount(monkeypatch):
     """So many bytes, or one picture, however many threads there are; one that is too large for it comes through."""
-    monkeypatch.setattr("clip2sam.labelling.reading.BYTES_AHEAD", 3 * 100 * 100 * 3)
+    monkeypatch.setattr("clip2sam.labelling.readers.BYTES_AHEAD", 3 * 100 * 100 * 3)
     decoded = []
 
     class Counting(Here):
@@ -185,7 +193,10 @@ def test_an_error_in_a_reader_is_not_lost(pictures):
         def decode(self, key):
             raise ZeroDivisionError(key)
 
-    with pytest.raises(ZeroDivisionError), Readers(iter([(0, "a")]), lambda: Broken(pictures), 1) as readers:
+    with (
+        pytest.raises(ZeroDivisionError),
+        Readers(iter([(0, "a")]), lambda: Broken(pictures), 1) as readers,
+    ):
         next(readers)
 
 

@@ -13,23 +13,28 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from clip2sam import Config, LabelClass
-from clip2sam.coco import decode_rle, encode_mask
-from clip2sam.coco_validate import validate
+from clip2sam.coco.document import decode_rle, encode_mask
+from clip2sam.coco.validate import validate
+from clip2sam.data.records import FoundMask, Labelled
+from clip2sam.data.sources import Source
 from clip2sam.errors import CocoError, ConfigError, RunError
+from clip2sam.export.other_files import joined_polygons
 from clip2sam.labelling.decide import Decision, decide, decided_thresholds
 from clip2sam.labelling.export import export
-from clip2sam.labelling.folder import begin_run
-from clip2sam.labelling.histogram import presence_figure
 from clip2sam.labelling.journal import Journal, read_index
-from clip2sam.labelling.other_files import joined_polygons
-from clip2sam.labelling.publish import ClassSummary, pour
-from clip2sam.labelling.record import FoundMask, Labelled
-from clip2sam.labelling.sources import Source
+from clip2sam.labelling.manifest import begin_run
+from clip2sam.labelling.summary import ClassSummary, pour
+from clip2sam.visualize.histogram import presence_figure
 
 # pycocotools' arrays, under numpy 2
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
 
-CLASSES = (LabelClass("cat", ("cat",), supercategory="animal"), LabelClass('<dog> & "co"', ("dog",), threshold=0.3))
+CLASSES = (
+    LabelClass("cat", ("cat",), supercategory="animal"),
+    LabelClass('<dog> & "co"', ("dog",), threshold=0.3),
+)
 SKY = LabelClass("sky", ("sky",), distractor=True)
 
 
@@ -47,7 +52,15 @@ RING = box(30, 5, 20, 20) & ~box(35, 10, 5, 5) | box(2, 30, 6, 6)
 """A square with a hole, and another square."""
 
 RECORDS = (
-    Labelled(0, "a.png", "done", "", (40, 60), (0.5, 0.4), (found(0, box(0, 0, 20, 10)), found(1, RING, 0.7))),
+    Labelled(
+        0,
+        "a.png",
+        "done",
+        "",
+        (40, 60),
+        (0.5, 0.4),
+        (found(0, box(0, 0, 20, 10)), found(1, RING, 0.7)),
+    ),
     Labelled(
         1,
         "sub/b ü.png",
@@ -55,7 +68,11 @@ RECORDS = (
         "",
         (40, 60),
         (0.15, 0.1),
-        (found(0, box(0, 0, 20, 20), 0.8), found(0, box(1, 0, 20, 20), 0.9), found(1, box(10, 10, 20, 20), 0.6)),
+        (
+            found(0, box(0, 0, 20, 20), 0.8),
+            found(0, box(1, 0, 20, 20), 0.9),
+            found(1, box(10, 10, 20, 20), 0.6),
+        ),
     ),
     Labelled(2, "sub/c.png", "empty", "", (10, 10), (None, -0.1), ()),
     Labelled(3, "sub/d.png", "failed", "sub/d.png: it is cut"),
@@ -67,7 +84,11 @@ def make_run(tmp_path):
     def make(records=RECORDS, *, keep_above=None, presence=0.1, ids=None):
         keys = tuple(r.key for r in records)
         labels = {"classes": [asdict(c) for c in (*CLASSES, SKY)], "templates": None}
-        marks = {"labels": labels, "config": asdict(Config(presence=presence)), "keep_above": keep_above}
+        marks = {
+            "labels": labels,
+            "config": asdict(Config(presence=presence)),
+            "keep_above": keep_above,
+        }
         folder = tmp_path / "run"
         folder.mkdir()
         run = begin_run(folder, Source("/in", "/in", keys, ids), marks)
@@ -88,7 +109,9 @@ def kept(run, record, **wishes):
 def test_the_runs_own_thresholds_hold_unless_others_are_asked_for(make_run):
     run = make_run(keep_above=0.05)
     assert [m.label for m in kept(run, RECORDS[0])] == [0, 1]
-    assert [m.label for m in kept(run, RECORDS[1])] == [0, 0], "the second class has its own threshold, 0.3"
+    assert [m.label for m in kept(run, RECORDS[1])] == [0, 0], (
+        "the second class has its own threshold, 0.3"
+    )
     assert [m.label for m in kept(run, RECORDS[1], presence=0.1)] == [0, 0, 1]
     assert [m.label for m in kept(run, RECORDS[1], presence=0.12)] == [0, 0]
     assert [m.label for m in kept(run, RECORDS[0], presence=0.45)] == [0]
@@ -110,7 +133,9 @@ def test_a_score_at_its_threshold_counts_as_the_model_counts_it(make_run):
 
 def test_thresholds_below_what_the_journal_has_are_refused(make_run):
     run = make_run()
-    with pytest.raises(ConfigError, match=r"masks of 'cat' from a presence score of 0\.1 on.*--keep-above 0\.05"):
+    with pytest.raises(
+        ConfigError, match=r"masks of 'cat' from a presence score of 0\.1 on.*--keep-above 0\.05"
+    ):
         kept(run, RECORDS[0], presence=0.05)
     with pytest.raises(ConfigError, match=r"'<dog> .*of 0\.3 on, so 0\.2"):
         kept(run, RECORDS[0], presence=0.2)
@@ -126,7 +151,11 @@ def test_a_run_without_a_decision_has_all_masks(make_run):
 def test_duplicates_are_of_one_class_and_the_best_stays(make_run):
     run = make_run(keep_above=0.0)
     assert [m.score for m in kept(run, RECORDS[1], presence=0.0, duplicates=0.5)] == [0.9, 0.6]
-    assert [m.score for m in kept(run, RECORDS[1], presence=0.0, duplicates=0.95)] == [0.8, 0.9, 0.6]
+    assert [m.score for m in kept(run, RECORDS[1], presence=0.0, duplicates=0.95)] == [
+        0.8,
+        0.9,
+        0.6,
+    ]
 
 
 @pytest.mark.parametrize(("overlap", "first_owns"), [("score", True), ("small", False)])
@@ -162,12 +191,16 @@ def test_wishes_that_make_no_sense_are_refused(make_run, wishes, message):
 def test_counts_add_up(make_run):
     run = make_run()
     seen = []
-    summary = pour(run, read_index(run.journal, 4), Decision(), [lambda record, masks: seen.append(record.key)])
+    summary = pour(
+        run, read_index(run.journal, 4), Decision(), [lambda record, masks: seen.append(record.key)]
+    )
     assert (summary.listed, summary.done, summary.empty, summary.failed) == (4, 2, 1, 1)
     assert seen == ["a.png", "sub/b ü.png", "sub/c.png"]
     assert [(c.pictures, c.masks) for c in summary.classes] == [(2, 3), (1, 1)]
     assert summary.classes[0].score == pytest.approx((0.9 + 0.8 + 0.9) / 3)
-    assert [sum(c.histogram.values()) for c in summary.classes] == [2, 3], "a score that isn't finite is in no bin"
+    assert [sum(c.histogram.values()) for c in summary.classes] == [2, 3], (
+        "a score that isn't finite is in no bin"
+    )
     assert summary.failures == [{"file_name": "sub/d.png", "reason": "sub/d.png: it is cut"}]
 
 
@@ -221,7 +254,10 @@ def test_merging_leaves_what_is_there_untouched(make_run, tmp_path):
     assert (merged["info"], merged["custom"]) == (there["info"], there["custom"])
     for section in ("images", "annotations", "categories"):
         assert merged[section][: len(there[section])] == there[section]
-    assert [(i["id"], i["file_name"]) for i in merged["images"][2:]] == [(91, "a.png"), (92, "sub/c.png")]
+    assert [(i["id"], i["file_name"]) for i in merged["images"][2:]] == [
+        (91, "a.png"),
+        (92, "sub/c.png"),
+    ]
     assert [(c["id"], c["name"]) for c in merged["categories"][2:]] == [(9, CLASSES[1].name)]
     added = merged["annotations"][1:]
     assert [(a["id"], a["image_id"], a["category_id"]) for a in added] == [
@@ -241,7 +277,10 @@ def test_merging_needs_a_data_set_of_the_same_pictures(make_run, tmp_path):
         ("[]", "expected a COCO data set"),
         ('{"images": [{"id": "x"}]}', r"images\[0\]: expected an object with an id and file_name"),
         ('{"images": {}}', "expected a list"),
-        ('{"images": [{"id": 1, "file_name": "a.png", "height": 1, "width": 1}]}', "'a.png' is 40 x 60 .*but 1 x 1"),
+        (
+            '{"images": [{"id": 1, "file_name": "a.png", "height": 1, "width": 1}]}',
+            "'a.png' is 40 x 60 .*but 1 x 1",
+        ),
     ):
         (tmp_path / "there.json").write_text(content)
         with pytest.raises(CocoError, match=message):
@@ -273,7 +312,10 @@ def test_yolo_follows_its_rules_and_loads_in_supervision(make_run, tmp_path):
             PILImage.new("RGB", (60, 40)).save(tmp_path / "images" / "a.png")
     labels = tmp_path / "yolo" / "labels"
     dataset = supervision.DetectionDataset.from_yolo(
-        str(tmp_path / "images"), str(labels), str(tmp_path / "yolo" / "data.yaml"), force_masks=True
+        str(tmp_path / "images"),
+        str(labels),
+        str(tmp_path / "yolo" / "data.yaml"),
+        force_masks=True,
     )
     assert dataset.classes == ["cat", CLASSES[1].name]
     (_, _, detections), *_ = list(dataset)
@@ -282,11 +324,13 @@ def test_yolo_follows_its_rules_and_loads_in_supervision(make_run, tmp_path):
     drawn = cv2.polylines(RING.astype(np.uint8), [ring.astype(np.int32)], True, 1)
     grown = cv2.dilate(drawn, np.ones((3, 3), np.uint8)).astype(bool)
     assert (detections.mask[1] >= RING).all()
-    assert (detections.mask[1] <= grown).all(), "it fills the pixels on the outline and on the joining line, no others"
+    assert (detections.mask[1] <= grown).all(), (
+        "it fills the pixels on the outline and on the joining line, no others"
+    )
 
 
 def test_parts_and_holes_of_a_mask_survive_as_one_ring():
-    from clip2sam.coco import rle_to_polygons
+    from clip2sam.coco.document import rle_to_polygons
 
     ring = joined_polygons(rle_to_polygons(encode_mask(RING)))
     rle = mask_utils.merge(mask_utils.frPyObjects([ring.ravel().tolist()], 40, 60))
@@ -324,7 +368,9 @@ def test_label_studio_gets_the_documented_form(make_run, tmp_path):
 
 
 def test_label_studios_own_checker_takes_it(make_run, tmp_path):
-    interface = pytest.importorskip("label_studio_sdk.label_interface", reason="scripts/setup installs it")
+    interface = pytest.importorskip(
+        "label_studio_sdk.label_interface", reason="scripts/setup installs it"
+    )
     run = make_run()
     export(run.path, tmp_path / "tasks.json", "labelstudio")
     checker = interface.LabelInterface((tmp_path / "tasks.xml").read_text())
@@ -369,7 +415,10 @@ def test_a_run_can_be_exported_while_it_is_not_finished(make_run, tmp_path):
 
 
 def test_many_classes_in_any_script_can_be_drawn(tmp_path):
-    classes = [ClassSummary(f"$日本_{i}", 0.1 if i % 2 else None, histogram={-0.02: 3, 0.1: 1000}) for i in range(120)]
+    classes = [
+        ClassSummary(f"$日本_{i}", 0.1 if i % 2 else None, histogram={-0.02: 3, 0.1: 1000})
+        for i in range(120)
+    ]
     classes[3].histogram = {}
     presence_figure(classes[:9], 0.02).savefig(tmp_path / "few.png")
     figure = presence_figure(classes, 0.02)

@@ -26,12 +26,23 @@ def journal(tmp_path):
     made.close()
 
 
-def run(pictures, journal, engine=None, *, wanted=None, threads=2, batch_size=8, make=Here, **settings):
+def run(
+    pictures, journal, engine=None, *, wanted=None, threads=2, batch_size=8, make=Here, **settings
+):
     wanted = wanted or [(i, f"{i:03d}.png") for i in range(30)]
     engine = engine or Threshold()
     make_decoder = lambda: make(pictures)  # noqa: E731
     return list(
-        run_flow(wanted, engine, journal, [0.5] * 3, make_decoder, threads=threads, batch_size=batch_size, **settings)
+        run_flow(
+            wanted,
+            engine,
+            journal,
+            [0.5] * 3,
+            make_decoder,
+            threads=threads,
+            batch_size=batch_size,
+            **settings,
+        )
     )
 
 
@@ -57,7 +68,9 @@ def test_every_picture_becomes_a_record_in_the_journal(pictures, journal, expect
 
 
 @pytest.mark.parametrize(("threads", "batch_size"), [(1, 8), (3, 1), (4, 7), (2, 100)])
-def test_the_outcome_does_not_depend_on_threads_or_batches(pictures, journal, expected, threads, batch_size):
+def test_the_outcome_does_not_depend_on_threads_or_batches(
+    pictures, journal, expected, threads, batch_size
+):
     assert outcome(run(pictures, journal, threads=threads, batch_size=batch_size)) == expected
 
 
@@ -144,7 +157,8 @@ def test_a_picture_too_large_for_the_memory_costs_itself(pictures, journal, expe
     got = outcome(run(pictures, journal, TooLarge()))
     assert got.pop(7)[1:3] == (
         "failed",
-        got_reason := "memory ran out on this picture alone; make it smaller, or free memory and use --retry-failed",
+        got_reason
+        := "memory ran out on this picture alone; make it smaller, or free memory and use --retry-failed",
     )
     assert got_reason
     assert got == {k: v for k, v in expected.items() if k != 7}
@@ -164,7 +178,10 @@ def test_a_picture_that_the_model_fails_on_costs_itself(pictures, journal, expec
             return super().finish(image, prediction)
 
     got = outcome(run(pictures, journal, Failing()))
-    assert got.pop(7)[1:3] == ("failed", "the model failed on this picture (ValueError: odd%0Apicture); leave it out")
+    assert got.pop(7)[1:3] == (
+        "failed",
+        "the model failed on this picture (ValueError: odd%0Apicture); leave it out",
+    )
     assert got == {k: v for k, v in expected.items() if k != 7}
 
 
@@ -173,7 +190,9 @@ def test_a_model_that_fails_on_all_pictures_stops_the_run(pictures, journal):
         def predict(self, images):
             raise RuntimeError("device lost")
 
-    with pytest.raises(RunError, match=r"failed on 3 pictures in a row.*device lost.*--retry-failed"):
+    with pytest.raises(
+        RunError, match=r"failed on 3 pictures in a row.*device lost.*--retry-failed"
+    ):
         run(pictures, journal, Broken())
     assert 3 <= len(journal.index.offsets) <= 3 + 8
     assert not threads_named("reader", "writer")
@@ -189,7 +208,9 @@ def test_an_error_of_ours_in_the_model_stops_the_run(pictures, journal):
 
 
 def test_bad_pictures_cost_themselves_until_there_are_too_many(pictures, tmp_path, expected):
-    wanted = [(i, f"{i:03d}.png") for i in range(30)] + [(i, f"gone-{i}.png") for i in range(30, 35)]
+    wanted = [(i, f"{i:03d}.png") for i in range(30)] + [
+        (i, f"gone-{i}.png") for i in range(30, 35)
+    ]
     random.Random(0).shuffle(wanted)
     made = Journal(tmp_path / "a.jsonl", 1000)
     got = outcome(run(pictures, made, wanted=wanted, max_failures=5))
@@ -236,7 +257,9 @@ def test_stopping_keeps_what_the_model_has_done(pictures, journal, ending):
             run(pictures, journal, engine)
     else:
         wanted = [(i, f"{i:03d}.png") for i in range(30)]
-        records = run_flow(wanted, engine, journal, [0.5] * 3, lambda: Here(pictures), threads=2, batch_size=8)
+        records = run_flow(
+            wanted, engine, journal, [0.5] * 3, lambda: Here(pictures), threads=2, batch_size=8
+        )
         next(records)
         records.close()
     assert 1 <= len(journal.index.offsets) == len(engine.seen) < 30

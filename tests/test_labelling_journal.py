@@ -6,10 +6,10 @@ import os
 
 import pytest
 
+from clip2sam.data.records import FoundMask, Labelled
 from clip2sam.errors import RunDiskError, RunError
 from clip2sam.labelling import journal as room
 from clip2sam.labelling.journal import Journal, as_line, read_index, read_record, read_records
-from clip2sam.labelling.record import FoundMask, Labelled
 
 
 def record(picture, state="done", key=None):
@@ -17,7 +17,16 @@ def record(picture, state="done", key=None):
     if state == "failed":
         return Labelled(picture, key, state, "it is \udc80 bad\n", seconds={"decode": 0.1})
     masks = (FoundMask(1, "0@`\\12", 0.5, ((0.5, 12.25, 1), (3.0, 4.0, 0))),)
-    return Labelled(picture, key, state, "", (10, 20), (0.1, None), masks if state == "done" else (), {"decode": 0.25})
+    return Labelled(
+        picture,
+        key,
+        state,
+        "",
+        (10, 20),
+        (0.1, None),
+        masks if state == "done" else (),
+        {"decode": 0.25},
+    )
 
 
 @pytest.fixture
@@ -72,7 +81,8 @@ def test_cut_at_every_byte_of_its_last_three_lines(path):
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"\0" * 5000, b"{}\n", b"\xff\n\n", b'{"crc":"00000000","picture":1,"state":"done",']
+    "garbage",
+    [b"\0" * 5000, b"{}\n", b"\xff\n\n", b'{"crc":"00000000","picture":1,"state":"done",'],
 )
 def test_garbage_at_the_end_is_cut_off(path, garbage):
     write(path, [record(0)])
@@ -129,7 +139,9 @@ def test_a_full_disk_leaves_no_half_line(path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(room.os, "write", full)
-    with pytest.raises(RunDiskError, match=r"No space left on device.*make room.*goes on where it stopped"):
+    with pytest.raises(
+        RunDiskError, match=r"No space left on device.*make room.*goes on where it stopped"
+    ):
         journal.append(record(2))
     monkeypatch.undo()
     assert path.read_bytes() == good

@@ -14,22 +14,27 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 import clip2sam
-from clip2sam.coco import coco_document, write_coco
-from clip2sam.coco_validate import validate
+from clip2sam.cli.label import export as export_command
+from clip2sam.cli.label import label as label_command
+from clip2sam.coco.document import coco_document, write_coco
+from clip2sam.coco.validate import validate
+from clip2sam.data.images import load_image
+from clip2sam.data.labels import LabelClass, LabelSet
 from clip2sam.errors import ConfigError, ImageError, RunError, RunLockedError
-from clip2sam.hashing import state_sha256
-from clip2sam.images import load_image
-from clip2sam.labelling.commands import export as export_command
-from clip2sam.labelling.commands import label as label_command
+from clip2sam.kernels.tensors import state_sha256
 from clip2sam.labelling.fingerprint import check_same
 from clip2sam.labelling.run import label, label_iter
 from clip2sam.sam.model import PICTURES_A_BATCH as GROUP
-from clip2sam.types import LabelClass, LabelSet
 from tests import labelling_worker
 from tests.labelling_fakes import small_segmenter, threads_named, write_pictures
 
 LABELS = ["cat", "dog"]
-BAD = {"cut.png": "cut or damaged", "text.jpg": "found text", "empty.gif": "is empty", "pipe.png": "found a pipe"}
+BAD = {
+    "cut.png": "cut or damaged",
+    "text.jpg": "found text",
+    "empty.gif": "is empty",
+    "pipe.png": "found a pipe",
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +63,8 @@ def finished(segmenter, pictures, tmp_path_factory):
 
 def same_files(one, other):
     return all(
-        (one / name).read_bytes() == (other / name).read_bytes() for name in ("annotations.json", "results.json")
+        (one / name).read_bytes() == (other / name).read_bytes()
+        for name in ("annotations.json", "results.json")
     )
 
 
@@ -73,14 +79,18 @@ def test_a_run_is_published_whole(finished):
     document = json.loads((output / "annotations.json").read_text())
     assert validate(output / "annotations.json") == []
     assert validate(output / "results.json", output / "annotations.json") == []
-    assert [i["file_name"] for i in document["images"]] == sorted(i["file_name"] for i in document["images"])
+    assert [i["file_name"] for i in document["images"]] == sorted(
+        i["file_name"] for i in document["images"]
+    )
     assert len(document["images"]) == 12
     assert (output / "presence.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((output / "summary.json").read_text())
     assert written["listed"] == 16
     assert sum(n for n in written["classes"][0]["histogram"].values()) == 12
     assert sum(c["masks"] for c in written["classes"]) == len(document["annotations"])
-    assert not [p.name for p in output.iterdir() if p.name.startswith(".")], "temporary files are gone"
+    assert not [p.name for p in output.iterdir() if p.name.startswith(".")], (
+        "temporary files are gone"
+    )
     assert not threads_named("reader", "writer")
 
 
@@ -89,13 +99,17 @@ def test_the_file_is_what_the_segmenter_makes_one_by_one(segmenter, pictures, tm
     good = write_pictures(tmp_path / "in", 6)
     label(good, LABELS, tmp_path / "run", segmenter=segmenter, batch_size=3)
     results = [segmenter(path, LABELS) for path in sorted(good.iterdir())]
-    document = coco_document([r.record() for r in results], [r.annotations for r in results], results[0].label_set)
+    document = coco_document(
+        [r.record() for r in results], [r.annotations for r in results], results[0].label_set
+    )
     for annotation in document["annotations"]:
         from clip2sam.labelling.engine import shortest
 
         annotation["score"] = shortest(annotation["score"])
     write_coco(tmp_path / "expected.json", document)
-    assert (tmp_path / "run" / "annotations.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
+    assert (tmp_path / "run" / "annotations.json").read_bytes() == (
+        tmp_path / "expected.json"
+    ).read_bytes()
 
 
 def test_groups_give_the_same_whatever_comes_along(segmenter, pictures):
@@ -116,7 +130,10 @@ def test_groups_give_the_same_whatever_comes_along(segmenter, pictures):
 
 
 def test_a_picture_prepared_ahead_gives_the_same(monkeypatch, tmp_path):
-    segmenter, labels = small_segmenter(), LabelSet((LabelClass("red", ("red",)), LabelClass("square", ("square",))))
+    segmenter, labels = (
+        small_segmenter(),
+        LabelSet((LabelClass("red", ("red",)), LabelClass("square", ("square",)))),
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     plain = segmenter.predict_torch(clip2sam.Image(pixels, "plain"), labels)
     ahead = clip2sam.Image(pixels, "ahead")
@@ -129,7 +146,9 @@ def test_a_picture_prepared_ahead_gives_the_same(monkeypatch, tmp_path):
     assert ahead.nbytes == pixels.nbytes
 
 
-@pytest.mark.parametrize(("batch_size", "readers", "stops"), [(1, 1, [1, 0, 5]), (5, 3, [4]), (16, 2, [])])
+@pytest.mark.parametrize(
+    ("batch_size", "readers", "stops"), [(1, 1, [1, 0, 5]), (5, 3, [4]), (16, 2, [])]
+)
 def test_the_files_do_not_depend_on_batches_threads_or_stops(
     segmenter, pictures, finished, tmp_path, batch_size, readers, stops
 ):
@@ -169,7 +188,14 @@ def test_kill_9_costs_a_batch_at_most(pictures, finished, tmp_path):
     rng = random.Random(0)
     moments = [f"{rng.choice([0, 1, 3])}:{rng.uniform(0.0, 0.03)}" for _ in range(8)]
     trace = tmp_path / "trace"
-    worker = [sys.executable, labelling_worker.__file__, pictures, tmp_path / "run", trace, *moments]
+    worker = [
+        sys.executable,
+        labelling_worker.__file__,
+        pictures,
+        tmp_path / "run",
+        trace,
+        *moments,
+    ]
     done = subprocess.run(worker, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert same_files(tmp_path / "run", finished[0])
@@ -208,8 +234,14 @@ def test_another_process_on_the_same_run_is_refused_at_once(pictures, finished):
     ("changes", "message"),
     [
         ({"labels": ["cat", "bird"]}, r"labels\.classes\[1\]\.name was 'dog', is now 'bird'"),
-        ({"labels": {"cat": ["cat", "kitten"], "dog": ["dog"]}}, r"labels\.classes\[0\]\.prompts\[1\] was not there"),
-        ({"labels": ["cat", "dog", "cow"]}, r"labels\.classes\[2\]\.name was not there, is now 'cow'"),
+        (
+            {"labels": {"cat": ["cat", "kitten"], "dog": ["dog"]}},
+            r"labels\.classes\[0\]\.prompts\[1\] was not there",
+        ),
+        (
+            {"labels": ["cat", "dog", "cow"]},
+            r"labels\.classes\[2\]\.name was not there, is now 'cow'",
+        ),
         ({"distractors": ["sky"]}, r"labels\.classes\[2\]"),
         ({"segmenter": small_segmenter(0.03)}, r"config\.presence was 0\.02, is now 0\.03"),
         ({"keep_above": 0.0}, r"keep_above was None, is now 0\.0"),
@@ -220,7 +252,9 @@ def test_another_process_on_the_same_run_is_refused_at_once(pictures, finished):
 def test_a_run_with_other_settings_is_refused(segmenter, pictures, finished, changes, message):
     settings = {"labels": LABELS, "segmenter": segmenter, **changes}
     before = (finished[0] / "journal-0001.jsonl").read_bytes()
-    with pytest.raises(RunError, match=rf"this run began with other settings: .*{message}.*Start in a new output"):
+    with pytest.raises(
+        RunError, match=rf"this run began with other settings: .*{message}.*Start in a new output"
+    ):
         label(pictures, output=finished[0], **settings)
     assert (finished[0] / "journal-0001.jsonl").read_bytes() == before
 
@@ -271,7 +305,8 @@ def test_inputs_are_never_written_to(segmenter, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"batch_size": 0}, {"readers": 0}, {"timeout": 0.0}, {"max_pixels": 0}, {"readers": -1}]
+    "settings",
+    [{"batch_size": 0}, {"readers": 0}, {"timeout": 0.0}, {"max_pixels": 0}, {"readers": -1}],
 )
 def test_settings_out_of_range_are_refused(segmenter, pictures, tmp_path, settings):
     with pytest.raises(ConfigError, match="or more, but got"):
@@ -284,9 +319,18 @@ def test_a_coco_files_ids_and_odd_names_come_out_as_they_are(segmenter, tmp_path
     (folder / "000.png").rename(folder / "ä <b> $(x).png")
     images = [{"id": 41, "file_name": "ä <b> $(x).png"}, {"id": 7, "file_name": "001.png"}]
     (tmp_path / "data.json").write_text(json.dumps({"images": images}))
-    label(tmp_path / "data.json", ["Katze 🐈", "日本"], tmp_path / "run", segmenter=segmenter, root=folder)
+    label(
+        tmp_path / "data.json",
+        ["Katze 🐈", "日本"],
+        tmp_path / "run",
+        segmenter=segmenter,
+        root=folder,
+    )
     document = json.loads((tmp_path / "run" / "annotations.json").read_text())
-    assert {i["file_name"]: i["id"] for i in document["images"]} == {"ä <b> $(x).png": 41, "001.png": 7}
+    assert {i["file_name"]: i["id"] for i in document["images"]} == {
+        "ä <b> $(x).png": 41,
+        "001.png": 7,
+    }
     assert [c["name"] for c in document["categories"]] == ["Katze 🐈", "日本"]
     assert validate(document) == []
 
@@ -296,7 +340,7 @@ def command(segmenter, monkeypatch):
     """Run a command as the command line does; the models are the small ones."""
     import typer
 
-    monkeypatch.setattr("clip2sam.loading.load", lambda preset, **settings: segmenter)
+    monkeypatch.setattr("clip2sam.models.loading.load", lambda preset, **settings: segmenter)
     app = typer.Typer()
     app.command()(label_command)
     app.command()(export_command)
@@ -309,7 +353,16 @@ def command(segmenter, monkeypatch):
 
 
 def test_the_command_labels_goes_on_and_exports(command, pictures, finished, tmp_path):
-    arguments = ("label", pictures, "--label", "cat", "--label", "dog", "--output", tmp_path / "run")
+    arguments = (
+        "label",
+        pictures,
+        "--label",
+        "cat",
+        "--label",
+        "dog",
+        "--output",
+        tmp_path / "run",
+    )
     code, out, err, _ = command(*arguments)
     assert code == 1, "some failed"
     assert "16 listed = " in out
@@ -326,7 +379,9 @@ def test_the_command_labels_goes_on_and_exports(command, pictures, finished, tmp
 
 
 def test_the_command_prints_a_line_of_json_a_picture(command, pictures, tmp_path):
-    code, out, _, _ = command("label", pictures, "--label", "cat", "--output", tmp_path / "run", "--json")
+    code, out, _, _ = command(
+        "label", pictures, "--label", "cat", "--output", tmp_path / "run", "--json"
+    )
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 1
     assert len(lines) == 17
@@ -358,6 +413,9 @@ def test_exit_codes(command, pictures, finished, tmp_path, monkeypatch):
     code, _, err, _ = command(*common, "--output", tmp_path / "stopped")
     assert (code, "The same command goes on from there" in err) == (130, True)
     assert isinstance(command("label", pictures)[3], clip2sam.LabelError)
-    assert isinstance(command("label", tmp_path / "nowhere", "--label", "a", "--output", tmp_path / "r")[3], ImageError)
+    assert isinstance(
+        command("label", tmp_path / "nowhere", "--label", "a", "--output", tmp_path / "r")[3],
+        ImageError,
+    )
     code, _, err, _ = command("export", tmp_path, "--output", "x.json")
     assert (code, "expected the output folder of 'clip2sam label'" in err) == (2, True)

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
+from clip2sam.data.sources import checked_key, find_source, locate
 from clip2sam.errors import ImageError
-from clip2sam.labelling.sources import checked_key, find_source, locate
 
 
 @pytest.fixture
@@ -62,7 +62,11 @@ def test_lists_are_relative_to_their_own_folder_or_to_the_root(tree, tmp_path):
 
 
 def test_a_coco_files_own_ids_are_kept(tree):
-    images = [{"id": 7, "file_name": "sub/a.png"}, {"id": 3, "file_name": "b.jpg"}, {"id": 9, "file_name": "a.PNG"}]
+    images = [
+        {"id": 7, "file_name": "sub/a.png"},
+        {"id": 3, "file_name": "b.jpg"},
+        {"id": 9, "file_name": "a.PNG"},
+    ]
     (tree / "data.json").write_text(json.dumps({"images": images}))
     source = find_source(tree / "data.json")
     assert source.keys == ("a.PNG", "b.jpg", "sub/a.png")

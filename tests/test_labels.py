@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, load_labels
 from clip2sam.errors import LabelError
-from clip2sam.labels import as_label_set, load_labels
-from clip2sam.types import LabelClass, LabelSet
 
-unchecked = inspect.unwrap(as_label_set)  # without the tests' own type checks, as a user's program runs it
+unchecked = inspect.unwrap(
+    as_label_set
+)  # without the tests' own type checks, as a user's program runs it
 
 FULL = """\
 # what to look for
@@ -44,7 +45,9 @@ def written(folder: Path, text: str, name: str = "labels.yaml") -> Path:
 
 
 def test_a_list_of_names():
-    labels = as_label_set(["person", "Traffic  Light", "犬"], distractors=["sky"], templates=["the {}"])
+    labels = as_label_set(
+        ["person", "Traffic  Light", "犬"], distractors=["sky"], templates=["the {}"]
+    )
     assert labels.names == ("person", "Traffic  Light", "犬", "sky")
     assert [c.prompts for c in labels.classes] == [(name,) for name in labels.names]
     assert [c.distractor for c in labels.classes] == [False, False, False, True]
@@ -63,7 +66,9 @@ def test_a_label_set_comes_back_and_takes_more():
     more = as_label_set(FULL_SET, distractors=["sea"], templates=["{}!"])
     assert more.names == (*FULL_SET.names, "sea")
     assert more.templates == ("{}!",)
-    shuffled = LabelSet((FULL_SET.classes[3], *FULL_SET.classes[:3], FULL_SET.classes[4]), FULL_SET.templates)
+    shuffled = LabelSet(
+        (FULL_SET.classes[3], *FULL_SET.classes[:3], FULL_SET.classes[4]), FULL_SET.templates
+    )
     assert as_label_set(shuffled) == FULL_SET, "distractors go last"
 
 
@@ -91,24 +96,53 @@ def test_the_same_file_as_json_with_tabs_and_escapes(tmp_path):
 def test_the_short_forms(tmp_path):
     names = load_labels(written(tmp_path, "- person\n- traffic light\n"))
     assert names == as_label_set(["person", "traffic light"])
-    mapping = load_labels(written(tmp_path, "person:\ntv: television\nlight: [traffic light, stoplight]\n"))
-    assert mapping == as_label_set({"person": "person", "tv": "television", "light": ["traffic light", "stoplight"]})
+    mapping = load_labels(
+        written(tmp_path, "person:\ntv: television\nlight: [traffic light, stoplight]\n")
+    )
+    assert mapping == as_label_set(
+        {"person": "person", "tv": "television", "light": ["traffic light", "stoplight"]}
+    )
     both = load_labels(written(tmp_path, "classes: {tv: television}\ndistractors: [sky]\n"))
     assert both == as_label_set({"tv": "television"}, distractors=["sky"])
     assert as_label_set(written(tmp_path, "- a\n"), distractors=["b"]).names == ("a", "b")
 
 
 def test_what_yaml_would_take_for_something_else_stays_text(tmp_path):
-    typed = ["no", "yes", "on", "1", "007", "1.0", "1e3", "null", "~", "2024-01-01", "12:30", "0x1F", "True", "c#"]
+    typed = [
+        "no",
+        "yes",
+        "on",
+        "1",
+        "007",
+        "1.0",
+        "1e3",
+        "null",
+        "~",
+        "2024-01-01",
+        "12:30",
+        "0x1F",
+        "True",
+        "c#",
+    ]
     assert load_labels(written(tmp_path, "".join(f"- {t}\n" for t in typed))).names == tuple(typed)
     assert load_labels(written(tmp_path, "".join(f"{t}: x\n" for t in typed))).names == tuple(typed)
-    assert load_labels(written(tmp_path, '["no", 1, true]', "labels.json")).names == ("no", "1", "true")
-    named = load_labels(written(tmp_path, "- {name: no, prompts: [off, 12], threshold: 1e-1}\n")).classes[0]
+    assert load_labels(written(tmp_path, '["no", 1, true]', "labels.json")).names == (
+        "no",
+        "1",
+        "true",
+    )
+    named = load_labels(
+        written(tmp_path, "- {name: no, prompts: [off, 12], threshold: 1e-1}\n")
+    ).classes[0]
     assert named == LabelClass("no", ("off", "12"), 0.1)
 
 
 @given(
-    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=1, unique=True)
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip),
+        min_size=1,
+        unique=True,
+    )
 )
 def test_any_text_survives_json_exactly(tmp_path_factory, names):
     folder = tmp_path_factory.getbasetemp()
@@ -156,8 +190,16 @@ def test_a_byte_order_mark_and_odd_file_names(tmp_path):
         ({"a": ""}, {}, "label 1: expected a prompt for 'a', got ''"),
         ({"a": ["b", "  "]}, {}, "label 1: expected a prompt for 'a', got '  '"),
         (7, {}, "labels: expected a list of texts, got int"),
-        ("person", {}, "labels: expected a list of texts or the path of a labels file, got 'person'; write ['person']"),
-        (["a"], {"distractors": "sky"}, "distractors: expected a list of texts, got 'sky'; write ['sky']"),
+        (
+            "person",
+            {},
+            "labels: expected a list of texts or the path of a labels file, got 'person'; write ['person']",
+        ),
+        (
+            ["a"],
+            {"distractors": "sky"},
+            "distractors: expected a list of texts, got 'sky'; write ['sky']",
+        ),
         (["a"], {"templates": "a {}"}, "templates: expected a list of texts, got 'a {}'"),
         (["a"], {"templates": []}, "templates: expected at least one, got none"),
         (
@@ -196,7 +238,10 @@ def test_what_no_one_can_mean_is_refused(labels, options, words):
         ("- a\n-\n- b\n", "labels.yaml, line 2: expected a label, got '', which is empty"),
         ("- a\n- b\n- a\n", "line 3: 'a' is given twice, first as "),
         ("a: x\nb: y\na: z\n", "line 3: 'a' is given twice, first as "),
-        ("classes: [a]\ndistractors:\n  - b\n  - a\n", "line 4: 'a' is a label or distractor already, first as "),
+        (
+            "classes: [a]\ndistractors:\n  - b\n  - a\n",
+            "line 4: 'a' is a label or distractor already, first as ",
+        ),
         (
             "classes: [a]\nlabels: [b]\n",
             "line 2: unknown key 'labels'; the known ones are classes, distractors, ",
@@ -208,19 +253,37 @@ def test_what_no_one_can_mean_is_refused(labels, options, words):
         ("- a: b\n", "line 1: unknown key 'a'"),
         ("classes: [a]\nclasses: [b]\n", "line 2: the key 'classes' is given twice"),
         ("- {prompts: c}\n", "line 1: expected a name in this class, got none"),
-        ("- {name: a, threshold: high}\n", "line 1: expected a finite number as threshold, got 'high'"),
-        ("- {name: a, threshold: .nan}\n", "line 1: expected a finite number as threshold, got '.nan'"),
-        ("- a\n- {name: b, threshold: nan}\n", "line 2: expected a finite number as threshold, got nan"),
-        ("- {name: a, threshold: yes}\n", "line 1: expected a finite number as threshold, got 'yes'"),
+        (
+            "- {name: a, threshold: high}\n",
+            "line 1: expected a finite number as threshold, got 'high'",
+        ),
+        (
+            "- {name: a, threshold: .nan}\n",
+            "line 1: expected a finite number as threshold, got '.nan'",
+        ),
+        (
+            "- a\n- {name: b, threshold: nan}\n",
+            "line 2: expected a finite number as threshold, got nan",
+        ),
+        (
+            "- {name: a, threshold: yes}\n",
+            "line 1: expected a finite number as threshold, got 'yes'",
+        ),
         ("- {name: [a]}\n", "line 1: expected a text, got a list"),
         ("- {name: a, prompts: []}\n", "line 1: expected prompts for 'a', got none"),
         ("- {name: a, prompts: {b: c}}\n", "line 1: expected a list, got something else"),
         ("- [a, b]\n", "line 1: expected a text, got a list"),
         ("- &x [*x]\n", "line 1: expected a text, got a list"),
         ("person\n", "line 1: expected a list, got something else"),
-        ("classes: [a]\ntemplates: [b]\n", "templates: expected exactly one {} for the prompt, got 0 in 'b'"),
+        (
+            "classes: [a]\ntemplates: [b]\n",
+            "templates: expected exactly one {} for the prompt, got 0 in 'b'",
+        ),
         ("classes: [a]\ntemplates:\n", "templates: expected at least one, got none"),
-        ("[a, b", "labels.yaml: expected labels in YAML or JSON, but it can't be read: while parsing"),
+        (
+            "[a, b",
+            "labels.yaml: expected labels in YAML or JSON, but it can't be read: while parsing",
+        ),
         ("a: b: c", "it can't be read: mapping values are not allowed here"),
         ("- a\n---\n- b\n", "it can't be read: expected a single document"),
         ("- a\x07\n", "it can't be read: unacceptable character"),
@@ -237,7 +300,9 @@ def test_a_file_s_faults_have_their_line(tmp_path, text, words):
 
 
 def test_a_json_file_must_be_json(tmp_path):
-    with pytest.raises(LabelError, match=r"labels\.json: expected labels in YAML or JSON.*line 1 column 1"):
+    with pytest.raises(
+        LabelError, match=r"labels\.json: expected labels in YAML or JSON.*line 1 column 1"
+    ):
         load_labels(written(tmp_path, "- person\n", "labels.json"))
     with pytest.raises(LabelError, match=r"labels\.json, line 3: unknown key 'promts'"):
         load_labels(written(tmp_path, '[\n\t"a",\n\t{"name": "b", "promts": []}\n]', "labels.json"))
@@ -245,7 +310,11 @@ def test_a_json_file_must_be_json(tmp_path):
 
 def test_a_file_that_can_t_be_read(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.yaml")
-    for name, words in (("missing.yaml", "found nothing there"), (".", "no file"), ("pipe.yaml", "no file")):
+    for name, words in (
+        ("missing.yaml", "found nothing there"),
+        (".", "no file"),
+        ("pipe.yaml", "no file"),
+    ):
         with pytest.raises(LabelError, match=f"expected a labels file .*{words}"):
             load_labels(tmp_path / name)
     with pytest.raises(LabelError, match="found nothing there"):
@@ -259,5 +328,7 @@ def test_a_file_that_can_t_be_read(tmp_path, monkeypatch):
 
     path = written(tmp_path, "- a\n")
     monkeypatch.setattr(Path, "read_bytes", denied)  # a mode of 000 would not stop root
-    with pytest.raises(LabelError, match=r"labels\.yaml: this file can't be read \(Permission denied\)"):
+    with pytest.raises(
+        LabelError, match=r"labels\.yaml: this file can't be read \(Permission denied\)"
+    ):
         load_labels(path)

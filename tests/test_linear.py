@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clip2sam import linear as module
-from clip2sam.linear import linear
+from clip2sam.kernels import linear as module
+from clip2sam.kernels.linear import linear
 
 
 @pytest.fixture
@@ -25,7 +25,9 @@ def x():
 
 def assert_same(layer, x):
     with torch.no_grad():
-        right = F.linear(x.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float())
+        right = F.linear(
+            x.float(), layer.weight.float(), None if layer.bias is None else layer.bias.float()
+        )
         # bf16 keeps 8 digits of two: half of the last one is lost once, when the sum is rounded.
         assert torch.allclose(linear(layer, x).float(), right, rtol=2**-8, atol=2**-12)
 

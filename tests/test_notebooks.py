@@ -6,7 +6,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-pytest.importorskip("nbclient", reason="notebooks are run with nbclient: pip install nbclient ipykernel")
+pytest.importorskip(
+    "nbclient", reason="notebooks are run with nbclient: pip install nbclient ipykernel"
+)
 
 from scripts.run_notebooks import FOLDER, LARGEST, execute
 
@@ -20,7 +22,10 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 def kinds(notebook: nbformat.NotebookNode) -> list[set[str]]:
     """What each cell shows: which kinds of output, not their contents."""
     cells = [cell.outputs for cell in code_cells(notebook)]
-    return [{kind for output in outputs for kind in output.get("data", [output.output_type])} for outputs in cells]
+    return [
+        {kind for output in outputs for kind in output.get("data", [output.output_type])}
+        for outputs in cells
+    ]
 
 
 def test_there_are_five_notebooks():
@@ -38,8 +43,12 @@ def test_it_is_stored_as_it_ran(path: Path):
     assert numbers == list(range(1, len(numbers) + 1))
     assert any("image/png" in kind for kind in kinds(notebook))
     assert not [kind for kind in kinds(notebook) if "error" in kind]
-    written = [o.text for cell in code_cells(notebook) for o in cell.outputs if o.output_type == "stream"]
-    assert not re.search(r"/(home|root|tmp|work|usr)/", "".join(written)), "a path of the machine that it ran on"
+    written = [
+        o.text for cell in code_cells(notebook) for o in cell.outputs if o.output_type == "stream"
+    ]
+    assert not re.search(r"/(home|root|tmp|work|usr)/", "".join(written)), (
+        "a path of the machine that it ran on"
+    )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

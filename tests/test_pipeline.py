@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import clip2sam
 from clip2sam.clip import SurgeryCLIP
+from clip2sam.data.images import Image
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PointSAM
-from clip2sam.types import Image
 from tests.models import small_clip, small_sam
 
 
@@ -27,7 +27,10 @@ def segmenter(models) -> Segmenter:
 
 
 def picture(height=90, width=130, seed=0) -> Image:
-    return Image(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8), "street.png")
+    return Image(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8),
+        "street.png",
+    )
 
 
 def test_labels_become_masks(segmenter):
@@ -53,7 +56,9 @@ def test_masks_are_the_predictors_on_the_same_points(segmenter):
     predictor = SamPredictor(segmenter.sam.sam)
     predictor.set_image(image.pixels)
     for mask, points, score in zip(result.masks, result.points, result.scores, strict=True):
-        masks, scores, _ = predictor.predict(np.floor(points[:, :2]), points[:, 2].astype(int), return_logits=True)
+        masks, scores, _ = predictor.predict(
+            np.floor(points[:, :2]), points[:, 2].astype(int), return_logits=True
+        )
         best = scores.argmax()
         undecided = np.abs(masks[best]) < 1e-5
         np.testing.assert_array_equal(mask | undecided, (masks[best] > 0) | undecided)
@@ -84,7 +89,9 @@ def no_host_copies():
         yield
 
 
-@pytest.mark.parametrize("call", [lambda t: t.sum().item(), lambda t: bool(t.any()), lambda t: t.cpu(), np.asarray])
+@pytest.mark.parametrize(
+    "call", [lambda t: t.sum().item(), lambda t: bool(t.any()), lambda t: t.cpu(), np.asarray]
+)
 def test_the_guard_sees_host_copies(call):
     with no_host_copies(), pytest.raises(AssertionError, match="crossed to the host"):
         call(torch.ones(3))
@@ -97,7 +104,9 @@ def test_nothing_crosses_to_the_host_before_the_masks(models, presence, monkeypa
         monkeypatch.setattr(f"clip2sam.{room}.on_host", lambda tensor: False)
     segmenter = Segmenter(*models, clip2sam.Config(presence=presence))
     labels = clip2sam.as_label_set(["a", "b", "c"], distractors=["d"])
-    segmenter.clip.encode_labels(labels)  # tokenised on the host, so its lengths are no crossing; cached from here on
+    segmenter.clip.encode_labels(
+        labels
+    )  # tokenised on the host, so its lengths are no crossing; cached from here on
     image = picture()
     with no_host_copies():
         prediction = segmenter.predict_torch(image, labels)
@@ -118,7 +127,10 @@ def test_absent_labels_are_listed_with_their_score_and_cost_no_sam(models, monke
 
 def test_a_classs_own_threshold_goes_first(segmenter):
     labels = clip2sam.LabelSet(
-        (clip2sam.LabelClass("person", ("person",), threshold=1e9), clip2sam.LabelClass("dog", ("dog",)))
+        (
+            clip2sam.LabelClass("person", ("person",), threshold=1e9),
+            clip2sam.LabelClass("dog", ("dog",)),
+        )
     )
     result = segmenter(picture(), labels)
     assert result.labels == ["dog"]
@@ -150,12 +162,19 @@ def test_references_are_asked_along_unseen(segmenter):
     assert alone.class_names == ("cat", "road")
     assert set(alone.labels) == {"cat", "road"}
     one = segmenter.with_config(references=words)(picture(), ["cat"])
-    assert np.abs(one.maps - segmenter(picture(), ["cat"]).maps).max() > 1e-3, "not the empty string's"
+    assert np.abs(one.maps - segmenter(picture(), ["cat"]).maps).max() > 1e-3, (
+        "not the empty string's"
+    )
 
 
 def test_published_is_the_published_recipe():
     config = clip2sam.published()
-    assert (config.presence, config.grid, config.threshold, config.candidate) == (None, "half", 0.8, "predicted_iou")
+    assert (config.presence, config.grid, config.threshold, config.candidate) == (
+        None,
+        "half",
+        0.8,
+        "predicted_iou",
+    )
     assert (config.max_positive, config.max_negative, config.method.name) == (None, None, "surgery")
 
 
@@ -171,7 +190,9 @@ def test_features_that_are_not_finite_give_no_mask_and_say_so(models, monkeypatc
 def test_a_constant_map_gives_no_mask_and_says_so(models, monkeypatch):
     segmenter = Segmenter(*models, clip2sam.published())
     encode = segmenter.clip.encode_image
-    monkeypatch.setattr(segmenter.clip, "encode_image", lambda *a: encode(*a)[:, :1].expand(-1, 17, -1))
+    monkeypatch.setattr(
+        segmenter.clip, "encode_image", lambda *a: encode(*a)[:, :1].expand(-1, 17, -1)
+    )
     result = segmenter(picture(), ["person", "dog"])
     assert len(result.masks) == 0
     assert {a.reason for a in result.absent} == {"its map is the same everywhere"}
@@ -200,7 +221,9 @@ def test_your_own_models_and_bad_loading():
     ours = clip2sam.load(clip=small_clip(), sam=small_sam(), precision="bf16", device="cpu")
     assert len(ours(picture(), ["person", "dog"]).class_names) == 2
     assert ours.sam.sam.mask_decoder.iou_token.weight.dtype == torch.float32
-    with pytest.raises(clip2sam.ConfigError, match="no preset is called 'vit-x'; choose one of tiny, vit-b"):
+    with pytest.raises(
+        clip2sam.ConfigError, match="no preset is called 'vit-x'; choose one of tiny, vit-b"
+    ):
         clip2sam.load("vit-x")
     with pytest.raises(clip2sam.ConfigError, match="give a preset"):
         clip2sam.load(sam=small_sam())
@@ -209,7 +232,14 @@ def test_your_own_models_and_bad_loading():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"grid": 1}, {"threshold": 0.0}, {"threshold": 1.5}, {"max_negative": -1}, {"references": (" ",)}]
+    "settings",
+    [
+        {"grid": 1},
+        {"threshold": 0.0},
+        {"threshold": 1.5},
+        {"max_negative": -1},
+        {"references": (" ",)},
+    ],
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(clip2sam.ConfigError, match=r"must be"):

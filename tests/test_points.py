@@ -37,7 +37,9 @@ def test_points_lie_in_the_middle_of_their_cells():
     grid = torch.zeros(1, 2, 2)
     grid[0, 1, 0], grid[0, 0, 1] = 1.0, -1.0
     coords, labels = select_points(pool_grid(grid, 2), (100, 200))
-    assert [(c, p) for c, p in zip(coords[0].tolist(), labels[0].tolist(), strict=True) if p >= 0] == [
+    assert [
+        (c, p) for c, p in zip(coords[0].tolist(), labels[0].tolist(), strict=True) if p >= 0
+    ] == [
         ([50.0, 75.0], 1),
         ([150.0, 25.0], 0),
     ]

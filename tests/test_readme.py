@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from clip2sam import cli
-from clip2sam.labels import load_labels
-from clip2sam.scenes import scene
+from clip2sam.cli import app as cli
+from clip2sam.data.labels import load_labels
+from clip2sam.tiny.scenes import scene
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"<!-- runs as a test(?:: \S+)? -->\n```(\w+)\n(.*?)```", README, re.DOTALL)

@@ -5,17 +5,20 @@ import pytest
 import torch
 from segment_anything import SamPredictor
 
-from clip2sam.coco import encode_mask
+from clip2sam.candidates import agreement
+from clip2sam.coco.document import encode_mask
+from clip2sam.data.images import Image
 from clip2sam.sam import PointSAM
-from clip2sam.sam.choice import agreement
 from clip2sam.sam.model import PIXELS_A_BATCH, PROMPTS_A_BATCH
 from clip2sam.sam.rle import encode_changes, encode_masks
-from clip2sam.types import Image, PointPrompts
+from clip2sam.types import PointPrompts
 from tests.models import small_sam
 
 
 def picture(height, width, seed=0) -> Image:
-    return Image(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8), "array")
+    return Image(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8), "array"
+    )
 
 
 def random_prompts(count, points, size, seed=0) -> PointPrompts:
@@ -55,10 +58,14 @@ def test_what_is_in_padded_slots_does_not_matter():
     sam, size = PointSAM(small_sam()), (64, 64)
     embedding = sam.encode_image(sam.preprocess([picture(*size)]))[0]
     prompts = random_prompts(3, 8, size)
-    moved = torch.where((prompts.point_labels == -1)[..., None], prompts.coords * 0 + 3.0, prompts.coords)
+    moved = torch.where(
+        (prompts.point_labels == -1)[..., None], prompts.coords * 0 + 3.0, prompts.coords
+    )
     other = PointPrompts(moved, prompts.point_labels, prompts.label_index)
     assert not torch.equal(moved, prompts.coords)
-    torch.testing.assert_close(sam.decode(embedding, prompts, size), sam.decode(embedding, other, size))
+    torch.testing.assert_close(
+        sam.decode(embedding, prompts, size), sam.decode(embedding, other, size)
+    )
 
 
 def test_no_prompt_no_mask():
@@ -73,7 +80,9 @@ def test_a_strip_of_9000_pixels_keeps_a_row():
     sam = PointSAM(small_sam())
     assert sam.frame_size((1, 9000)) == (1, 128)
     logits, _ = sam.decode(
-        sam.encode_image(sam.preprocess([picture(1, 9000)]))[0], random_prompts(2, 4, (1, 9000)), (1, 9000)
+        sam.encode_image(sam.preprocess([picture(1, 9000)]))[0],
+        random_prompts(2, 4, (1, 9000)),
+        (1, 9000),
     )
     assert [m.shape for m in sam.upscale(logits[:, 0], (1, 9000))] == [(2, 1, 9000)]
 
@@ -90,7 +99,8 @@ def test_big_masks_are_made_a_few_at_a_time(monkeypatch):
 
 @pytest.mark.parametrize("size", [(90, 131), (128, 128), (301, 64), (20, 300)])
 @pytest.mark.parametrize(
-    "place", [(0, 4, 0, 5), (13, 17, 9, 20), (28, 32, 30, 32), (0, 32, 0, 32), (7, 8, 7, 8), (9, 9, 9, 9)]
+    "place",
+    [(0, 4, 0, 5), (13, 17, 9, 20), (28, 32, 30, 32), (0, 32, 0, 32), (7, 8, 7, 8), (9, 9, 9, 9)],
 )
 def test_what_lies_beyond_a_mask_is_not_resized(size, place):
     """The same pixels as segment-anything makes of the whole, wherever the mask lies, to the edge."""

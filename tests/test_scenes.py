@@ -8,10 +8,10 @@ import pytest
 from PIL import Image as PILImage
 from pycocotools.coco import COCO
 
-from clip2sam.coco import decode_rle
+from clip2sam.coco.document import decode_rle
 from clip2sam.errors import ConfigError, LabelError
-from clip2sam.scene_dataset import write_scenes
-from clip2sam.scenes import (
+from clip2sam.tiny.dataset import write_scenes
+from clip2sam.tiny.scenes import (
     COLOURS,
     KINDS,
     SHAPES,
@@ -41,7 +41,9 @@ def test_a_seed_is_a_scene():
     assert not np.array_equal(first.pixels, other.pixels)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(224, (224, 224)), ((320, 480), (320, 480)), ((97, 64), (97, 64))])
+@pytest.mark.parametrize(
+    ("size", "expected"), [(224, (224, 224)), ((320, 480), (320, 480)), ((97, 64), (97, 64))]
+)
 def test_sizes(size, expected):
     for seed in range(6):
         picture = scene(seed, size)
@@ -55,7 +57,9 @@ def test_larger_than_the_noise_that_is_kept():
     assert scene(1, (1040, 40)).pixels.shape == (1040, 40, 3)
 
 
-@pytest.mark.parametrize("wrong", [{"size": 31}, {"size": (64, 8)}, {"objects": (2, 1)}, {"radius": (30.0, 500.0)}])
+@pytest.mark.parametrize(
+    "wrong", [{"size": 31}, {"size": (64, 8)}, {"objects": (2, 1)}, {"radius": (30.0, 500.0)}]
+)
 def test_what_can_not_be_drawn(wrong):
     with pytest.raises(ConfigError, match="expected"):
         scene(1, **wrong)
@@ -64,7 +68,10 @@ def test_what_can_not_be_drawn(wrong):
 def test_visible_masks_share_no_pixel():
     for seed in VALIDATION:
         picture = scene(seed)
-        assert sum((o.mask.astype(int) for o in picture.objects), np.zeros(picture.size, int)).max() <= 1
+        assert (
+            sum((o.mask.astype(int) for o in picture.objects), np.zeros(picture.size, int)).max()
+            <= 1
+        )
 
 
 def test_masks_are_the_painted_pixels():
@@ -73,7 +80,13 @@ def test_masks_are_the_painted_pixels():
     for seed in range(200, 260):
         picture = scene(seed, objects=(1, 1))
         item = picture.objects[0]
-        if item.texture != "solid" or item.colour not in ("red", "orange", "yellow", "cyan", "blue"):
+        if item.texture != "solid" or item.colour not in (
+            "red",
+            "orange",
+            "yellow",
+            "cyan",
+            "blue",
+        ):
             continue
         pixels = cv2.blur(picture.pixels, (3, 3)).astype(float)
         spread = pixels.max(axis=2) - pixels.min(axis=2)
@@ -87,7 +100,9 @@ def test_numbers_of_objects_and_twins():
     pictures = [scene(s) for s in VALIDATION]
     counts = {len(p.objects) for p in pictures}
     assert {0, 1, 5} <= counts <= set(range(7))
-    assert any(len(instance_masks(p, x)) > 1 for p in pictures for x in all_labels("colour + shape"))
+    assert any(
+        len(instance_masks(p, x)) > 1 for p in pictures for x in all_labels("colour + shape")
+    )
     seen = {w for p in pictures for o in p.objects for w in (o.shape, o.colour, o.texture)}
     assert seen == {*SHAPES, *COLOURS, *TEXTURES}
 
@@ -113,7 +128,14 @@ def test_labels_are_true_of_what_they_name():
 
 @pytest.mark.parametrize(
     ("label", "known"),
-    [("heart", True), ("red dotted star", True), ("red thing", True), ("star red", False), ("", False), ("cat", False)],
+    [
+        ("heart", True),
+        ("red dotted star", True),
+        ("red thing", True),
+        ("star red", False),
+        ("", False),
+        ("cat", False),
+    ],
 )
 def test_is_label(label, known):
     assert is_label(label) is known
@@ -175,7 +197,9 @@ def test_captions():
 
 
 def test_a_data_set_on_disk(tmp_path):
-    write_scenes(tmp_path, "validation", 4, labels=("heart", "red thing", "striped star"), size=(96, 160))
+    write_scenes(
+        tmp_path, "validation", 4, labels=("heart", "red thing", "striped star"), size=(96, 160)
+    )
     coco = COCO(str(tmp_path / "annotations.json"))
     names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
     assert list(names.values()) == ["heart", "red thing", "striped star"]

@@ -12,7 +12,7 @@ import torch
 import clip2sam.clip.model as room
 from clip2sam.clip import SurgeryCLIP
 from clip2sam.clip.text_cache import TextCache
-from clip2sam.labels import as_label_set
+from clip2sam.data.labels import as_label_set
 from tests.models import small_clip
 
 LABELS = as_label_set(["cat", "../traffic light", "Zebrastreifen ✓"])
@@ -24,7 +24,9 @@ def encoded(monkeypatch) -> list[str]:
     asked: list[str] = []
     encode = room.encode_prompts
     monkeypatch.setattr(
-        room, "encode_prompts", lambda m, t, prompts, *a: asked.extend(prompts) or encode(m, t, prompts, *a)
+        room,
+        "encode_prompts",
+        lambda m, t, prompts, *a: asked.extend(prompts) or encode(m, t, prompts, *a),
     )
     return asked
 
@@ -79,9 +81,13 @@ def test_a_damaged_file_is_computed_and_written_again(tmp_path, encoded, damage)
     expected = SurgeryCLIP(small_clip(), text_folder=tmp_path).encode_labels(LABELS)
     files(tmp_path)[0].write_bytes(damage)
     encoded.clear()
-    assert torch.equal(SurgeryCLIP(small_clip(), text_folder=tmp_path).encode_labels(LABELS), expected)
+    assert torch.equal(
+        SurgeryCLIP(small_clip(), text_folder=tmp_path).encode_labels(LABELS), expected
+    )
     assert len(encoded) == 1
-    assert torch.equal(SurgeryCLIP(small_clip(), text_folder=tmp_path).encode_labels(LABELS), expected)
+    assert torch.equal(
+        SurgeryCLIP(small_clip(), text_folder=tmp_path).encode_labels(LABELS), expected
+    )
     assert len(encoded) == 1
 
 
@@ -103,13 +109,15 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path):
 def test_many_at_once_share_a_folder(tmp_path):
     code = (
         "import sys, torch; from pathlib import Path; from clip2sam.clip import SurgeryCLIP; "
-        "from clip2sam.labels import as_label_set; from tests.models import small_clip; "
+        "from clip2sam.data.labels import as_label_set; from tests.models import small_clip; "
         "torch.set_num_threads(1); clip = SurgeryCLIP(small_clip(), text_folder=Path(sys.argv[1])); "
         "print(clip.encode_labels(as_label_set([f'thing {i}' for i in range(20)])).sum().item())"
     )
     root = Path(__file__).parent.parent
     runs = [
-        subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True, cwd=root)
+        subprocess.Popen(
+            [sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True, cwd=root
+        )
         for _ in range(3)
     ]
     said = [run.communicate()[0] for run in runs]

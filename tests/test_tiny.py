@@ -12,8 +12,7 @@ from segment_anything.modeling import Sam
 
 from clip2sam.clip import TEMPLATES, encode_prompts
 from clip2sam.errors import WeightsError
-from clip2sam.scenes import COLOURS, KINDS, SHAPES, TEXTURES, all_labels, asked_labels, label_mask, scene, split_seed
-from clip2sam.tiny import (
+from clip2sam.tiny.models import (
     CLIP_FILE,
     SAM_FILE,
     VOCABULARY_SIZE,
@@ -27,6 +26,17 @@ from clip2sam.tiny import (
     save_tiny_clip,
     save_tiny_sam,
     tiny_tokenizer,
+)
+from clip2sam.tiny.scenes import (
+    COLOURS,
+    KINDS,
+    SHAPES,
+    TEXTURES,
+    all_labels,
+    asked_labels,
+    label_mask,
+    scene,
+    split_seed,
 )
 
 # Recorded floors, somewhat below what the shipped weights reach on these few scenes.
@@ -65,7 +75,10 @@ def test_every_sentence_of_the_ensemble_fits():
     tokenizer = tiny_tokenizer()
     labels = [f"{c} {t} {s}" for c in COLOURS for t in TEXTURES for s in SHAPES]
     longest = max(labels, key=lambda x: len(tokenizer.encode(x)))
-    assert max(len(tokenizer.encode(t.replace("{}", longest))) for t in TEMPLATES) + 2 <= tokenizer.context_length
+    assert (
+        max(len(tokenizer.encode(t.replace("{}", longest))) for t in TEMPLATES) + 2
+        <= tokenizer.context_length
+    )
 
 
 def test_unknown_words_share_a_row(tiny_clip):
@@ -96,7 +109,9 @@ def test_a_saved_clip_comes_back(tmp_path):
     tokens = tokenizer(["a red heart", "this is one wooden chair in the scene."])
     pixels = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
-        assert torch.allclose(loaded.encode_text(tokens), model.encode_text(compact_rows(known)[tokens]), atol=5e-3)
+        assert torch.allclose(
+            loaded.encode_text(tokens), model.encode_text(compact_rows(known)[tokens]), atol=5e-3
+        )
         assert torch.allclose(loaded.encode_image(pixels), model.encode_image(pixels), atol=2e-2)
 
 
@@ -105,7 +120,10 @@ def test_a_saved_sam_comes_back(tmp_path):
     save_tiny_sam(model, tmp_path / "sam.safetensors")
     pixels = torch.randn(1, 3, 256, 256)
     with torch.no_grad():
-        expected, got = model.image_encoder(pixels), load_tiny_sam(tmp_path / "sam.safetensors").image_encoder(pixels)
+        expected, got = (
+            model.image_encoder(pixels),
+            load_tiny_sam(tmp_path / "sam.safetensors").image_encoder(pixels),
+        )
     assert torch.allclose(expected, got, atol=2e-2)
 
 
@@ -130,7 +148,9 @@ def test_wrong_files(tmp_path):
 def _presence(model, text, indices):
     """CLS cosines of each text with each validation scene, and the scenes."""
     pictures = [scene(split_seed("validation", i)) for i in indices]
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (model.visual.image_mean, model.visual.image_std))
+    mean, std = (
+        torch.tensor(x).view(3, 1, 1) for x in (model.visual.image_mean, model.visual.image_std)
+    )
     pixels = torch.from_numpy(np.stack([p.pixels for p in pictures])).permute(0, 3, 1, 2) / 255
     image = model.encode_image((pixels - mean) / std, normalize=True)
     return image @ text.T, pictures
@@ -158,14 +178,17 @@ def test_sam_cuts_objects_out_from_true_points(tiny_sam):
         picture = scene(split_seed("validation", index), (200, 280) if index % 2 else 224)
         predictor.set_image(picture.pixels)
         for item in picture.objects:
-            depth = cv2.distanceTransform(np.pad(item.mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-            inside = np.argwhere(depth > depth.max() / 2)[:: max(1, int((depth > depth.max() / 2).sum()) // 3)][
-                :3, ::-1
+            depth = cv2.distanceTransform(np.pad(item.mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[
+                1:-1, 1:-1
             ]
+            inside = np.argwhere(depth > depth.max() / 2)[
+                :: max(1, int((depth > depth.max() / 2).sum()) // 3)
+            ][:3, ::-1]
             corners = np.array([[2, 2], [picture.size[1] - 3, picture.size[0] - 3]])
             outside = corners[~item.mask[corners[:, 1], corners[:, 0]]]
             masks, predicted, _ = predictor.predict(
-                np.concatenate([inside, outside]).astype(float), np.r_[np.ones(len(inside)), np.zeros(len(outside))]
+                np.concatenate([inside, outside]).astype(float),
+                np.r_[np.ones(len(inside)), np.zeros(len(outside))],
             )
             mask = masks[int(predicted.argmax())]
             overlaps.append((mask & item.mask).sum() / (mask | item.mask).sum())

@@ -13,14 +13,13 @@ from PIL import Image as PILImage
 from typer.testing import CliRunner
 
 import clip2sam
-from clip2sam import commands
+from clip2sam.analysis.tune import ClassScores, Tuning, labels_yaml, suggested, tune
+from clip2sam.cli import analysis as commands
 from clip2sam.clip import SurgeryCLIP
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, load_labels
 from clip2sam.errors import CocoError, ImageError, LabelError
-from clip2sam.labels import as_label_set, load_labels
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PointSAM
-from clip2sam.tuning import ClassScores, Tuning, labels_yaml, suggested, tune
-from clip2sam.types import LabelClass, LabelSet
 from tests.models import small_clip, small_sam
 
 COUNT = 5
@@ -38,7 +37,9 @@ def folder(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     for i in range(COUNT):
         PILImage.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(top / f"{i}.png")
-    images = [{"id": 10 - i, "file_name": f"{i}.png", "height": 40, "width": 50} for i in range(COUNT)]
+    images = [
+        {"id": 10 - i, "file_name": f"{i}.png", "height": 40, "width": 50} for i in range(COUNT)
+    ]
     cats = [{"id": n, "image_id": 10 - i, "category_id": 7} for n, i in enumerate((1, 1, 3), 1)]
     categories = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
     document = {"images": images, "annotations": cats, "categories": categories}
@@ -56,7 +57,9 @@ def scores(*values: float) -> np.ndarray:
 def test_separable_scores_are_cut_in_the_middle_of_the_gap():
     truth = np.array([False, True, False, True])
     assert suggested(scores(0.1, 0.5, 0.2, 0.9), truth) == pytest.approx(0.35)
-    assert suggested(scores(0.1, 0.5, 0.2, 0.9), ~truth) == pytest.approx(-0.1667, abs=1e-3), "keeping all is best"
+    assert suggested(scores(0.1, 0.5, 0.2, 0.9), ~truth) == pytest.approx(-0.1667, abs=1e-3), (
+        "keeping all is best"
+    )
 
 
 def test_the_best_f1_is_found():
@@ -75,7 +78,9 @@ def test_the_best_f1_is_found():
 
 def test_without_the_truth_two_groups_are_told_apart():
     rng = np.random.default_rng(2)
-    values = np.concatenate([rng.normal(0.05, 0.01, 80), rng.normal(0.3, 0.04, 20)]).astype(np.float32)
+    values = np.concatenate([rng.normal(0.05, 0.01, 80), rng.normal(0.3, 0.04, 20)]).astype(
+        np.float32
+    )
     assert 0.1 < suggested(values, None) < 0.2
 
 
@@ -86,7 +91,9 @@ def test_where_nothing_can_be_told_there_is_no_threshold():
 
 
 def test_the_curve_is_precision_and_recall_by_hand():
-    thresholds, precision, recall = ClassScores("a", scores(1, 2, 3), np.array([False, True, True]), None).curve()
+    thresholds, precision, recall = ClassScores(
+        "a", scores(1, 2, 3), np.array([False, True, True]), None
+    ).curve()
     assert thresholds.tolist() == [1, 2, 3]
     assert precision == pytest.approx([2 / 3, 1, 1])
     assert recall == pytest.approx([1, 1, 1 / 2])
@@ -97,15 +104,25 @@ def test_the_curve_is_precision_and_recall_by_hand():
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
 classes = st.tuples(
-    names, st.lists(names, min_size=1, max_size=3), st.none() | st.floats(-1e6, 1e6), st.just("") | names
+    names,
+    st.lists(names, min_size=1, max_size=3),
+    st.none() | st.floats(-1e6, 1e6),
+    st.just("") | names,
 )
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(classes, min_size=1, max_size=3, unique_by=lambda c: c[0]), st.lists(names, max_size=2, unique=True))
+@given(
+    st.lists(classes, min_size=1, max_size=3, unique_by=lambda c: c[0]),
+    st.lists(names, max_size=2, unique=True),
+)
 def test_a_written_labels_file_reads_back_the_same(tmp_path_factory, rows, distractors):
     wanted = [LabelClass(name, tuple(prompts), *others) for name, prompts, *others in rows]
-    competing = [LabelClass(n, (n,), distractor=True) for n in distractors if n not in [c.name for c in wanted]]
+    competing = [
+        LabelClass(n, (n,), distractor=True)
+        for n in distractors
+        if n not in [c.name for c in wanted]
+    ]
     labels = LabelSet((*wanted, *competing), ("a photo of a {}.",) if competing else None)
     path = tmp_path_factory.getbasetemp() / "labels.yaml"
     path.write_text(labels_yaml(labels), encoding="utf-8")
@@ -113,7 +130,9 @@ def test_a_written_labels_file_reads_back_the_same(tmp_path_factory, rows, distr
 
 
 def test_names_that_yaml_takes_for_other_things_stay_names(tmp_path):
-    labels = as_label_set(["no", "1", "null", "~", "猫: x", "- a", "#b", "a\tb", "a\x85b", "\u2028c", "d\ne"])
+    labels = as_label_set(
+        ["no", "1", "null", "~", "猫: x", "- a", "#b", "a\tb", "a\x85b", "\u2028c", "d\ne"]
+    )
     (tmp_path / "labels.yaml").write_text(labels_yaml(labels), encoding="utf-8")
     assert load_labels(tmp_path / "labels.yaml").names == labels.names
 
@@ -123,7 +142,9 @@ def test_names_that_yaml_takes_for_other_things_stay_names(tmp_path):
 
 def test_scores_are_the_pipelines_and_the_truth_is_the_data_sets(segmenter, folder):
     seen = []
-    tuning = tune(segmenter, folder / "truth.json", distractors=["sky"], on_picture=lambda *n: seen.append(n))
+    tuning = tune(
+        segmenter, folder / "truth.json", distractors=["sky"], on_picture=lambda *n: seen.append(n)
+    )
     assert tuning.pictures == tuple(f"{i}.png" for i in range(COUNT))
     cat, dog = tuning.classes
     assert cat.truth.tolist() == [False, True, False, True, False]
@@ -135,7 +156,9 @@ def test_scores_are_the_pipelines_and_the_truth_is_the_data_sets(segmenter, fold
 
 
 def test_the_file_that_is_written_has_the_thresholds(segmenter, folder, tmp_path):
-    labels = LabelSet((LabelClass("cat", ("cat", "kitten")), LabelClass("dog", ("dog",), threshold=0.3)))
+    labels = LabelSet(
+        (LabelClass("cat", ("cat", "kitten")), LabelClass("dog", ("dog",), threshold=0.3))
+    )
     tuning = tune(segmenter, folder / "truth.json", labels)
     tuning.write(tmp_path / "labels.yaml")
     cat, dog = load_labels(tmp_path / "labels.yaml").classes
@@ -198,7 +221,7 @@ def test_the_figure_names_every_class_and_its_threshold():
 def test_the_command_writes_labels_and_figure(segmenter, folder, tmp_path, monkeypatch):
     app = typer.Typer()
     app.command()(commands.tune)
-    monkeypatch.setattr("clip2sam.loading.load", lambda preset, device: segmenter)
+    monkeypatch.setattr("clip2sam.models.loading.load", lambda preset, device: segmenter)
     wanted = ["--output", str(tmp_path / "tuned.yaml"), "--figure", str(tmp_path / "tuned.png")]
     done = CliRunner().invoke(app, [str(folder / "truth.json"), *wanted])
     assert done.exit_code == 0, done.output

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from PIL import Image as PilImage
 
+from clip2sam.data.images import Image
 from clip2sam.errors import ConfigError, ImageError
-from clip2sam.types import Image
 from clip2sam.visualize import (
     NEGATIVE,
     POSITIVE,
@@ -79,14 +79,32 @@ def test_the_first_colours_differ_for_colour_blind_people() -> None:
     # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
     sights = {
         "normal": np.eye(3),
-        "protanopia": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
-        "deuteranopia": [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
-        "tritanopia": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+        "protanopia": [
+            [0.1523, 1.0526, -0.2049],
+            [0.1145, 0.7863, 0.0992],
+            [-0.0039, -0.0481, 1.0520],
+        ],
+        "deuteranopia": [
+            [0.3673, 0.8606, -0.2280],
+            [0.2801, 0.6725, 0.0474],
+            [-0.0118, 0.0429, 0.9689],
+        ],
+        "tritanopia": [
+            [1.2555, -0.0767, -0.1788],
+            [-0.0784, 0.9308, 0.1476],
+            [0.0047, 0.6914, 0.3039],
+        ],
     }
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
 
     def lab(rgb: tuple[float, float, float], sight: Any) -> np.ndarray:
-        linear = np.where(np.array(rgb) <= 0.04045, np.array(rgb) / 12.92, ((np.array(rgb) + 0.055) / 1.055) ** 2.4)
+        linear = np.where(
+            np.array(rgb) <= 0.04045,
+            np.array(rgb) / 12.92,
+            ((np.array(rgb) + 0.055) / 1.055) ** 2.4,
+        )
         xyz = to_xyz @ np.clip(np.array(sight) @ linear, 0, 1) / (0.9505, 1.0, 1.089)
         f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
         return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
@@ -94,7 +112,9 @@ def test_the_first_colours_differ_for_colour_blind_people() -> None:
     for name, sight in sights.items():
         seen = [lab(rgb, sight) for rgb in [colour(i) for i in range(8)] + [POSITIVE, NEGATIVE]]
         pairs = itertools.combinations(range(10), 2)
-        closest = min(float(np.linalg.norm(seen[i] - seen[j])) for i, j in pairs if (i, j) != (8, 9))
+        closest = min(
+            float(np.linalg.norm(seen[i] - seen[j])) for i, j in pairs if (i, j) != (8, 9)
+        )
         assert closest >= 15, name
 
 
@@ -117,22 +137,36 @@ def test_a_mask_colours_its_inside_and_nothing_else() -> None:
     assert pixel(ax, 75, 14, drawn) == pytest.approx(mixed, abs=0.02)
     for x, y in ((5, 5), (30, 20), (60, 40), (85, 20), (60, 5)):
         assert pixel(ax, x, y, drawn) == pytest.approx(pixel(ax, x, y, plain)), (x, y)
-    assert pixel(ax, 60, 30, drawn) == pytest.approx(np.array(colour(2)), abs=0.1), "the outline has the full colour"
+    assert pixel(ax, 60, 30, drawn) == pytest.approx(np.array(colour(2)), abs=0.1), (
+        "the outline has the full colour"
+    )
 
 
 def test_small_masks_lie_on_top_of_large_ones() -> None:
     large, small = np.ones((60, 90), bool), box(60, 90, 20, 30, 40, 60)
-    ax = draw_masks(GREY, np.stack([small, large]), ["", ""], np.array([0.1, 0.2]), [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0)])
+    ax = draw_masks(
+        GREY,
+        np.stack([small, large]),
+        ["", ""],
+        np.array([0.1, 0.2]),
+        [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0)],
+    )
     red, _, blue = pixel(ax, 33, 36)
     assert red > blue
 
 
 def test_points_are_orange_and_blue_at_their_places() -> None:
-    ax = draw_points(np.array([[70.0, 10.0], [10.0, 50.0], [45.0, 30.0]]), np.array([1, 0, -1]), ax=draw_picture(GREY))
+    ax = draw_points(
+        np.array([[70.0, 10.0], [10.0, 50.0], [45.0, 30.0]]),
+        np.array([1, 0, -1]),
+        ax=draw_picture(GREY),
+    )
     drawn = render(ax)
     assert pixel(ax, 70, 10, drawn) == pytest.approx(POSITIVE, abs=0.02)
     assert pixel(ax, 10, 50, drawn) == pytest.approx(NEGATIVE, abs=0.02)
-    assert pixel(ax, 45, 30, drawn) == pytest.approx([128 / 255] * 3, abs=0.02), "padding is not drawn"
+    assert pixel(ax, 45, 30, drawn) == pytest.approx([128 / 255] * 3, abs=0.02), (
+        "padding is not drawn"
+    )
     plus, cross = (np.asarray(kind.get_paths()[0].vertices) for kind in ax.collections)
     assert not np.array_equal(plus, cross), "the two kinds have different shapes too"
 
@@ -167,7 +201,9 @@ def test_the_grid_writes_its_finite_values_in_their_cells() -> None:
     grid = np.arange(49, dtype=np.float32).reshape(7, 7) / 48
     grid[2, 3] = np.nan
     ax = draw_grid(GREY, grid)
-    places = [(int(y // (60 / 7)), int(x // (90 / 7))) for x, y in (t.get_position() for t in ax.texts)]
+    places = [
+        (int(y // (60 / 7)), int(x // (90 / 7))) for x, y in (t.get_position() for t in ax.texts)
+    ]
     written = dict(zip(places, [t.get_text() for t in ax.texts], strict=True))
     assert len(written) == 48
     assert (2, 3) not in written
@@ -183,7 +219,12 @@ def test_drawing_keeps_to_the_axes_given() -> None:
     figure = Figure()
     left, right = figure.subplots(1, 2)
     assert draw_map(GREY, np.eye(7, dtype=np.float32), ax=left) is left
-    assert draw_masks(GREY, box(60, 90, 9, 9, 50, 50)[None], ["cat"], np.array([0.5]), [colour(0)], ax=right) is right
+    assert (
+        draw_masks(
+            GREY, box(60, 90, 9, 9, 50, 50)[None], ["cat"], np.array([0.5]), [colour(0)], ax=right
+        )
+        is right
+    )
     assert right.get_xlim() == (0, 90)
     assert right.get_ylim() == (60, 0)
     render(figure)
@@ -200,7 +241,9 @@ def test_a_large_picture_is_drawn_small_in_its_own_coordinates() -> None:
 
 
 def test_masks_of_another_size_are_refused() -> None:
-    with pytest.raises(ImageError, match=r"masks are 30 x 45 .* the picture is 60 x 90: give masks"):
+    with pytest.raises(
+        ImageError, match=r"masks are 30 x 45 .* the picture is 60 x 90: give masks"
+    ):
         draw_masks(GREY, np.zeros((1, 30, 45), bool), ["cat"], np.array([0.5]), [colour(0)])
 
 
@@ -235,11 +278,18 @@ def test_a_tag_with_room_stands_in_its_mask() -> None:
 
 
 def test_an_empty_mask_has_no_tag() -> None:
-    assert not tags(draw_masks(GREY, np.zeros((1, 60, 90), bool), ["cat"], np.array([0.5]), [colour(0)]))
+    assert not tags(
+        draw_masks(GREY, np.zeros((1, 60, 90), bool), ["cat"], np.array([0.5]), [colour(0)])
+    )
 
 
 def test_many_masks_are_numbered_and_the_legend_explains_the_numbers() -> None:
-    masks = np.stack([box(60, 90, 6 * (i // 9), 10 * (i % 9), 6 * (i // 9) + 5, 10 * (i % 9) + 8) for i in range(80)])
+    masks = np.stack(
+        [
+            box(60, 90, 6 * (i // 9), 10 * (i % 9), 6 * (i // 9) + 5, 10 * (i % 9) + 8)
+            for i in range(80)
+        ]
+    )
     names = [f"label {i}" for i in range(80)]
     figure = overview_figure(GREY, masks, names, np.ones(80), [colour(i) for i in range(80)])
     ax = figure.axes[0]
@@ -253,9 +303,13 @@ def test_many_masks_are_numbered_and_the_legend_explains_the_numbers() -> None:
 
 
 def test_few_masks_are_named_and_equal_names_share_an_entry() -> None:
-    masks = np.stack([box(60, 90, 5, 5, 20, 20), box(60, 90, 40, 5, 55, 20), box(60, 90, 5, 60, 20, 80)])
+    masks = np.stack(
+        [box(60, 90, 5, 5, 20, 20), box(60, 90, 40, 5, 55, 20), box(60, 90, 5, 60, 20, 80)]
+    )
     colours = [colour(0), colour(0), colour(1)]
-    figure = overview_figure(GREY, masks, ["cat", "cat", "_dog"], np.array([0.5, 0.6, 0.7]), colours)
+    figure = overview_figure(
+        GREY, masks, ["cat", "cat", "_dog"], np.array([0.5, 0.6, 0.7]), colours
+    )
     assert legend(figure.axes[0]) == ["cat (2)", "_dog"]
     patches = cast(Legend, figure.axes[0].get_legend()).get_patches()
     assert [to_rgb(p.get_facecolor()) for p in patches] == [colour(0), colour(1)]
@@ -280,17 +334,29 @@ def named(names: list[str]) -> Figure:
     count = len(names)
     masks = np.stack([box(60, 90, 8 * i, 0, 8 * i + 7, 90) for i in range(count)])
     colours = [colour(i) for i in range(count)]
-    return overview_figure(GREY, masks, names, np.full(count, 0.5), colours, absent=[(n, 0.1) for n in names])
+    return overview_figure(
+        GREY, masks, names, np.full(count, 0.5), colours, absent=[(n, 0.1) for n in names]
+    )
 
 
 def test_names_are_written_as_typed() -> None:
     figure = named(list(AS_TYPED))
-    assert {t.get_text() for t in tags(figure.axes[0])} == {f"{written} 0.50" for written in AS_TYPED.values()}
+    assert {t.get_text() for t in tags(figure.axes[0])} == {
+        f"{written} 0.50" for written in AS_TYPED.values()
+    }
     assert legend(figure.axes[0]) == list(AS_TYPED.values())
     render(figure)
     name = "$\\frac{$"
     titled = label_figure(
-        GREY, name, np.eye(2), np.eye(2), [], np.zeros((0, 60, 90), bool), np.zeros(0), 0.1, absent=name
+        GREY,
+        name,
+        np.eye(2),
+        np.eye(2),
+        [],
+        np.zeros((0, 60, 90), bool),
+        np.zeros(0),
+        0.1,
+        absent=name,
     )
     assert titled.texts[0].get_text() == name
     render(titled)
@@ -308,7 +374,9 @@ def test_characters_that_no_font_has_are_boxes(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_font_that_has_the_character_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    letter = chr(min(words.glyphs("STIXGeneral") - words.glyphs("DejaVu Sans") - set(range(0xE000, 0xF900))))
+    letter = chr(
+        min(words.glyphs("STIXGeneral") - words.glyphs("DejaVu Sans") - set(range(0xE000, 0xF900)))
+    )
     monkeypatch.setattr(words, "FALLBACK_FONTS", ("No Such Font", "STIXGeneral"))
     ax = draw_masks(GREY, np.ones((1, 60, 90), bool), [letter], np.array([0.5]), [colour(0)])
     assert tags(ax)[0].get_text() == f"{letter} 0.50"
@@ -337,11 +405,18 @@ def test_a_label_figure_says_what_was_found() -> None:
     masks = np.stack([box(60, 90, 5, 5, 20, 20), box(60, 90, 40, 50, 55, 70)])
     points = [np.array([[9.0, 9.0, 1.0], [50.0, 9.0, 0.0]]), np.array([[60.0, 45.0, 1.0]])]
     eye = np.eye(7, dtype=np.float32)
-    figure = label_figure(GREY, "cat", eye, eye, points, masks, np.array([0.91, 0.5]), 0.234, fill=colour(3))
-    assert [t.get_text() for t in figure.texts] == ["cat", "presence 0.234  ·  mask score 0.91, 0.50"]
+    figure = label_figure(
+        GREY, "cat", eye, eye, points, masks, np.array([0.91, 0.5]), 0.234, fill=colour(3)
+    )
+    assert [t.get_text() for t in figure.texts] == [
+        "cat",
+        "presence 0.234  ·  mask score 0.91, 0.50",
+    ]
     assert legend(figure.axes[1]) == ["positive (2)", "negative (1)"]
     assert figure.canvas.manager is None, "no window"
-    nothing = label_figure(GREY, "cat", eye, eye, [], masks[:0], np.zeros(0), 0.01, absent="too low")
+    nothing = label_figure(
+        GREY, "cat", eye, eye, [], masks[:0], np.zeros(0), 0.01, absent="too low"
+    )
     assert nothing.texts[1].get_text() == "presence 0.010  ·  absent: too low"
     assert nothing.axes[2].get_title() == "no mask"
 
@@ -361,8 +436,12 @@ class FakeResult:
     masks: np.ndarray = field(default_factory=lambda: box(60, 90, 10, 40, 50, 80)[None])
     scores: np.ndarray = field(default_factory=lambda: np.array([0.75]))
     label_indices: np.ndarray = field(default_factory=lambda: np.array([1]))
-    maps: np.ndarray = field(default_factory=lambda: np.stack([np.zeros((4, 4)), np.eye(4)]).astype(np.float32))
-    grids: np.ndarray = field(default_factory=lambda: np.stack([np.zeros((7, 7)), np.eye(7)]).astype(np.float32))
+    maps: np.ndarray = field(
+        default_factory=lambda: np.stack([np.zeros((4, 4)), np.eye(4)]).astype(np.float32)
+    )
+    grids: np.ndarray = field(
+        default_factory=lambda: np.stack([np.zeros((7, 7)), np.eye(7)]).astype(np.float32)
+    )
     points: tuple[np.ndarray, ...] = (np.array([[60.0, 30.0, 1.0]]),)
     presence: np.ndarray = field(default_factory=lambda: np.array([0.02, 0.4]))
     absent: tuple[Missing, ...] = (Missing("dog", 0.02, "too low"),)
@@ -370,20 +449,29 @@ class FakeResult:
 
 def test_a_result_is_drawn_in_its_classes_colours() -> None:
     figure = result_figure(FakeResult())
-    assert [t.get_text() for t in figure.texts] == ["masks: 1, labels found: 1", "absent: dog 0.020"]
-    assert pixel(figure.axes[0], 44, 46) == pytest.approx((np.array(colour(1)) + 128 / 255) / 2, abs=0.02)
+    assert [t.get_text() for t in figure.texts] == [
+        "masks: 1, labels found: 1",
+        "absent: dog 0.020",
+    ]
+    assert pixel(figure.axes[0], 44, 46) == pytest.approx(
+        (np.array(colour(1)) + 128 / 255) / 2, abs=0.02
+    )
 
 
 def test_each_class_of_a_result_has_its_figure() -> None:
     cat, dog = result_label_figure(FakeResult(), 1), result_label_figure(FakeResult(), 0)
     assert [t.get_text() for t in cat.texts] == ["cat", "presence 0.400  ·  mask score 0.75"]
-    assert pixel(cat.axes[2], 44, 46) == pytest.approx((np.array(colour(1)) + 128 / 255) / 2, abs=0.02)
+    assert pixel(cat.axes[2], 44, 46) == pytest.approx(
+        (np.array(colour(1)) + 128 / 255) / 2, abs=0.02
+    )
     assert [t.get_text() for t in dog.texts] == ["dog", "presence 0.020  ·  absent: too low"]
 
 
 def test_an_empty_result_is_drawn() -> None:
     none = np.zeros((0, 60, 90), bool)
-    empty = FakeResult(labels=(), masks=none, scores=np.zeros(0), label_indices=np.zeros(0, int), points=())
+    empty = FakeResult(
+        labels=(), masks=none, scores=np.zeros(0), label_indices=np.zeros(0, int), points=()
+    )
     figure = result_figure(empty)
     assert figure.axes[0].get_legend() is None
     assert pixel(figure.axes[0], 44, 46) == pytest.approx([128 / 255] * 3, abs=0.02)
@@ -411,7 +499,9 @@ def test_a_figure_is_saved_whole(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["picture.png"]
 
 
-def test_a_figure_that_fails_to_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_that_fails_to_save_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(self: Figure, path: Path, **_: Any) -> None:
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")

@@ -19,10 +19,10 @@ import safetensors.torch
 import torch
 from segment_anything import sam_model_registry
 
-from clip2sam import weights
-from clip2sam.checkpoints import check_quickgelu, load_clip, load_sam
 from clip2sam.errors import ConfigError, WeightsError
-from clip2sam.weights import ClipWeights, SamWeights, fetch_clip, fetch_sam
+from clip2sam.models import weights
+from clip2sam.models.checkpoints import check_quickgelu, load_clip, load_sam
+from clip2sam.models.weights import ClipWeights, SamWeights, fetch_clip, fetch_sam
 from tests.file_server import FileServer, serve
 
 CONTENT = random.Random(0).randbytes(400_000)
@@ -80,7 +80,9 @@ def test_presets_name_the_official_files():
         assert len(sam.sha256) == 64
 
 
-@pytest.mark.parametrize("preset", [p for p in weights.PRESETS.values() if isinstance(p.clip, ClipWeights)])
+@pytest.mark.parametrize(
+    "preset", [p for p in weights.PRESETS.values() if isinstance(p.clip, ClipWeights)]
+)
 def test_presets_name_clip_as_open_clip_does(preset):
     source = open_clip.get_pretrained_cfg(preset.clip.model, preset.clip.pretrained)
     assert source["hub" if "hub" in source else "hf_hub"].rstrip("/") == preset.clip.hub
@@ -101,8 +103,12 @@ def test_weights_dir_order(monkeypatch, tmp_path):
 
 
 def test_naming_files_needs_no_torch():
-    program = "import sys, clip2sam.weights as w; w.paths('vit-h'); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    program = (
+        "import sys, clip2sam.models.weights as w; w.paths('vit-h'); print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
@@ -151,7 +157,10 @@ def test_server_that_always_cuts_is_given_up(server, tmp_path):
     server.ranges, server.manners = False, ["cut:300000"] * 20
     message = failure(server, tmp_path)
     assert "the download stopped at 262144 of 400000 bytes" in message
-    assert f"run again to go on, or get {server.url}/sam.pth and put it at {tmp_path / 'sam.pth'}" in message
+    assert (
+        f"run again to go on, or get {server.url}/sam.pth and put it at {tmp_path / 'sam.pth'}"
+        in message
+    )
     assert len(server.requested) == 1 + weights._TRIES
 
 
@@ -254,11 +263,13 @@ def test_nobody_answers(server, tmp_path):
 
 def other_process(server: FileServer, folder: Path) -> "subprocess.Popen[str]":
     program = (
-        f"from clip2sam.weights import *; print(fetch_sam({sam_file(server)!r}, weights_dir={str(folder)!r},"
+        f"from clip2sam.models.weights import *; print(fetch_sam({sam_file(server)!r}, weights_dir={str(folder)!r},"
         " progress=False))"
     )
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=pipe, stderr=pipe, text=True
+    )
 
 
 def test_parallel_starts_download_once(server, tmp_path):
@@ -315,7 +326,9 @@ def test_disk_that_fills_up(server, tmp_path):
 
 def test_folder_that_is_a_file(server, tmp_path):
     (tmp_path / "weights").write_text("")
-    with pytest.raises(WeightsError, match=r"can't be written or read: (File exists|Not a directory)"):
+    with pytest.raises(
+        WeightsError, match=r"can't be written or read: (File exists|Not a directory)"
+    ):
         fetched(server, tmp_path / "weights")
 
 
@@ -329,7 +342,9 @@ def test_read_only_folder(server, tmp_path):
     path = fetched(server, folder)
     (folder / "sam.pth.verified").unlink()
     folder.chmod(0o555)
-    assert fetched(server, folder) == path, "a file that is there and right can be used without writing"
+    assert fetched(server, folder) == path, (
+        "a file that is there and right can be used without writing"
+    )
 
 
 def test_file_that_can_not_be_remembered(server, tmp_path):
@@ -365,7 +380,10 @@ def test_changed_after_verification(server, tmp_path, keep_time):
     if keep_time:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert path.stat().st_mtime_ns == before.st_mtime_ns
-    with pytest.raises(WeightsError, match=f"expected {SHA256}: its content changed; delete .*sam.pth and run again"):
+    with pytest.raises(
+        WeightsError,
+        match=f"expected {SHA256}: its content changed; delete .*sam.pth and run again",
+    ):
         fetched(server, tmp_path)
     assert path.exists(), "a person's file is not deleted for them"
     assert server.requested == [""]
@@ -384,7 +402,9 @@ def test_replaced_after_verification(server, tmp_path):
 def test_cut_after_verification(server, tmp_path):
     path = fetched(server, tmp_path)
     os.truncate(path, 1000)
-    with pytest.raises(WeightsError, match="has 1000 bytes, expected 400000: it is cut or another file; delete"):
+    with pytest.raises(
+        WeightsError, match="has 1000 bytes, expected 400000: it is cut or another file; delete"
+    ):
         fetched(server, tmp_path)
 
 
@@ -458,14 +478,20 @@ def test_clip_comes_through_open_clip(hub, tmp_path, monkeypatch):
     before = len(hub.requested)
     assert fetch_clip("vit-b", weights_dir=tmp_path, offline=True) == path
     assert len(hub.requested) == before
-    (found,) = [entry for entry in weights.status(tmp_path) if "vit-h" in entry.presets and entry.kind == "clip"]
+    (found,) = [
+        entry
+        for entry in weights.status(tmp_path)
+        if "vit-h" in entry.presets and entry.kind == "clip"
+    ]
     assert (found.state, found.sha256, found.path) == ("verified", SHA256, path)
 
 
 def test_changed_clip_is_refused(hub, tmp_path):
     path = fetch_clip("vit-h", weights_dir=tmp_path)
     path.resolve().write_bytes(CONTENT[::-1])
-    with pytest.raises(WeightsError, match=f"expected {SHA256}: its content changed; delete .*/hub/models--timm--"):
+    with pytest.raises(
+        WeightsError, match=f"expected {SHA256}: its content changed; delete .*/hub/models--timm--"
+    ):
         fetch_clip("vit-h", weights_dir=tmp_path)
 
 
@@ -510,7 +536,10 @@ def architecture(tmp_path):
 @pytest.mark.parametrize("form", ["safetensors", "pt", "training"])
 def test_clip_loads(architecture, tmp_path, form):
     torch.manual_seed(3)
-    state = {name: torch.randn_like(t) for name, t in open_clip.create_model(architecture).state_dict().items()}
+    state = {
+        name: torch.randn_like(t)
+        for name, t in open_clip.create_model(architecture).state_dict().items()
+    }
     path = tmp_path / f"clip.{form}"
     if form == "safetensors":
         safetensors.torch.save_file(state, path)
@@ -524,7 +553,10 @@ def test_clip_loads(architecture, tmp_path, form):
 
 def test_clip_of_another_architecture(architecture, tmp_path):
     torch.save({"visual.conv1.weight": torch.zeros(3)}, tmp_path / "clip.pt")
-    with pytest.raises(WeightsError, match=r"clip.pt does not fit open_clip's weights-test-quickgelu: .*Missing key"):
+    with pytest.raises(
+        WeightsError,
+        match=r"clip.pt does not fit open_clip's weights-test-quickgelu: .*Missing key",
+    ):
         load_clip(architecture, tmp_path / "clip.pt")
     with pytest.raises(ConfigError, match="open_clip has no architecture 'ViT-X'"):
         load_clip("ViT-X", tmp_path / "clip.pt")
@@ -534,7 +566,9 @@ def test_clip_of_another_architecture(architecture, tmp_path):
 def test_torchscript_is_not_run(architecture, tmp_path):
     """As OpenAI published its CLIP."""
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "clip.pt")
-    with pytest.raises(WeightsError, match=r"is a TorchScript archive.*; it is not run. Leave the path out"):
+    with pytest.raises(
+        WeightsError, match=r"is a TorchScript archive.*; it is not run. Leave the path out"
+    ):
         load_clip(architecture, tmp_path / "clip.pt")
 
 
@@ -559,7 +593,9 @@ def test_quickgelu_is_checked(monkeypatch):
             check_quickgelu(small[name], name, pretrained)
             continue
         other = "ViT-B-16-quickgelu" if name == "ViT-B-16" else "ViT-B-16"
-        with pytest.raises(ConfigError, match=f"the weights '{pretrained}' of ViT-B-16 were .*; use '{other}'"):
+        with pytest.raises(
+            ConfigError, match=f"the weights '{pretrained}' of ViT-B-16 were .*; use '{other}'"
+        ):
             check_quickgelu(small[name], name, pretrained)
 
 
@@ -596,13 +632,17 @@ def test_half_precision_sam_becomes_fp32(tmp_path):
     state = sam_state("vit_b")
     halves = {name: t.half() for name, t in state.items() if name.startswith("mask_decoder")}
     save_with_holes({**state, **halves}, path)
-    assert {parameter.dtype for parameter in load_sam("vit_b", path).parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in load_sam("vit_b", path).parameters()} == {
+        torch.float32
+    }
 
 
 def test_vit_h_at_full_size(tmp_path):
     path = tmp_path / "sam_vit_h.pth"
     save_with_holes(sam_state("vit_h"), path)
-    assert path.stat().st_size == pytest.approx(2_564_550_879, rel=1e-4), "as large as the official file"
+    assert path.stat().st_size == pytest.approx(2_564_550_879, rel=1e-4), (
+        "as large as the official file"
+    )
     sam = load_sam("vit_h", path)
     assert sum(parameter.numel() for parameter in sam.parameters()) == 641_090_608
     assert not any(tensor.is_meta for tensor in [*sam.parameters(), *sam.buffers()])
@@ -630,7 +670,9 @@ def test_sam_with_keys_missing(tmp_path):
 
 
 def test_sam_type_that_does_not_exist(tmp_path):
-    with pytest.raises(ConfigError, match="SAM has no model type 'vit_x'; choose one of vit_b, vit_l, vit_h"):
+    with pytest.raises(
+        ConfigError, match="SAM has no model type 'vit_x'; choose one of vit_b, vit_l, vit_h"
+    ):
         load_sam("vit_x", tmp_path / "sam.pth")
 
 
@@ -652,12 +694,16 @@ def test_malicious_checkpoint_runs_nothing(tmp_path, form):
         path.write_bytes(pickle.dumps(state))
     else:
         torch.save(state, path, _use_new_zipfile_serialization=form == "torch")
-    with pytest.raises(WeightsError, match="holds more than tensors, or isn't a checkpoint, and was not opened"):
+    with pytest.raises(
+        WeightsError, match="holds more than tensors, or isn't a checkpoint, and was not opened"
+    ):
         load_sam("vit_b", path)
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"<html>not found</html>", b"PK\x03\x04 cut", CONTENT[:5000]])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x00" * 100, b"<html>not found</html>", b"PK\x03\x04 cut", CONTENT[:5000]]
+)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_files_that_are_no_checkpoint(tmp_path, content, suffix):
     path = tmp_path / f"sam{suffix}"
@@ -679,12 +725,17 @@ def test_cut_checkpoint(tmp_path):
 @pytest.mark.parametrize("held", [{}, [1], {"model": {"weight": torch.zeros(2)}, "epoch": 1}])
 def test_checkpoint_of_another_form(tmp_path, held):
     torch.save(held, tmp_path / "sam.pth")
-    with pytest.raises(WeightsError, match=f"holds a {type(held).__name__} of .*, expected tensors by name"):
+    with pytest.raises(
+        WeightsError, match=f"holds a {type(held).__name__} of .*, expected tensors by name"
+    ):
         load_sam("vit_b", tmp_path / "sam.pth")
 
 
 def test_no_such_checkpoint(tmp_path):
-    with pytest.raises(WeightsError, match=r"there is no file .*sam\.pth; give the path of a checkpoint, or a preset"):
+    with pytest.raises(
+        WeightsError,
+        match=r"there is no file .*sam\.pth; give the path of a checkpoint, or a preset",
+    ):
         load_sam("vit_b", tmp_path / "sam.pth")
 
 
@@ -693,7 +744,10 @@ def test_no_such_checkpoint(tmp_path):
 
 def test_embedded_files_are_named():
     files = weights.paths("tiny")
-    assert {path.name for path in files.values()} == {"tiny_clip.safetensors", "tiny_sam.safetensors"}
+    assert {path.name for path in files.values()} == {
+        "tiny_clip.safetensors",
+        "tiny_sam.safetensors",
+    }
     if not all(path.exists() for path in files.values()):
         pytest.skip("this checkout has no trained tiny weights")
     assert weights.fetch("tiny", offline=True) == files
@@ -704,5 +758,7 @@ def test_embedded_files_are_named():
 def test_missing_part_of_the_package(monkeypatch):
     lost = weights.EmbeddedWeights("lost.safetensors")
     monkeypatch.setattr(weights, "PRESETS", {"tiny": weights.Preset("tiny", lost, lost, "")})
-    with pytest.raises(WeightsError, match=r"lost.safetensors, a part of clip2sam itself, is missing; install"):
+    with pytest.raises(
+        WeightsError, match=r"lost.safetensors, a part of clip2sam itself, is missing; install"
+    ):
         weights.fetch("tiny")

@@ -16,9 +16,10 @@ from clip2sam.clip.methods import CLIP_SURGERY, Method
 from clip2sam.clip.surgery import dense_features, grid_side
 from clip2sam.clip.text import TEMPLATES, Tokenizer, encode_prompts
 from clip2sam.clip.text_cache import TextCache
+from clip2sam.data.images import Image
+from clip2sam.data.labels import LabelSet
 from clip2sam.errors import ConfigError
-from clip2sam.transfer import to_device
-from clip2sam.types import Image, LabelSet
+from clip2sam.kernels.device import to_device
 
 
 class SurgeryCLIP:
@@ -43,7 +44,9 @@ class SurgeryCLIP:
         text_folder: Path | None = None,
     ) -> None:
         self.model = model.eval()
-        self.tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=getattr(model, "context_length", 77))
+        self.tokenizer = tokenizer or open_clip.SimpleTokenizer(
+            context_length=getattr(model, "context_length", 77)
+        )
         self.resolution = resolution or _native_resolution(model)
         if grid_side(model.visual, self.resolution) < 1:
             raise ConfigError(
@@ -55,7 +58,9 @@ class SurgeryCLIP:
             settings.get("mean", open_clip.OPENAI_DATASET_MEAN),
             settings.get("std", open_clip.OPENAI_DATASET_STD),
         )
-        self._mean, self._std = (torch.tensor(x, device=self.device).view(3, 1, 1) for x in (mean, std))
+        self._mean, self._std = (
+            torch.tensor(x, device=self.device).view(3, 1, 1) for x in (mean, std)
+        )
         self._cache: dict[tuple[str, tuple[str, ...]], Tensor] = {}
         self._kept = TextCache(text_folder, self.model, self.tokenizer) if text_folder else None
 
@@ -88,7 +93,10 @@ class SurgeryCLIP:
         """Unit text features in float32, a row a class: the normalised mean of its prompts' features."""
         templates = labels.templates or TEMPLATES
         self._fill_cache([p for c in labels.classes for p in c.prompts], templates)
-        rows = [torch.stack([self._cache[p, templates] for p in c.prompts]).mean(dim=0) for c in labels.classes]
+        rows = [
+            torch.stack([self._cache[p, templates] for p in c.prompts]).mean(dim=0)
+            for c in labels.classes
+        ]
         return F.normalize(torch.stack(rows), dim=-1)
 
     def encode_empty(self, templates: tuple[str, ...] | None = None) -> Float[Tensor, "1 channels"]:
@@ -99,7 +107,9 @@ class SurgeryCLIP:
     def _fill_cache(self, prompts: Sequence[str], templates: tuple[str, ...]) -> None:
         for prompt in prompts:
             if (prompt, templates) not in self._cache:
-                self._cache[prompt, templates] = self._text_feature(prompt, templates).to(self.device)
+                self._cache[prompt, templates] = self._text_feature(prompt, templates).to(
+                    self.device
+                )
 
     def _text_feature(self, prompt: str, templates: tuple[str, ...]) -> Float[Tensor, "channels"]:
         """From disk or computed; by itself, so that its last bit doesn't depend on what else is asked."""

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clip2sam.attention import attend as plain_attention
 from clip2sam.clip.methods import AttentionKind, Method
 from clip2sam.errors import ConfigError
+from clip2sam.kernels.attention import attend as plain_attention
 
 
 @torch.no_grad()
@@ -62,10 +62,17 @@ def check_transformer(visual: Any) -> None:
             f"surgery works on open_clip's VisionTransformer and ModifiedResNet, but this image tower is a "
             f"{type(visual).__name__} without {', '.join(missing)}; use a CLIP such as ViT-B-16-quickgelu or RN50"
         )
-    if getattr(visual, "attn_pool", None) is not None or getattr(visual, "pool_type", "tok") != "tok":
-        raise ConfigError("surgery needs a CLS token; this image tower pools its tokens (use a plain CLIP ViT)")
+    if (
+        getattr(visual, "attn_pool", None) is not None
+        or getattr(visual, "pool_type", "tok") != "tok"
+    ):
+        raise ConfigError(
+            "surgery needs a CLS token; this image tower pools its tokens (use a plain CLIP ViT)"
+        )
     if getattr(visual, "final_ln_after_pool", False):
-        raise ConfigError("surgery needs ln_post on every token; this image tower normalises only the pooled one")
+        raise ConfigError(
+            "surgery needs ln_post on every token; this image tower normalises only the pooled one"
+        )
     for block in visual.transformer.resblocks:
         attention = block.attn
         odd = [n for n in ("logit_scale", "head_scale") if getattr(attention, n, None) is not None]
@@ -117,7 +124,9 @@ def _dual_path(blocks: list[Any], x: Tensor, method: Method) -> Tensor:
         q, k, v = _qkv(block, x)
         old_attention = _heads_out(block, plain_attention(q, k, v))
         new_attention = (
-            old_attention if method.attention == "qk" else _heads_out(block, attend(q, k, v, method.attention))
+            old_attention
+            if method.attention == "qk"
+            else _heads_out(block, attend(q, k, v, method.attention))
         )
         x = x + old_attention
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
@@ -169,7 +178,8 @@ def _resnet_features(visual: Any, pixels: Tensor, method: Method) -> Tensor:
     x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)
     x = x + resize_positions(pool.positional_embedding, rows, cols).to(x.dtype)
     q, k, v = (
-        p(x).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2) for p in (pool.q_proj, pool.k_proj, pool.v_proj)
+        p(x).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)
+        for p in (pool.q_proj, pool.k_proj, pool.v_proj)
     )
     kind = method.attention if method.blocks else "qk"
     return pool.c_proj(attend(q, k, v, kind).transpose(1, 2).flatten(2))

@@ -30,7 +30,9 @@ Tokenizer = Callable[[list[str]], Int[Tensor, "sentences context"]]
 
 
 @torch.no_grad()
-def encode_sentences(model: Any, tokens: Int[Tensor, "sentences context"]) -> Float[Tensor, "sentences channels"]:
+def encode_sentences(
+    model: Any, tokens: Int[Tensor, "sentences context"]
+) -> Float[Tensor, "sentences channels"]:
     """Encode tokenised sentences: `model.encode_text`, without the work that can't matter.
 
     A CLIP's text transformer is causal and its feature is read at the end-of-text token. So what is behind that token
@@ -43,7 +45,9 @@ def encode_sentences(model: Any, tokens: Int[Tensor, "sentences context"]) -> Fl
         return model.encode_text(tokens.to(device))
     tree = _as_tree(tokens)
     dtype = model.token_embedding.weight.dtype
-    x = model.token_embedding(tree.tokens.to(device)) + model.positional_embedding[tree.depths.to(device)].to(dtype)
+    x = model.token_embedding(tree.tokens.to(device)) + model.positional_embedding[
+        tree.depths.to(device)
+    ].to(dtype)
     x = model.transformer(x[None], attn_mask=tree.mask.to(device))[0]
     x = model.ln_final(x)[tree.ends.to(device)]
     projection = model.text_projection
@@ -62,7 +66,9 @@ class _Tree(NamedTuple):
 
 def _as_tree(tokens: Int[Tensor, "sentences context"]) -> _Tree:
     """Sentences up to their end-of-text tokens, which have the highest number, as a tree of what they share."""
-    nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> node; they are numbered as they come
+    nodes: dict[
+        tuple[int, int], int
+    ] = {}  # (parent, token) -> node; they are numbered as they come
     depths: list[int] = []
     ways: list[list[int]] = []
     ends = []
@@ -79,12 +85,17 @@ def _as_tree(tokens: Int[Tensor, "sentences context"]) -> _Tree:
     mask = torch.full((len(nodes), len(nodes)), -torch.inf)
     for node, way in enumerate(ways):
         mask[node, way] = 0.0
-    return _Tree(torch.tensor([token for _, token in nodes]), torch.tensor(depths), mask, torch.tensor(ends))
+    return _Tree(
+        torch.tensor([token for _, token in nodes]), torch.tensor(depths), mask, torch.tensor(ends)
+    )
 
 
 def _is_causal(model: Any) -> bool:
     """Whether this is CLIP's own text tower, read at its end-of-text token."""
-    return getattr(model, "text_pool_type", None) == "argmax" and getattr(model, "attn_mask", None) is not None
+    return (
+        getattr(model, "text_pool_type", None) == "argmax"
+        and getattr(model, "attn_mask", None) is not None
+    )
 
 
 @torch.no_grad()
@@ -103,13 +114,21 @@ def encode_prompts(
         UserWarning: a prompt has sentences longer than the model's context; their ends are cut.
     """
     _warn_of_long(tokenizer, prompts, templates)
-    features = [_mean_feature(model, tokenizer, [t.replace("{}", p) for t in templates]) for p in prompts]
+    features = [
+        _mean_feature(model, tokenizer, [t.replace("{}", p) for t in templates]) for p in prompts
+    ]
     return F.normalize(torch.stack(features), dim=-1)
 
 
-def _mean_feature(model: Any, tokenizer: Tokenizer, sentences: list[str]) -> Float[Tensor, "channels"]:
-    batches = [sentences[i : i + SENTENCES_A_BATCH] for i in range(0, len(sentences), SENTENCES_A_BATCH)]
-    features = [F.normalize(encode_sentences(model, tokenizer(batch)).float(), dim=-1) for batch in batches]
+def _mean_feature(
+    model: Any, tokenizer: Tokenizer, sentences: list[str]
+) -> Float[Tensor, "channels"]:
+    batches = [
+        sentences[i : i + SENTENCES_A_BATCH] for i in range(0, len(sentences), SENTENCES_A_BATCH)
+    ]
+    features = [
+        F.normalize(encode_sentences(model, tokenizer(batch)).float(), dim=-1) for batch in batches
+    ]
     return torch.cat(features).mean(dim=0)
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clip2sam.clip.text import Tokenizer
-from clip2sam.hashing import state_sha256
+from clip2sam.kernels.tensors import state_sha256
 
 
 class TextCache:
@@ -44,7 +44,9 @@ class TextCache:
         except (OSError, ValueError, EOFError):
             return None  # computed again, and written again
 
-    def put(self, prompt: str, templates: Sequence[str], feature: Float[Tensor, "channels"]) -> None:
+    def put(
+        self, prompt: str, templates: Sequence[str], feature: Float[Tensor, "channels"]
+    ) -> None:
         """Keep a feature."""
         if not self._works:
             return
@@ -56,7 +58,10 @@ class TextCache:
             os.replace(part.name, path)
         except OSError as error:
             self._works = False
-            warnings.warn(f"text features are not kept in {self.folder}: {error}; free or allow it", stacklevel=5)
+            warnings.warn(
+                f"text features are not kept in {self.folder}: {error}; free or allow it",
+                stacklevel=5,
+            )
 
     def _path(self, prompt: str, templates: Sequence[str]) -> Path:
         self._tower = self._tower or tower_hash(self.model, self.tokenizer)
@@ -66,6 +71,14 @@ class TextCache:
 
 def tower_hash(model: Any, tokenizer: Tokenizer) -> str:
     """40 hexadecimal digits for a CLIP's weights (without its image tower), its kind of device and its tokenizer."""
-    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("visual.")}
-    state["a tokenizer's tokens"] = tokenizer(["The naïve £9 dog's 'café', a photo of 2 traffic-lights."])
-    return hashlib.sha256(f"{model.logit_scale.device.type} {state_sha256(state)}".encode()).hexdigest()[:40]
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("visual.")
+    }
+    state["a tokenizer's tokens"] = tokenizer(
+        ["The naïve £9 dog's 'café', a photo of 2 traffic-lights."]
+    )
+    return hashlib.sha256(
+        f"{model.logit_scale.device.type} {state_sha256(state)}".encode()
+    ).hexdigest()[:40]

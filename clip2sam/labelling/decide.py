@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from clip2sam.coco import decode_rle, encode_mask
+from clip2sam.coco.document import decode_rle, encode_mask
+from clip2sam.data.records import FoundMask, Labelled
 from clip2sam.errors import ConfigError
-from clip2sam.labelling.folder import RunFolder
-from clip2sam.labelling.record import FoundMask, Labelled
+from clip2sam.labelling.manifest import RunFolder
 
 Overlap = Literal["keep", "score", "small"]
 
@@ -46,7 +46,9 @@ class Decision:
         if self.min_area < 0:
             raise ConfigError(f"min_area must be 0 pixels or more, but got {self.min_area}")
         if self.overlap not in ("keep", "score", "small"):
-            raise ConfigError(f'overlap must be "keep", "score" or "small", but got {self.overlap!r}')
+            raise ConfigError(
+                f'overlap must be "keep", "score" or "small", but got {self.overlap!r}'
+            )
 
 
 def decided_thresholds(run: RunFolder, decision: Decision) -> tuple[float | None, ...]:
@@ -58,7 +60,9 @@ def decided_thresholds(run: RunFolder, decision: Decision) -> tuple[float | None
     names = [c.name for c in run.classes]
     unknown = [n for n in [*decision.class_presence, *(decision.classes or ())] if n not in names]
     if unknown:
-        raise ConfigError(f"the run has no class {unknown[0]!r}; its classes are {', '.join(names)}")
+        raise ConfigError(
+            f"the run has no class {unknown[0]!r}; its classes are {', '.join(names)}"
+        )
     limits: list[float | None] = []
     for name, own, floor in zip(names, run.thresholds, run.floors, strict=True):
         general = own if decision.presence is None else decision.presence
@@ -74,7 +78,9 @@ def decided_thresholds(run: RunFolder, decision: Decision) -> tuple[float | None
     return tuple(limits)
 
 
-def decide(record: Labelled, decision: Decision, thresholds: Sequence[float | None]) -> tuple[FoundMask, ...]:
+def decide(
+    record: Labelled, decision: Decision, thresholds: Sequence[float | None]
+) -> tuple[FoundMask, ...]:
     """The masks of a picture that a decision keeps, in the order of classes.
 
     `thresholds` are those of `decided_thresholds`. A mask that loses all its pixels to others is dropped.
@@ -96,7 +102,9 @@ def decide(record: Labelled, decision: Decision, thresholds: Sequence[float | No
 
 def reaches(score: float | None, threshold: float | None) -> bool:
     """The presence decision on a recorded score, in float32 as the model takes it; no threshold: no decision."""
-    return threshold is None or (score is not None and bool(np.float32(score) >= np.float32(threshold)))
+    return threshold is None or (
+        score is not None and bool(np.float32(score) >= np.float32(threshold))
+    )
 
 
 def _area(record: Labelled, mask: FoundMask) -> int:
@@ -108,7 +116,10 @@ def _without_duplicates(record: Labelled, masks: list[FoundMask], limit: float) 
     kept: list[int] = []
     for i in sorted(range(len(masks)), key=lambda i: (-masks[i].score, i)):
         rivals = [record.rle(masks[k]) for k in kept if masks[k].label == masks[i].label]
-        if not rivals or mask_utils.iou([record.rle(masks[i])], rivals, [0] * len(rivals)).max() <= limit:
+        if (
+            not rivals
+            or mask_utils.iou([record.rle(masks[i])], rivals, [0] * len(rivals)).max() <= limit
+        ):
             kept.append(i)
     return [masks[i] for i in sorted(kept)]
 
@@ -116,7 +127,9 @@ def _without_duplicates(record: Labelled, masks: list[FoundMask], limit: float) 
 def _apart(record: Labelled, masks: list[FoundMask], overlap: Overlap) -> list[FoundMask]:
     """Give each pixel to one class: masks of one class may still overlap each other."""
     rank = (
-        (lambda i: (-masks[i].score, i)) if overlap == "score" else (lambda i: (_area(record, masks[i]), i))
+        (lambda i: (-masks[i].score, i))
+        if overlap == "score"
+        else (lambda i: (_area(record, masks[i]), i))
     )  # the first has the first choice
     owner = np.full(record.size, -1)
     cut: dict[int, FoundMask] = {}

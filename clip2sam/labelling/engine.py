@@ -15,12 +15,12 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch
 
-from clip2sam.labelling.record import FoundMask
-from clip2sam.picture import Image
+from clip2sam.data.images import Image
+from clip2sam.data.labels import LabelSet
+from clip2sam.data.records import FoundMask
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import as_result
 from clip2sam.sam.model import PICTURES_A_BATCH
-from clip2sam.types import LabelSet
 
 T = TypeVar("T")
 
@@ -38,7 +38,9 @@ class Engine(Protocol):
     def predict(self, images: Sequence[Image]) -> list[Any]:
         """The model's part, on the device. May raise that memory has run out."""
 
-    def finish(self, image: Image, prediction: Any) -> tuple[tuple[float | None, ...], tuple[FoundMask, ...]]:
+    def finish(
+        self, image: Image, prediction: Any
+    ) -> tuple[tuple[float | None, ...], tuple[FoundMask, ...]]:
         """Presence scores and masks of one picture, on the host; called in another thread than `predict`."""
 
 
@@ -51,7 +53,9 @@ class SegmenterEngine:
         keep_above: also make masks of labels below their threshold, down to this presence score.
     """
 
-    def __init__(self, segmenter: Segmenter, labels: LabelSet, keep_above: float | None = None) -> None:
+    def __init__(
+        self, segmenter: Segmenter, labels: LabelSet, keep_above: float | None = None
+    ) -> None:
         self.labels = labels
         self.segmenter = segmenter
         if keep_above is not None:
@@ -67,9 +71,13 @@ class SegmenterEngine:
         return self.segmenter.predict_batch(images, self.labels, group=self.group)
 
     @torch.no_grad()
-    def finish(self, image: Image, prediction: Any) -> tuple[tuple[float | None, ...], tuple[FoundMask, ...]]:
+    def finish(
+        self, image: Image, prediction: Any
+    ) -> tuple[tuple[float | None, ...], tuple[FoundMask, ...]]:
         """Presence scores and masks, to float32's precision."""
-        result = as_result(image, self.labels, self.segmenter.config, self.segmenter.sam, prediction)
+        result = as_result(
+            image, self.labels, self.segmenter.config, self.segmenter.sam, prediction
+        )
         masks = tuple(
             FoundMask(
                 int(result.label_indices[i]),
@@ -100,7 +108,9 @@ def predict_within_memory(engine: Engine, images: Sequence[Image]) -> list[Any]:
         return retried(lambda: engine.predict(images))
     half = (len(images) + 1) // 2
     engine.group = max(min(engine.group, half), 1)
-    return predict_within_memory(engine, images[:half]) + predict_within_memory(engine, images[half:])
+    return predict_within_memory(engine, images[:half]) + predict_within_memory(
+        engine, images[half:]
+    )
 
 
 def retried(call: Callable[[], T]) -> T:
@@ -127,7 +137,9 @@ def _attempt(call: Callable[[], T]) -> T | OutOfMemory:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the host, had no memory left. PyTorch's CPU allocator has no error of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(
+        error, torch.OutOfMemoryError | MemoryError
+    ) or "can't allocate memory" in str(error)
 
 
 def release_memory() -> None:
@@ -138,7 +150,12 @@ def release_memory() -> None:
 
 def _lowered(segmenter: Segmenter, labels: LabelSet, floor: float) -> tuple[LabelSet, Segmenter]:
     """Labels and settings with every threshold above the floor lowered to it."""
-    classes = tuple(c if c.threshold is None else replace(c, threshold=min(c.threshold, floor)) for c in labels.classes)
+    classes = tuple(
+        c if c.threshold is None else replace(c, threshold=min(c.threshold, floor))
+        for c in labels.classes
+    )
     presence = segmenter.config.presence
-    lowered = segmenter if presence is None else segmenter.with_config(presence=min(presence, floor))
+    lowered = (
+        segmenter if presence is None else segmenter.with_config(presence=min(presence, floor))
+    )
     return replace(labels, classes=classes), lowered

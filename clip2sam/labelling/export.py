@@ -6,14 +6,14 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
+from clip2sam.data.images import printable
 from clip2sam.errors import ConfigError
-from clip2sam.images import printable
-from clip2sam.labelling.coco_files import Add, coco_file, read_coco, results_file
+from clip2sam.export.coco import Add, coco_file, read_coco, results_file
+from clip2sam.export.other_files import LOCAL_FILES, label_studio_file, png_folder, yolo_folder
 from clip2sam.labelling.decide import Decision
-from clip2sam.labelling.folder import RunFolder, open_run
 from clip2sam.labelling.journal import read_index
-from clip2sam.labelling.other_files import LOCAL_FILES, label_studio_file, png_folder, yolo_folder
-from clip2sam.labelling.publish import Summary, pour
+from clip2sam.labelling.manifest import RunFolder, open_run
+from clip2sam.labelling.summary import Summary, pour
 
 FORMATS = ("coco", "results", "yolo", "labelstudio", "png")
 
@@ -51,13 +51,17 @@ def export(
     if format not in FORMATS:
         raise ConfigError(f"no format is called {format!r}; choose one of {', '.join(FORMATS)}")
     if format != "coco" and (polygons or merge is not None):
-        raise ConfigError(f"polygons and merging are for the format coco, not {format}; leave them out")
+        raise ConfigError(
+            f"polygons and merging are for the format coco, not {format}; leave them out"
+        )
     folder, target = open_run(Path(run)), Path(output)
     own = {folder.path / name for name in (folder.journal.name, "manifest.json", "lock")}
     if target.resolve() in {path.resolve() for path in own}:
         raise ConfigError(f"{printable(target)} is the run's own file; give another output")
     writers: dict[str, Callable[[RunFolder, Path], AbstractContextManager[Add]]] = {
-        "coco": partial(coco_file, polygons=polygons, merge=None if merge is None else read_coco(Path(merge))),
+        "coco": partial(
+            coco_file, polygons=polygons, merge=None if merge is None else read_coco(Path(merge))
+        ),
         "results": results_file,
         "yolo": yolo_folder,
         "labelstudio": partial(label_studio_file, prefix=image_prefix),

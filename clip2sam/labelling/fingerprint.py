@@ -5,14 +5,19 @@ from dataclasses import asdict
 from typing import Any
 
 import clip2sam
+from clip2sam.data.labels import LabelSet
 from clip2sam.errors import RunError
-from clip2sam.hashing import state_sha256
+from clip2sam.kernels.tensors import state_sha256
 from clip2sam.pipeline import Segmenter
-from clip2sam.types import LabelSet
 
 
 def fingerprint(
-    segmenter: Segmenter, labels: LabelSet, *, preset: str, keep_above: float | None, max_pixels: int
+    segmenter: Segmenter,
+    labels: LabelSet,
+    *,
+    preset: str,
+    keep_above: float | None,
+    max_pixels: int,
 ) -> dict[str, Any]:
     """Everything that decides what comes out for a picture, as JSON: labels, settings, weights, version.
 
@@ -37,10 +42,17 @@ def fingerprint(
 def check_same(then: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise `RunError`, naming what changed, if a run's fingerprint is another than at its start."""
     old, new = dict(_leaves(then)), dict(_leaves(now))
-    places = [p for p in [*old, *(p for p in new if p not in old)] if old.get(p, _NOTHING) != new.get(p, _NOTHING)]
+    places = [
+        p
+        for p in [*old, *(p for p in new if p not in old)]
+        if old.get(p, _NOTHING) != new.get(p, _NOTHING)
+    ]
     if not places:
         return
-    named = [f"{p} was {_shown(old.get(p, _NOTHING))}, is now {_shown(new.get(p, _NOTHING))}" for p in places[:5]]
+    named = [
+        f"{p} was {_shown(old.get(p, _NOTHING))}, is now {_shown(new.get(p, _NOTHING))}"
+        for p in places[:5]
+    ]
     more = f"; and {len(places) - 5} more" if len(places) > 5 else ""
     raise RunError(
         f"this run began with other settings: {'; '.join(named)}{more}. Start in a new output folder, or go back to "

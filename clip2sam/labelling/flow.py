@@ -14,13 +14,13 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+from clip2sam.data.images import printable
+from clip2sam.data.records import Labelled, State
 from clip2sam.errors import Clip2SamError, RunError, TooManyFailuresError
-from clip2sam.images import printable
 from clip2sam.labelling.decide import reaches
 from clip2sam.labelling.engine import Engine, is_out_of_memory, predict_within_memory, retried
 from clip2sam.labelling.journal import SECONDS_A_SYNC, Journal
-from clip2sam.labelling.reading import Decoder, Read, Readers
-from clip2sam.labelling.record import Labelled, State
+from clip2sam.labelling.readers import Decoder, Read, Readers
 
 MODEL_FAILURES = 3
 """So many pictures in a row that the model fails on mean that it is not the pictures."""
@@ -110,7 +110,9 @@ def _predict(engine: Engine, batch: Sequence[Read]) -> list[_Predicted]:
     """Run the model. An error that isn't lack of memory is looked for one picture at a time."""
     began = time.perf_counter()
     try:
-        predictions = predict_within_memory(engine, [read.image for read in batch if read.image is not None])
+        predictions = predict_within_memory(
+            engine, [read.image for read in batch if read.image is not None]
+        )
     except Clip2SamError:
         raise
     except Exception as error:
@@ -144,7 +146,12 @@ class Writer:
         batch_size: int,
         max_failures: int | None,
     ) -> None:
-        self._engine, self._journal, self._thresholds, self._keys = engine, journal, thresholds, keys
+        self._engine, self._journal, self._thresholds, self._keys = (
+            engine,
+            journal,
+            thresholds,
+            keys,
+        )
         self._max_failures, self._failures, self._in_a_row = max_failures, 0, 0
         self._queue: queue.Queue[_Predicted | None] = queue.Queue(maxsize=max(2 * batch_size, 16))
         self._room, self._batch_size = threading.Semaphore(batch_size), batch_size
@@ -159,7 +166,10 @@ class Writer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._queue.put(None)
         self._thread.join()
@@ -246,7 +256,17 @@ class Writer:
         except Exception as error:
             return Labelled(read.picture, key, "failed", _reason(error), seconds=seconds), True
         seconds["masks"] = round(time.perf_counter() - began, 6)
-        state: State = "done" if any(reaches(presence[m.label], self._thresholds[m.label]) for m in masks) else "empty"
+        state: State = (
+            "done"
+            if any(reaches(presence[m.label], self._thresholds[m.label]) for m in masks)
+            else "empty"
+        )
         return Labelled(
-            read.picture, key, state, size=image.size, presence=presence, masks=masks, seconds=seconds
+            read.picture,
+            key,
+            state,
+            size=image.size,
+            presence=presence,
+            masks=masks,
+            seconds=seconds,
         ), False

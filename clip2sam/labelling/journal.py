@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from clip2sam.data.files import as_json, disk_errors, sync_folder
+from clip2sam.data.images import printable
+from clip2sam.data.records import Labelled, from_row, to_row
 from clip2sam.errors import RunDiskError, RunError
-from clip2sam.images import printable
-from clip2sam.labelling.files import as_json, disk_errors, sync_folder
-from clip2sam.labelling.record import Labelled, from_row, to_row
 
 FILE = "journal-0001.jsonl"
 LINES_A_SYNC = 64
@@ -83,7 +83,9 @@ def read_record(file: IO[bytes], offset: int) -> Labelled:
     file.seek(offset)
     line = file.readline()
     if _head(line) is None:
-        raise RunError(f"the journal has changed at byte {offset} while it was read; start the same command again")
+        raise RunError(
+            f"the journal has changed at byte {offset} while it was read; start the same command again"
+        )
     return from_row(json.loads(line))
 
 

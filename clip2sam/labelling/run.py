@@ -8,19 +8,26 @@ from typing import Any
 
 import torch
 
+from clip2sam.data.images import MAX_PIXELS, printable
+from clip2sam.data.labels import as_label_set
+from clip2sam.data.records import Labelled
+from clip2sam.data.sources import find_source
 from clip2sam.errors import ConfigError
-from clip2sam.images import MAX_PIXELS, printable
-from clip2sam.labelling.decoder import DecoderProcess
+from clip2sam.labelling.decode_worker import DecoderProcess
 from clip2sam.labelling.engine import Engine, SegmenterEngine
 from clip2sam.labelling.fingerprint import check_same, fingerprint
 from clip2sam.labelling.flow import Clock, run_flow
-from clip2sam.labelling.folder import MANIFEST, RunFolder, begin_run, check_same_source, lock_run, open_run
 from clip2sam.labelling.journal import Journal
-from clip2sam.labelling.publish import Summary, publish
-from clip2sam.labelling.reading import Decoder
-from clip2sam.labelling.record import Labelled
-from clip2sam.labelling.sources import find_source
-from clip2sam.labels import as_label_set
+from clip2sam.labelling.manifest import (
+    MANIFEST,
+    RunFolder,
+    begin_run,
+    check_same_source,
+    lock_run,
+    open_run,
+)
+from clip2sam.labelling.readers import Decoder
+from clip2sam.labelling.summary import Summary, publish
 from clip2sam.pipeline import LabelsLike, Segmenter
 
 BATCH = 8
@@ -126,9 +133,18 @@ class _Run:
         self.labels = as_label_set(labels, distractors=distractors)
         self.segmenter, self.preset = segmenter, segmenter if isinstance(segmenter, str) else preset
         self.batch_size = _at_least(1, "batch_size", batch_size)
-        self.readers = _at_least(1, "readers", min(max(os.cpu_count() or 2, 2), 8) if readers is None else readers)
-        self.keep_above, self.retry_failed, self.max_failures = keep_above, retry_failed, max_failures
-        self.max_pixels, self.timeout = _at_least(1, "max_pixels", max_pixels), _at_least(0.001, "timeout", timeout)
+        self.readers = _at_least(
+            1, "readers", min(max(os.cpu_count() or 2, 2), 8) if readers is None else readers
+        )
+        self.keep_above, self.retry_failed, self.max_failures = (
+            keep_above,
+            retry_failed,
+            max_failures,
+        )
+        self.max_pixels, self.timeout = (
+            _at_least(1, "max_pixels", max_pixels),
+            _at_least(0.001, "timeout", timeout),
+        )
         self.on_start = on_start
         self.summary: Summary | None = None
 
@@ -142,7 +158,11 @@ class _Run:
             pictures = find_source(self.source, self.root) if known is None else known.source
             segmenter = self._load()
             marks = fingerprint(
-                segmenter, self.labels, preset=self.preset, keep_above=self.keep_above, max_pixels=self.max_pixels
+                segmenter,
+                self.labels,
+                preset=self.preset,
+                keep_above=self.keep_above,
+                max_pixels=self.max_pixels,
             )
             if known is not None:
                 check_same(known.fingerprint, marks)
@@ -150,7 +170,9 @@ class _Run:
             threads = torch.get_num_threads()
             torch.set_num_threads(run.threads)
             try:
-                yield from self._label(run, SegmenterEngine(segmenter, self.labels, self.keep_above))
+                yield from self._label(
+                    run, SegmenterEngine(segmenter, self.labels, self.keep_above)
+                )
             finally:
                 torch.set_num_threads(threads)
 
@@ -175,14 +197,16 @@ class _Run:
             self.summary = publish(run, journal.index, clock, labelled)
 
     def _is_wanted(self, journal: Journal, picture: int) -> bool:
-        return picture not in journal.index.offsets or (self.retry_failed and picture in journal.index.failed)
+        return picture not in journal.index.offsets or (
+            self.retry_failed and picture in journal.index.failed
+        )
 
     def _decoder(self, root: str) -> Decoder:
         return DecoderProcess(root, self.max_pixels, self.timeout)
 
     def _load(self) -> Segmenter:
         if isinstance(self.segmenter, str):
-            from clip2sam.loading import load
+            from clip2sam.models.loading import load
 
             return load(self.segmenter)
         return self.segmenter if isinstance(self.segmenter, Segmenter) else self.segmenter()

@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from clip2sam.transfer import on_host
+from clip2sam.kernels.device import on_host
 
 
 def embed_points(
-    prompt_encoder: Any, coords: Float[Tensor, "prompts points 2"], labels: Int[Tensor, "prompts points"]
+    prompt_encoder: Any,
+    coords: Float[Tensor, "prompts points 2"],
+    labels: Int[Tensor, "prompts points"],
 ) -> Float[Tensor, "prompts points_and_end channels"]:
     """Embed points, and the closing "not a point" token that SAM adds when no box is given.
 
@@ -29,7 +31,9 @@ def embed_points(
         coords: (x, y) as pixel indices in SAM's input frame; half a pixel is added here, as in SAM.
         labels: 1 positive, 0 negative; what padded slots become doesn't matter.
     """
-    positions = prompt_encoder.pe_layer.forward_with_coords(coords + 0.5, prompt_encoder.input_image_size)
+    positions = prompt_encoder.pe_layer.forward_with_coords(
+        coords + 0.5, prompt_encoder.input_image_size
+    )
     negative, positive = (prompt_encoder.point_embeddings[i].weight for i in (0, 1))
     points = positions + torch.where((labels == 1)[..., None], positive, negative)
     end = prompt_encoder.not_a_point_embed.weight.expand(len(points), 1, -1)
@@ -77,7 +81,9 @@ def decode(
     count = len(sparse)
     filled = torch.arange(count + -count % at_once, device=sparse.device).clamp(max=count - 1)
     side = _image_side(decoder.transformer, images + no_mask[:, None, None], image_positions)
-    chunks = [_decode_some(decoder, side, sparse[i], attended[i], owner[i]) for i in filled.split(at_once)]
+    chunks = [
+        _decode_some(decoder, side, sparse[i], attended[i], owner[i]) for i in filled.split(at_once)
+    ]
     logits, iou = zip(*chunks, strict=True)
     return torch.cat(logits)[:count], torch.cat(iou)[:count]
 
@@ -88,37 +94,52 @@ def _decode_some(
     if on_host(sparse):  # no more padding than the longest of these needs
         used = attended.any(dim=0)
         sparse, attended = sparse[:, used], attended[:, used]
-    outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(len(sparse), -1, -1)
+    outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(
+        len(sparse), -1, -1
+    )
     tokens = torch.cat([outputs, sparse], dim=1)
     keep = F.pad(attended, (outputs.shape[1], 0), value=True)[:, None, None]
     if len(side.keys) > 1:  # one image is broadcast over the prompts
         side = side._replace(keys=side.keys[owner], first=side.first[owner])
     tokens, keys = _two_way(decoder.transformer, side, tokens, keep)
     many = range(1, decoder.num_mask_tokens)  # token 0 is the single-mask output
-    hyper = torch.stack([decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in many], dim=1)
+    hyper = torch.stack(
+        [decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in many], dim=1
+    )
     iou = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
     return _mask_logits(decoder.output_upscaling, keys, side.size, hyper), iou
 
 
 def _image_side(transformer: Any, images: Tensor, image_positions: Tensor) -> ImageSide:
-    keys, places = (x.flatten(2).transpose(1, 2).contiguous() for x in (images, image_positions[None]))
+    keys, places = (
+        x.flatten(2).transpose(1, 2).contiguous() for x in (images, image_positions[None])
+    )
     final = transformer.final_attn_token_to_image
     weights, fixed = [], []
     for attention, back in [
-        *((x.cross_attn_token_to_image, [x.cross_attn_image_to_token.q_proj]) for x in transformer.layers),
+        *(
+            (x.cross_attn_token_to_image, [x.cross_attn_image_to_token.q_proj])
+            for x in transformer.layers
+        ),
         (final, []),
     ]:
         linears = [attention.k_proj, attention.v_proj, *back]
         weights.append(torch.cat([linear.weight for linear in linears]))
-        here = [torch.zeros_like(places) if linear is attention.v_proj else places for linear in linears]
-        fixed.append(torch.cat([linear(x) for linear, x in zip(linears, here, strict=True)], dim=-1))
+        here = [
+            torch.zeros_like(places) if linear is attention.v_proj else places for linear in linears
+        ]
+        fixed.append(
+            torch.cat([linear(x) for linear, x in zip(linears, here, strict=True)], dim=-1)
+        )
     size = (images.shape[2], images.shape[3])
     # One image at a time: the last digits must not depend on how many there are.
     first = torch.cat([F.linear(image[None], weights[0]) + fixed[0] for image in keys])
     return ImageSide(keys, size, weights, fixed, first)
 
 
-def _two_way(transformer: Any, side: ImageSide, query_pe: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+def _two_way(
+    transformer: Any, side: ImageSide, query_pe: Tensor, keep: Tensor
+) -> tuple[Tensor, Tensor]:
     """The two-way transformer: tokens (prompts, tokens, C) and image (prompts, places, C) attend in turn.
 
     `keep` (prompts, 1, 1, tokens) says which tokens may be attended to.
@@ -132,7 +153,9 @@ def _two_way(transformer: Any, side: ImageSide, query_pe: Tensor, keep: Tensor) 
             queries = queries + _self_attend(layer.self_attn, queries + query_pe, queries, keep)
         queries = layer.norm1(queries)
         to_image = layer.cross_attn_token_to_image
-        queries = layer.norm2(queries + _attend(to_image, to_image.q_proj(queries + query_pe), k, v))
+        queries = layer.norm2(
+            queries + _attend(to_image, to_image.q_proj(queries + query_pe), k, v)
+        )
         queries = layer.norm3(queries + layer.mlp(queries))
         back = layer.cross_attn_image_to_token
         to_tokens = _attend(back, q, back.k_proj(queries + query_pe), back.v_proj(queries), keep)
@@ -156,7 +179,10 @@ def _self_attend(attention: Any, positioned: Tensor, values: Tensor, keep: Tenso
 def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:
     """segment-anything's attention behind its input projections, with a mask; a batch of 1 is broadcast."""
     batch = max(len(q), len(k))
-    q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2).expand(batch, -1, -1, -1) for x in (q, k, v))
+    q, k, v = (
+        x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2).expand(batch, -1, -1, -1)
+        for x in (q, k, v)
+    )
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
     return attention.out_proj(out.transpose(1, 2).flatten(2))
 
@@ -177,12 +203,18 @@ def _mask_logits(
     x = activation(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
     x = activation(_spread(second, x))  # (prompts, places, 2, 2, 2, 2, channels / 8)
     logits = x.flatten(1, -2) @ hyper.transpose(1, 2)
-    logits = logits.unflatten(1, (*size, 2, 2, 2, 2))  # row, col, half row, half col, quarter row, quarter col
+    logits = logits.unflatten(
+        1, (*size, 2, 2, 2, 2)
+    )  # row, col, half row, half col, quarter row, quarter col
     return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5).flatten(2, 4)
 
 
-def _spread(convolution: nn.ConvTranspose2d, x: Float[Tensor, "*places channels"]) -> Float[Tensor, "*places 2 2 out"]:
+def _spread(
+    convolution: nn.ConvTranspose2d, x: Float[Tensor, "*places channels"]
+) -> Float[Tensor, "*places 2 2 out"]:
     """A transposed convolution of kernel and stride 2, with the four results of each place beside each other."""
     weight, bias = convolution.weight, convolution.bias
     assert bias is not None
-    return F.linear(x, weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4)).unflatten(-1, (2, 2, -1))
+    return F.linear(x, weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4)).unflatten(
+        -1, (2, 2, -1)
+    )

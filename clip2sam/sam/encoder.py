@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import Tensor, nn
 
-from clip2sam.linear import linear
-from clip2sam.sam.attention import MASKED, WAYS, Attention
-from clip2sam.transfer import on_host
+from clip2sam.kernels.device import on_host
+from clip2sam.kernels.linear import linear
+from clip2sam.kernels.relative import MASKED, WAYS, Attention
 
 TOKENS_AT_ONCE = 1024
 
@@ -49,7 +49,10 @@ def encode_image(
     if encoder.pos_embed is not None:
         x = x + encoder.pos_embed
     kinds = {(block.window_size, block.attn.num_heads) for block in encoder.blocks}
-    windows = {(side, heads): _windows(x, heads, side or x.shape[1], side or x.shape[2]) for side, heads in kinds}
+    windows = {
+        (side, heads): _windows(x, heads, side or x.shape[1], side or x.shape[2])
+        for side, heads in kinds
+    }
     for block in encoder.blocks:
         here = windows[block.window_size, block.attn.num_heads]
         way = attention.windows if block.window_size else attention.whole
@@ -58,7 +61,9 @@ def encode_image(
     return encoder.neck(x.permute(0, 3, 1, 2))
 
 
-def _embed_patches(embed: Any, pixels: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch rows cols width"]:
+def _embed_patches(
+    embed: Any, pixels: Float[Tensor, "batch 3 side side"]
+) -> Float[Tensor, "batch rows cols width"]:
     """The patch embedding, with the channels last in memory too: all that follows would keep to another order.
 
     A convolution whose stride is its kernel's side is one linear layer per patch.
@@ -67,11 +72,18 @@ def _embed_patches(embed: Any, pixels: Float[Tensor, "batch 3 side side"]) -> Fl
     if not isinstance(convolution, nn.Conv2d) or convolution.stride != convolution.kernel_size:
         return embed(pixels).contiguous()  # a stem of several layers
     high, wide = convolution.kernel_size
-    patches = pixels.unflatten(3, (-1, wide)).unflatten(2, (-1, high)).permute(0, 2, 4, 1, 3, 5).flatten(3)
+    patches = (
+        pixels.unflatten(3, (-1, wide))
+        .unflatten(2, (-1, high))
+        .permute(0, 2, 4, 1, 3, 5)
+        .flatten(3)
+    )
     return F.linear(patches, convolution.weight.flatten(1), convolution.bias)
 
 
-def _windows(x: Float[Tensor, "batch rows cols width"], heads: int, high: int, wide: int) -> Windows:
+def _windows(
+    x: Float[Tensor, "batch rows cols width"], heads: int, high: int, wide: int
+) -> Windows:
     """Windows of high x wide tokens, row by row."""
     batch, rows, cols, _ = x.shape
     count = batch * rows * cols
@@ -95,7 +107,9 @@ def _self_attention(
     return linear(attn.proj, joined).view(x.shape)
 
 
-def _feed_forward(mlp: Any, x: Float[Tensor, "batch rows cols width"]) -> Float[Tensor, "batch rows cols width"]:
+def _feed_forward(
+    mlp: Any, x: Float[Tensor, "batch rows cols width"]
+) -> Float[Tensor, "batch rows cols width"]:
     """The block's MLP. On a CPU for some tokens at a time, so that what is between its layers stays in the cache."""
     if not on_host(x):
         return mlp(x)

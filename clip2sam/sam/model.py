@@ -9,12 +9,13 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image as PILImage
 from torch import Tensor
 
+from clip2sam.data.images import Image
+from clip2sam.kernels.device import on_host, to_device
+from clip2sam.kernels.relative import MASKED, Attention
 from clip2sam.points import PADDING, pixel_indices
-from clip2sam.sam.attention import MASKED, Attention
 from clip2sam.sam.decoder import decode, embed_points
 from clip2sam.sam.encoder import encode_image
-from clip2sam.transfer import on_host, to_device
-from clip2sam.types import Image, PointPrompts
+from clip2sam.types import PointPrompts
 
 PICTURES_A_BATCH = 4
 """Pictures that the encoders take at once in a run over a data set, on a device that is no CPU."""
@@ -73,13 +74,18 @@ class PointSAM:
         image.resize_ahead(*self.frame_size(image.size), PILImage.Resampling.BILINEAR)
 
     @torch.no_grad()
-    def encode_image(self, pixels: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch channels rows cols"]:
+    def encode_image(
+        self, pixels: Float[Tensor, "batch 3 side side"]
+    ) -> Float[Tensor, "batch channels rows cols"]:
         """The image embeddings, in float32 whatever the encoder's precision."""
         dtype = self.sam.image_encoder.neck[0].weight.dtype
         return self._encode(self.sam.image_encoder, pixels.to(dtype), self.attention).float()
 
     def decode(
-        self, embedding: Float[Tensor, "channels rows cols"], prompts: PointPrompts, size: tuple[int, int]
+        self,
+        embedding: Float[Tensor, "channels rows cols"],
+        prompts: PointPrompts,
+        size: tuple[int, int],
     ) -> Candidates:
         """Decode all prompts of one picture of (height, width) `size`, as `decode_batch` does."""
         return self.decode_batch(embedding[None], [prompts], [size])[0]
@@ -101,7 +107,9 @@ class PointSAM:
         if not any(counts):
             return [self.no_candidates() for _ in prompts]
         longest = max(p.coords.shape[1] for p in prompts)
-        coords = torch.cat([self._in_frame(p, size, longest) for p, size in zip(prompts, sizes, strict=True)])
+        coords = torch.cat(
+            [self._in_frame(p, size, longest) for p, size in zip(prompts, sizes, strict=True)]
+        )
         labels = torch.cat([_padded(p.point_labels, longest) for p in prompts])
         owner = torch.cat([torch.full((n,), i, device=self.device) for i, n in enumerate(counts)])
         encoder = self.sam.prompt_encoder
@@ -117,7 +125,9 @@ class PointSAM:
         )
         return list(zip(logits.split(counts), iou.split(counts), strict=True))
 
-    def _in_frame(self, prompts: PointPrompts, size: tuple[int, int], length: int) -> Float[Tensor, "prompts length 2"]:
+    def _in_frame(
+        self, prompts: PointPrompts, size: tuple[int, int], length: int
+    ) -> Float[Tensor, "prompts length 2"]:
         """Pixel indices in SAM's frame, filled up to so many points."""
         height, width = self.frame_size(size)
         scale = torch.tensor([width / size[1], height / size[0]], device=self.device)
@@ -127,7 +137,9 @@ class PointSAM:
     def no_candidates(self) -> Candidates:
         """What `decode` gives for no prompt at all."""
         low = self.input_side // 4
-        return torch.zeros(0, 3, low, low, device=self.device), torch.zeros(0, 3, device=self.device)
+        return torch.zeros(0, 3, low, low, device=self.device), torch.zeros(
+            0, 3, device=self.device
+        )
 
     @torch.no_grad()
     def upscale(
@@ -147,14 +159,20 @@ class PointSAM:
         at_once = max(pixels // max(size[0] * size[1], rows * cols * times**2), 1)
         for chunk in logits[:, :rows, :cols].split(at_once):
             frame = self._frame(chunk, times)
-            masks = F.interpolate(frame[None, :, :height, :width], size, mode="bilinear", align_corners=False)
+            masks = F.interpolate(
+                frame[None, :, :height, :width], size, mode="bilinear", align_corners=False
+            )
             yield masks[0] > self.sam.mask_threshold
 
-    def _frame(self, logits: Float[Tensor, "masks rows cols"], times: int) -> Float[Tensor, "masks high wide"]:
+    def _frame(
+        self, logits: Float[Tensor, "masks rows cols"], times: int
+    ) -> Float[Tensor, "masks high wide"]:
         """The logits `times` as large. On a CPU only around what is in a mask: beyond, they are below the threshold."""
         _, rows, cols = logits.shape
         if not on_host(logits):
-            return F.interpolate(logits[None], (rows * times, cols * times), mode="bilinear", align_corners=False)[0]
+            return F.interpolate(
+                logits[None], (rows * times, cols * times), mode="bilinear", align_corners=False
+            )[0]
         frame = torch.full((len(logits), rows * times, cols * times), self.sam.mask_threshold - 1.0)
         inside = (logits > self.sam.mask_threshold).any(dim=0)
         (top, bottom), (left, right) = (_reach(inside.any(dim=axis)) for axis in (1, 0))
@@ -186,4 +204,8 @@ def _padded(labels: Int[Tensor, "prompts points"], length: int) -> Int[Tensor, "
 def _reach(inside: Bool[Tensor, "_"]) -> tuple[int, int]:
     """From the first place inside to behind the last, and two further: bilinear resizing looks one to either side."""
     places = inside.nonzero()
-    return (max(int(places[0]) - 2, 0), min(int(places[-1]) + 3, len(inside))) if len(places) else (0, 0)
+    return (
+        (max(int(places[0]) - 2, 0), min(int(places[-1]) + 3, len(inside)))
+        if len(places)
+        else (0, 0)
+    )

@@ -33,7 +33,9 @@ class Picture(Figure):
         """The figure as PNG at 72 dots an inch, in 256 colours: small enough to be stored in a notebook."""
         drawn = BytesIO()
         self.savefig(drawn, format="png", dpi=72)
-        small = BytesIO()  # the octree keeps rare colours, such as the points' blue, where median cut loses them
+        small = (
+            BytesIO()
+        )  # the octree keeps rare colours, such as the points' blue, where median cut loses them
         PILImage.open(drawn).convert("RGB").quantize(256, PILImage.Quantize.FASTOCTREE).save(
             small, "png", optimize=True
         )
@@ -87,10 +89,16 @@ def canvas_of(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, 
     return cv2.resize(shrunk, (cols, rows), interpolation=cv2.INTER_LINEAR)
 
 
-def shrunk_mask(mask: Bool[np.ndarray, "height width"], rows: int, cols: int) -> Bool[np.ndarray, "rows cols"]:
+def shrunk_mask(
+    mask: Bool[np.ndarray, "height width"], rows: int, cols: int
+) -> Bool[np.ndarray, "rows cols"]:
     """A mask at the canvas' size. One that is too thin to cover half of any pixel keeps every pixel it touches."""
     height, width = mask.shape
-    cover = cv2.resize(mask.astype(np.uint8) * 255, (min(cols, width), min(rows, height)), interpolation=cv2.INTER_AREA)
+    cover = cv2.resize(
+        mask.astype(np.uint8) * 255,
+        (min(cols, width), min(rows, height)),
+        interpolation=cv2.INTER_AREA,
+    )
     cover = cv2.resize(cover, (cols, rows), interpolation=cv2.INTER_LINEAR)
     return cover >= 128 if (cover >= 128).any() else cover > 0
 
@@ -127,7 +135,9 @@ def axes_for(height: int, width: int, ax: Axes | None) -> Axes:
     return ax
 
 
-def show_canvas(canvas: UInt8[np.ndarray, "rows cols 3"], height: int, width: int, ax: Axes | None) -> Axes:
+def show_canvas(
+    canvas: UInt8[np.ndarray, "rows cols 3"], height: int, width: int, ax: Axes | None
+) -> Axes:
     """Put a canvas on axes in the picture's coordinates."""
     ax = axes_for(height, width, ax)
     ax.imshow(canvas, extent=(0, width, height, 0), aspect=aspect_of(height, width))

@@ -27,12 +27,16 @@ from clip2sam.visualize.canvas import (
 from clip2sam.visualize.words import FONT, short, style
 
 
-def draw_picture(pixels: UInt8[np.ndarray, "height width 3"], *, ax: Axes | None = None, grey: bool = False) -> Axes:
+def draw_picture(
+    pixels: UInt8[np.ndarray, "height width 3"], *, ax: Axes | None = None, grey: bool = False
+) -> Axes:
     """The picture alone, in colour, or in light grey to lie under a heat overlay, whose colours are then the map's."""
     canvas = canvas_of(pixels)
     if grey:
         light = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)
-        canvas = cv2.cvtColor((80 + 0.65 * light).astype(np.uint8), cv2.COLOR_GRAY2RGB)  # dark ones stay visible
+        canvas = cv2.cvtColor(
+            (80 + 0.65 * light).astype(np.uint8), cv2.COLOR_GRAY2RGB
+        )  # dark ones stay visible
     return show_canvas(canvas, pixels.shape[0], pixels.shape[1], ax)
 
 
@@ -58,7 +62,9 @@ def draw_map(
     ax = draw_picture(pixels, ax=ax, grey=True)
     finite = np.isfinite(similarity)
     low, high = limits or _range(similarity[finite])
-    filled = np.where(finite, similarity, similarity[finite].mean() if finite.any() else 0).astype(np.float32)
+    filled = np.where(finite, similarity, similarity[finite].mean() if finite.any() else 0).astype(
+        np.float32
+    )
     heat = cv2.resize(filled, (512, 512), interpolation=cv2.INTER_LINEAR)
     bad = cv2.resize((~finite).astype(np.uint8), (512, 512), interpolation=cv2.INTER_NEAREST) > 0
     drawn = ax.imshow(
@@ -103,8 +109,12 @@ def draw_grid(
         alpha=alpha,
         interpolation="nearest",
     )
-    ax.hlines(np.arange(1, rows) * height / rows, 0, width, colors="white", linewidth=0.5, alpha=0.7)
-    ax.vlines(np.arange(1, cols) * width / cols, 0, height, colors="white", linewidth=0.5, alpha=0.7)
+    ax.hlines(
+        np.arange(1, rows) * height / rows, 0, width, colors="white", linewidth=0.5, alpha=0.7
+    )
+    ax.vlines(
+        np.arange(1, cols) * width / cols, 0, height, colors="white", linewidth=0.5, alpha=0.7
+    )
     wide, high = 72 * np.array(inches(ax)) / (cols, rows)  # of a cell, in points, like the font
     # Values stand in the lower left corner: below or left of a point at the cell's centre, which takes 8 points.
     size = min(FONT, max((high / 2 - 8) / 0.75, (wide / 2 - 8) / 2.3), high * 0.9, wide / 2.7)
@@ -113,7 +123,9 @@ def draw_grid(
     return ax
 
 
-def draw_points(coords: Float[np.ndarray, "points 2"], labels: Int[np.ndarray, "points"], *, ax: Axes) -> Axes:
+def draw_points(
+    coords: Float[np.ndarray, "points 2"], labels: Int[np.ndarray, "points"], *, ax: Axes
+) -> Axes:
     """Points over a picture that is drawn already: positive ones orange plus signs, negative ones blue crosses.
 
     Args:
@@ -121,7 +133,10 @@ def draw_points(coords: Float[np.ndarray, "points 2"], labels: Int[np.ndarray, "
         labels: 1 for positive, 0 for negative; others are not drawn.
     """
     halo = [patheffects.withStroke(linewidth=2.6, foreground="black")]
-    for label, marker, fill, name in ((1, "P", POSITIVE, "positive"), (0, "X", NEGATIVE, "negative")):
+    for label, marker, fill, name in (
+        (1, "P", POSITIVE, "positive"),
+        (0, "X", NEGATIVE, "negative"),
+    ):
         chosen = coords[labels == label]
         ax.scatter(
             chosen[:, 0],
@@ -173,17 +188,27 @@ def draw_masks(
         )
     canvas = canvas_of(pixels)
     small = [shrunk_mask(mask, canvas.shape[0], canvas.shape[1]) for mask in masks]
-    order = sorted((i for i in range(len(small)) if small[i].any()), key=lambda i: -int(small[i].sum()))
+    order = sorted(
+        (i for i in range(len(small)) if small[i].any()), key=lambda i: -int(small[i].sum())
+    )
     for i in order:
-        canvas[small[i]] = (canvas[small[i]] * 0.5 + np.array(colours[i]) * (255 * 0.5)).astype(np.uint8)
+        canvas[small[i]] = (canvas[small[i]] * 0.5 + np.array(colours[i]) * (255 * 0.5)).astype(
+            np.uint8
+        )
     ax = axes_for(height, width, ax)
-    stroke = 1.5 / 72 * max(canvas.shape[:2]) / max(inches(ax))  # 1.5 points, in pixels of the canvas
+    stroke = (
+        1.5 / 72 * max(canvas.shape[:2]) / max(inches(ax))
+    )  # 1.5 points, in pixels of the canvas
     for i in order:
         _outline(canvas, small[i], colours[i], stroke)
     show_canvas(canvas, height, width, ax)
     if tagged:
         tags = [
-            (f"{i + 1}" if numbered else f"{short(names[i], 28)} {scores[i]:.2f}".lstrip(), colours[i]) for i in order
+            (
+                f"{i + 1}" if numbered else f"{short(names[i], 28)} {scores[i]:.2f}".lstrip(),
+                colours[i],
+            )
+            for i in order
         ]
         _draw_tags(ax, tags, [small[i] for i in order])
     return ax
@@ -195,12 +220,17 @@ def _range(values: Float[np.ndarray, "values"]) -> tuple[float, float]:
 
 
 def _outline(
-    canvas: UInt8[np.ndarray, "rows cols 3"], mask: Bool[np.ndarray, "rows cols"], fill: RGB, stroke: float
+    canvas: UInt8[np.ndarray, "rows cols 3"],
+    mask: Bool[np.ndarray, "rows cols"],
+    fill: RGB,
+    stroke: float,
 ) -> None:
     """Draw a mask's outline in its colour between two dark or light edges, whichever stands off from the colour."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     for tone, thickness in ((ink(fill), 2 * stroke), (fill, stroke)):
-        cv2.drawContours(canvas, contours, -1, [255 * c for c in tone], max(1, round(thickness)), cv2.LINE_AA)
+        cv2.drawContours(
+            canvas, contours, -1, [255 * c for c in tone], max(1, round(thickness)), cv2.LINE_AA
+        )
 
 
 def _write_values(
@@ -208,7 +238,12 @@ def _write_values(
 ) -> None:
     """Write the grid's finite values into its cells of so many picture pixels."""
     halo = [patheffects.withStroke(linewidth=1.6, foreground="black")]
-    style: dict[str, Any] = {"color": "white", "fontsize": size, "va": "baseline", "path_effects": halo}
+    style: dict[str, Any] = {
+        "color": "white",
+        "fontsize": size,
+        "va": "baseline",
+        "path_effects": halo,
+    }
     for row, col in np.argwhere(np.isfinite(grid)):
         ax.text((col + 0.05) * wide, (row + 0.92) * high, f"{grid[row, col]:.2f}", **style)
 
@@ -216,7 +251,9 @@ def _write_values(
 # -- tags
 
 
-def _draw_tags(ax: Axes, tags: Sequence[tuple[str, RGB]], masks: Sequence[Bool[np.ndarray, "rows cols"]]) -> None:
+def _draw_tags(
+    ax: Axes, tags: Sequence[tuple[str, RGB]], masks: Sequence[Bool[np.ndarray, "rows cols"]]
+) -> None:
     """Write a tag for each mask, the last first: those of small masks, which have the least choice of places."""
     dots = cast(Figure, ax.figure).dpi / 72  # all that follows is in pixels of the figure, y up
     pad = 0.3 * FONT * dots
@@ -224,7 +261,10 @@ def _draw_tags(ax: Axes, tags: Sequence[tuple[str, RGB]], masks: Sequence[Bool[n
     taken = np.zeros((0, 4))
     for (text, fill), mask in reversed(list(zip(tags, masks, strict=True))):
         tag = ax.text(0, 0, "", fontsize=FONT, color=ink(fill), ha="left", va="bottom", zorder=6)
-        tag.set(**style(text), bbox={"boxstyle": "square,pad=0.25", "fc": fill, "ec": ink(fill), "lw": 0.6})
+        tag.set(
+            **style(text),
+            bbox={"boxstyle": "square,pad=0.25", "fc": fill, "ec": ink(fill), "lw": 0.6},
+        )
         box = tag.get_window_extent()
         size = np.array([box.width, box.height]) + 2 * pad
         heart, bounds = _heart_and_bounds(mask, frame)
@@ -276,11 +316,15 @@ def _free_place(
     if (top - low > 1.3 * size).all():
         near.insert(0, tuple(heart - size / 2))
     step = np.maximum(size / 2, (frame[2:] - frame[:2]) / 40)
-    grid = np.meshgrid(np.arange(frame[0], frame[2], step[0]), np.arange(frame[1], frame[3], step[1]))
+    grid = np.meshgrid(
+        np.arange(frame[0], frame[2], step[0]), np.arange(frame[1], frame[3], step[1])
+    )
     far = np.stack(grid, axis=-1).reshape(-1, 2)
     far = far[np.argsort(((far + size / 2 - heart) ** 2).sum(axis=1), kind="stable")]
     places = np.concatenate([np.array(near), far])
     places = np.maximum(np.minimum(places, frame[2:] - size), frame[:2])
-    covered = np.minimum(places[:, None] + size, taken[:, 2:]) - np.maximum(places[:, None], taken[:, :2])
+    covered = np.minimum(places[:, None] + size, taken[:, 2:]) - np.maximum(
+        places[:, None], taken[:, :2]
+    )
     across, down = covered.clip(0).transpose(2, 0, 1)
     return places[(across * down).sum(axis=1).argmin()]

@@ -7,12 +7,16 @@ from jaxtyping import Float, UInt8
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 
-from clip2sam.explaining import Explanation
+from clip2sam.analysis.explain import Explanation
 from clip2sam.visualize.canvas import Picture, colour, fit, place_axes
 from clip2sam.visualize.draw import draw_grid, draw_map, draw_masks, draw_picture, draw_points
 from clip2sam.visualize.words import FONT, short, style, write
 
-_GAP, _BAR, _HEADING = 0.15, 0.72, 0.32  # inches: between panels, for a colour bar, for a panel's title
+_GAP, _BAR, _HEADING = (
+    0.15,
+    0.72,
+    0.32,
+)  # inches: between panels, for a colour bar, for a panel's title
 _TOP = 0.62  # inches for the two lines over all
 _RIVALS = 7  # labels shown beside the explained one
 
@@ -28,7 +32,12 @@ def explanation_figure(explained: Explanation) -> Picture:
     wide, high = fit(pixels.shape[0], pixels.shape[1], 2.9, 2.9)
     slot = max(wide, 2.2) + _BAR + _GAP
     lower = max(high, 1.9)
-    figure = Picture(figsize=(4 * slot + 2 * _GAP - _BAR, _TOP + _HEADING + high + 0.35 + _HEADING + lower + 0.35))
+    figure = Picture(
+        figsize=(
+            4 * slot + 2 * _GAP - _BAR,
+            _TOP + _HEADING + high + 0.35 + _HEADING + lower + 0.35,
+        )
+    )
     top = figure.get_figheight() - _TOP - _HEADING - high
 
     def panel(column: int, bottom: float) -> Axes:
@@ -41,12 +50,22 @@ def explanation_figure(explained: Explanation) -> Picture:
         explained.points[:, 2].astype(int),
         ax=draw_grid(pixels, explained.grid, ax=panel(3, top)),
     )
-    figure.axes[-1].set_title("{} x {} grid and points".format(*explained.grid.shape), fontsize=FONT)
+    figure.axes[-1].set_title(
+        "{} x {} grid and points".format(*explained.grid.shape), fontsize=FONT
+    )
     figure.axes[-1].legend(
-        loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False, fontsize=FONT - 1, handletextpad=0.2
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncols=2,
+        frameon=False,
+        fontsize=FONT - 1,
+        handletextpad=0.2,
     )
     _draw_presence(explained, place_axes(figure, _GAP, 0.35, slot - 3 * _GAP, lower))
-    _draw_candidates(explained, [panel(i + 1, 0.35 + lower - high) for i in range(max(len(explained.candidates), 1))])
+    _draw_candidates(
+        explained,
+        [panel(i + 1, 0.35 + lower - high) for i in range(max(len(explained.candidates), 1))],
+    )
     return figure
 
 
@@ -72,7 +91,10 @@ def maps_figure(
     for i, (similarity, title) in enumerate(zip(maps, titles, strict=True)):
         bottom = figure.get_figheight() - (i // columns + 1) * (high + _HEADING)
         ax = draw_map(
-            pixels, similarity, ax=place_axes(figure, _GAP + i % columns * slot, bottom, wide, high), limits=limits
+            pixels,
+            similarity,
+            ax=place_axes(figure, _GAP + i % columns * slot, bottom, wide, high),
+            limits=limits,
         )
         ax.title.set(**style(short(title, 36)), fontsize=FONT)
     return figure
@@ -84,8 +106,18 @@ def _headline(figure: Picture, explained: Explanation) -> None:
     write(figure, _GAP, high - 0.12, short(explained.label, 60), size=13.0)
     score = explained.presence[explained.index]
     asked = "no threshold" if explained.threshold is None else f"threshold {explained.threshold:g}"
-    verdict = f"absent: {explained.reason}" if explained.reason else f"present: candidate {(explained.kept or 0) + 1}"
-    write(figure, _GAP, high - 0.4, short(f"presence {score:.3f}  ·  {asked}  ·  {verdict}", int(wide * 13)), size=FONT)
+    verdict = (
+        f"absent: {explained.reason}"
+        if explained.reason
+        else f"present: candidate {(explained.kept or 0) + 1}"
+    )
+    write(
+        figure,
+        _GAP,
+        high - 0.4,
+        short(f"presence {score:.3f}  ·  {asked}  ·  {verdict}", int(wide * 13)),
+        size=FONT,
+    )
 
 
 def _draw_terms(explained: Explanation, axes: Sequence[Axes]) -> None:
@@ -97,14 +129,20 @@ def _draw_terms(explained: Explanation, axes: Sequence[Axes]) -> None:
     draw_map(explained.image.pixels, explained.before, ax=axes[0], limits=limits)
     axes[0].set_title(f"similarity x weight {explained.weight:.2f}", fontsize=FONT)
     draw_map(explained.image.pixels, explained.redundant, ax=axes[1], limits=limits)
-    axes[1].set_title(f"minus {'the empty string' if alone else 'what all labels share'}", fontsize=FONT)
+    axes[1].set_title(
+        f"minus {'the empty string' if alone else 'what all labels share'}", fontsize=FONT
+    )
     draw_map(explained.image.pixels, explained.raw, ax=axes[2])
     axes[2].set_title("is the raw map", fontsize=FONT)
 
 
 def _draw_presence(explained: Explanation, ax: Axes) -> None:
     """Every class's highest raw score as a bar, the explained one's first, the others' from the highest."""
-    others = [i for i in np.argsort(-np.nan_to_num(explained.presence), kind="stable") if i != explained.index]
+    others = [
+        i
+        for i in np.argsort(-np.nan_to_num(explained.presence), kind="stable")
+        if i != explained.index
+    ]
     shown = [explained.index, *others[:_RIVALS]]
     classes = explained.label_set.classes
     scores = np.nan_to_num(explained.presence[shown], posinf=0.0, neginf=0.0)

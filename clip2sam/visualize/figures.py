@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from clip2sam.data.images import Image
 from clip2sam.errors import ConfigError, ImageError
-from clip2sam.types import Image
 from clip2sam.visualize.canvas import RGB, Picture, colour, fit, place_axes
 from clip2sam.visualize.draw import draw_grid, draw_map, draw_masks, draw_picture, draw_points
 from clip2sam.visualize.words import FONT, short, style, write
@@ -108,7 +108,13 @@ def label_figure(
         found = f"mask score {', '.join(f'{score:.2f}' for score in scores[:8])}"
     wide, high = figure.get_size_inches()
     write(figure, 0.2, high - 0.15, short(name, 36), size=13.0)
-    write(figure, 0.2, high - 0.42, short(f"presence {presence:.3f}  ·  {found}", int((wide - 0.4) * 13)), size=FONT)
+    write(
+        figure,
+        0.2,
+        high - 0.42,
+        short(f"presence {presence:.3f}  ·  {found}", int((wide - 0.4) * 13)),
+        size=FONT,
+    )
 
     draw_map(pixels, similarity, ax=left)
     left.set_title("similarity map, raw scores", fontsize=FONT, y=1.0)
@@ -117,7 +123,12 @@ def label_figure(
     draw_points(rows[:, :2], rows[:, 2].astype(int), ax=middle)
     middle.set_title(f"{grid.shape[0]} x {grid.shape[1]} grid and points", fontsize=FONT, y=1.0)
     middle.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False, fontsize=FONT - 1, handletextpad=0.2
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncols=2,
+        frameon=False,
+        fontsize=FONT - 1,
+        handletextpad=0.2,
     )
     draw_masks(pixels, masks, [""] * len(masks), scores, [fill or colour(0)] * len(masks), ax=right)
     right.set_title(("no mask", "mask", "masks")[min(len(masks), 2)], fontsize=FONT, y=1.0)
@@ -146,7 +157,10 @@ def overview_figure(
     """
     numbered = len(masks) > _TAGGED
     if numbered:
-        entries = [(f"{i + 1}  {short(name, 28)} {scores[i]:.2f}", colours[i]) for i, name in enumerate(names)]
+        entries = [
+            (f"{i + 1}  {short(name, 28)} {scores[i]:.2f}", colours[i])
+            for i, name in enumerate(names)
+        ]
     else:
         counts = {name: list(names).count(name) for name in names}
         entries = [
@@ -158,9 +172,14 @@ def overview_figure(
     ax = place_axes(figure, 0.2, 0.4, wide, high)
     legend_wide, legend_high = _draw_legend(ax, entries, rows=max(10, int(high / 0.22)))
     # The legend's size is known only now: make room for it.
-    total_wide, total_high = max(wide + 0.4 + legend_wide, 4.0), max(high, legend_high) + (0.75 if absent else 0.5)
+    total_wide, total_high = (
+        max(wide + 0.4 + legend_wide, 4.0),
+        max(high, legend_high) + (0.75 if absent else 0.5),
+    )
     figure.set_size_inches(total_wide, total_high)
-    ax.set_position((0.2 / total_wide, 1 - (0.35 + high) / total_high, wide / total_wide, high / total_high))
+    ax.set_position(
+        (0.2 / total_wide, 1 - (0.35 + high) / total_high, wide / total_wide, high / total_high)
+    )
     found = f"masks: {len(masks)}, labels found: {len(set(names))}"
     write(figure, 0.2, total_high - 0.1, found)
     if absent:
@@ -173,7 +192,9 @@ def result_figure(result: Drawable) -> Picture:
     """All masks of a result on its picture: `overview_figure` with each class in its own colour."""
     colours = [colour(int(i)) for i in result.label_indices]
     absent = [(a.label, a.score) for a in result.absent]
-    return overview_figure(result.image.pixels, result.masks, result.labels, result.scores, colours, absent=absent)
+    return overview_figure(
+        result.image.pixels, result.masks, result.labels, result.scores, colours, absent=absent
+    )
 
 
 def result_label_figure(result: Drawable, index: int) -> Picture:
@@ -210,7 +231,9 @@ def contact_sheet(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], titles: Sequence
     for i, (pixels, title) in enumerate(zip(images, titles, strict=True)):
         wide, high = fit(pixels.shape[0], pixels.shape[1], 1.9, 1.9)
         left, top = 0.1 + 2.0 * (i % cols), figure.get_figheight() - 0.1 - 2.2 * (i // cols)
-        draw_picture(pixels, ax=place_axes(figure, left + (1.9 - wide) / 2, top - 0.2 - high, wide, high))
+        draw_picture(
+            pixels, ax=place_axes(figure, left + (1.9 - wide) / 2, top - 0.2 - high, wide, high)
+        )
         write(figure, left, top, short(title, 28), size=FONT - 1)
     return figure
 
@@ -227,7 +250,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("png", "jpg", "jpeg", "pdf", "svg"):
-        raise ConfigError(f"can't write a figure as {path.name!r}: let the name end in .png, .jpg, .pdf or .svg")
+        raise ConfigError(
+            f"can't write a figure as {path.name!r}: let the name end in .png, .jpg, .pdf or .svg"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".clip2sam-{uuid4().hex}.tmp")
     try:
@@ -289,4 +314,8 @@ def _absent_line(absent: Sequence[tuple[str, float]]) -> str:
     """The absent labels, the likeliest first, as many as make sense on a line."""
     ranked = sorted(absent, key=lambda pair: -pair[1])
     more = f" and {len(ranked) - 8} more" if len(ranked) > 8 else ""
-    return "absent: " + ", ".join(f"{short(name, 24)} {score:.3f}" for name, score in ranked[:8]) + more
+    return (
+        "absent: "
+        + ", ".join(f"{short(name, 24)} {score:.3f}" for name, score in ranked[:8])
+        + more
+    )

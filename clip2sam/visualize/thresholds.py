@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from clip2sam.tuning import ClassScores, Tuning
+from clip2sam.analysis.tune import ClassScores, Tuning
 from clip2sam.visualize.canvas import Picture, colour
 from clip2sam.visualize.words import FONT, short, style
 
@@ -22,7 +22,9 @@ def tuning_figure(tuning: Tuning) -> Picture:
     shown = tuning.classes[:_DRAWN]
     columns, rows = min(len(shown), _COLUMNS), -(-len(shown) // _COLUMNS)
     known = any(c.truth is not None for c in shown)
-    figure = Picture(figsize=(3.1 * columns + 0.3, (2.9 if known else 1.9) * rows + 0.45), layout="constrained")
+    figure = Picture(
+        figsize=(3.1 * columns + 0.3, (2.9 if known else 1.9) * rows + 0.45), layout="constrained"
+    )
     grid = figure.subplots((2 if known else 1) * rows, columns, sharex=True, squeeze=False)
     edges = _edges(shown)
     for place in range(rows * columns):
@@ -38,7 +40,11 @@ def tuning_figure(tuning: Tuning) -> Picture:
         lowest = panels[0] if shown[place].truth is None else panels[-1]
         lowest.tick_params(labelbottom=True)  # also where no panel, or an empty one, stands below
     more = f"; {_DRAWN} of {len(tuning.classes)} classes" if len(tuning.classes) > _DRAWN else ""
-    how = ": with the label in colour, without it grey; precision solid, recall dotted" if known else ""
+    how = (
+        ": with the label in colour, without it grey; precision solid, recall dotted"
+        if known
+        else ""
+    )
     figure.suptitle(f"pictures by presence score{how}{more}", fontsize=FONT + 1)
     return figure
 
@@ -51,9 +57,16 @@ def _edges(classes: tuple[ClassScores, ...]) -> np.ndarray:
     return np.linspace(low, high if high > low else low + 1, _BINS + 1)
 
 
-def _draw_histogram(ax: Axes, scores: ClassScores, edges: np.ndarray, fill: tuple[float, float, float]) -> None:
+def _draw_histogram(
+    ax: Axes, scores: ClassScores, edges: np.ndarray, fill: tuple[float, float, float]
+) -> None:
     truth = np.zeros(len(scores.scores), bool) if scores.truth is None else scores.truth
-    ax.hist([scores.scores[~truth], scores.scores[truth]], bins=edges.tolist(), stacked=True, color=[_GREY, fill])
+    ax.hist(
+        [scores.scores[~truth], scores.scores[truth]],
+        bins=edges.tolist(),
+        stacked=True,
+        color=[_GREY, fill],
+    )
     _draw_threshold(ax, scores)
     limit = "no threshold" if scores.threshold is None else f"threshold {scores.threshold:.3g}"
     ax.set_title("", fontsize=FONT)

@@ -49,11 +49,15 @@ def style(text: str) -> dict[str, Any]:
     families, written = ["DejaVu Sans"], ""
     for letter in text:
         kind = unicodedata.category(letter)
-        if kind == "Cf" and letter not in "\u200c\u200d":  # invisible, and could turn the writing's direction
+        if (
+            kind == "Cf" and letter not in "\u200c\u200d"
+        ):  # invisible, and could turn the writing's direction
             continue
         if kind in ("Cc", "Zs", "Zl", "Zp"):
             letter = " "
-        family = next((f for f in ("DejaVu Sans", *FALLBACK_FONTS) if ord(letter) in glyphs(f)), None)
+        family = next(
+            (f for f in ("DejaVu Sans", *FALLBACK_FONTS) if ord(letter) in glyphs(f)), None
+        )
         if family is None:
             letter = "□"
         elif family not in families:

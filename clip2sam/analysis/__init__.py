@@ -1,0 +1,1 @@
+"""Explain, explore, tune and evaluate."""

@@ -1,0 +1,1 @@
+"""COCO: RLE, polygons, documents, and their validation. No torch."""

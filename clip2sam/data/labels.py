@@ -1,0 +1,385 @@
+"""The labels room: what a person types, or writes into a file, becomes a `LabelSet`.
+
+Names are kept exactly as typed, in the order given; distractors come last.
+
+A file is YAML or JSON, in one of three forms:
+
+    [person, traffic light]                                  # names
+
+    person:                                                  # names with their prompts: none, one, or synonyms
+    tv: television
+    traffic light: [traffic light, stoplight]
+
+    classes:                                                 # the full form; `classes` may be a mapping as above, too
+      - person
+      - {name: traffic light, prompts: [stoplight], threshold: 0.1, supercategory: street}
+    distractors: [sky, road]
+    templates: ["a photo of a {}."]
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from clip2sam.data.images import printable
+from clip2sam.errors import LabelError
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """One class as the user typed it."""
+
+    name: str
+    prompts: tuple[str, ...]
+    """What is put into the templates: the name itself, or its synonyms."""
+    threshold: float | None = None
+    """This class's own presence threshold; None leaves it to the configuration."""
+    supercategory: str = ""
+    distractor: bool = False
+    """Competes with the others, is never prompted or exported."""
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Classes in the user's order, distractors after all others."""
+
+    classes: tuple[LabelClass, ...]
+    templates: tuple[str, ...] | None = None
+    """Sentences with one "{}" for the prompt; None means the 85 of the published code."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def wanted(self) -> tuple[LabelClass, ...]:
+        """The classes that are exported: all but the distractors."""
+        return tuple(c for c in self.classes if not c.distractor)
+
+
+LabelsSource = LabelSet | Sequence[str] | Mapping[str, str | Sequence[str]] | str | os.PathLike[str]
+
+_FILE_KEYS = ("classes", "distractors", "templates")
+_CLASS_KEYS = ("name", "prompts", "threshold", "supercategory")
+_FILE_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """Classes not yet checked, each with the place where it stands, for messages."""
+
+    classes: list[tuple[LabelClass, str]]
+    templates: tuple[str, ...] | None = None
+    origin: str = "labels"
+
+
+def as_label_set(
+    labels: LabelsSource, *, distractors: Sequence[str] = (), templates: Sequence[str] | None = None
+) -> LabelSet:
+    """Labels in any of the accepted forms, checked.
+
+    `labels` is a list of names, a mapping from names to a prompt or a list of prompts (synonyms), the path of a
+    file (a string must end in .yaml, .yml or .json), or a `LabelSet`. A name without prompts is its own prompt.
+    `distractors` are added after those that `labels` brings along. `templates`, sentences with one "{}" for the
+    prompt, take the place of its own.
+
+    Raises `LabelError`, which says which label (or line of the file) it is, for no label at all, an empty label or
+    prompt, a label given twice or also as a distractor, a value that is no text, a threshold that is no finite
+    number, and a template without exactly one "{}"; and what `load_labels` raises.
+    """
+    draft = _draft(labels)
+    more = [
+        (LabelClass(name, (name,), distractor=True), f"distractor {i}")
+        for i, name in enumerate(_texts(distractors, "distractors"), 1)
+    ]
+    wanted = [d for d in draft.classes if not d[0].distractor]
+    competing = [d for d in draft.classes if d[0].distractor]
+    if not wanted:
+        raise LabelError(
+            f'{draft.origin}: expected at least one label, got none; give one, such as "person"'
+        )
+    classes = _checked_classes([*wanted, *competing, *more])
+    chosen = draft.templates if templates is None else _texts(templates, "templates")
+    return LabelSet(classes, None if chosen is None else _checked_templates(chosen))
+
+
+def load_labels(path: str | os.PathLike[str]) -> LabelSet:
+    """Read a labels file: JSON if its name ends in .json, else YAML, in the forms shown at the top of this page.
+
+    Every plain value is the text that stands there: `no`, `1` and `null` are labels, not False, 1 and None.
+
+    Raises `LabelError`, which names the file and the line, for what `as_label_set` refuses, for unknown or repeated
+    keys, and for a file that is missing, or no YAML or JSON.
+    """
+    return as_label_set(Path(path))
+
+
+def _draft(labels: Any) -> _Draft:
+    if isinstance(labels, LabelSet):
+        return _Draft(
+            [(c, f"label {i}") for i, c in enumerate(labels.classes, 1)], labels.templates
+        )
+    if isinstance(labels, os.PathLike) or (
+        isinstance(labels, str) and labels.lower().endswith(_FILE_SUFFIXES)
+    ):
+        return _read_file(labels)
+    if isinstance(labels, Mapping):
+        names = _texts(list(labels), "labels")
+        prompts = [
+            _texts([own] if isinstance(own, str) else own, f"prompts for {n!r}")
+            for n, own in labels.items()
+        ]
+    else:
+        names = _texts(labels, "labels")
+        prompts = [(name,) for name in names]
+    classes = [LabelClass(*pair) for pair in zip(names, prompts, strict=True)]
+    return _Draft([(c, f"label {i}") for i, c in enumerate(classes, 1)])
+
+
+def _texts(values: Any, what: str) -> tuple[str, ...]:
+    """A sequence whose items are all text. A bare text is one, of letters: nobody means that."""
+    if isinstance(values, str):
+        raise LabelError(
+            f"{what}: expected a list of texts{' or the path of a labels file' if what == 'labels' else ''}, "
+            f"got {values!r}; write [{values!r}] for this one alone"
+        )
+    if not isinstance(values, Sequence):
+        raise LabelError(
+            f"{what}: expected a list of texts, got {type(values).__name__}; put them into a list"
+        )
+    for i, value in enumerate(values, 1):
+        if not isinstance(value, str):
+            raise LabelError(
+                f"{what}: expected text, got {value!r} at position {i}; put it in quotes"
+            )
+    return tuple(values)
+
+
+def _checked_classes(classes: Sequence[tuple[LabelClass, str]]) -> tuple[LabelClass, ...]:
+    first: dict[str, str] = {}
+    for c, place in classes:
+        _check_text(c.name, place, "label")
+        if not c.prompts:
+            raise LabelError(
+                f"{place}: expected prompts for {c.name!r}, got none; give one or leave the key out"
+            )
+        for prompt in c.prompts:
+            _check_text(prompt, place, f"prompt for {c.name!r}")
+        if not isinstance(c.supercategory, str):
+            raise LabelError(
+                f"{place}: expected a text as supercategory, got {c.supercategory!r}; put it in quotes"
+            )
+        if c.name in first:
+            also = "given twice" if not c.distractor else "a label or distractor already"
+            raise LabelError(
+                f"{place}: {c.name!r} is {also}, first as {first[c.name]}; remove one of the two"
+            )
+        first[c.name] = place
+    return tuple(
+        replace(c, threshold=_checked_threshold(c.threshold, place)) for c, place in classes
+    )
+
+
+def _check_text(text: object, place: str, what: str) -> None:
+    if not isinstance(text, str):
+        raise LabelError(f"{place}: expected a text as {what}, got {text!r}; put it in quotes")
+    if not text.strip():
+        raise LabelError(
+            f"{place}: expected a {what}, got {text!r}, which is empty; write a name or remove it"
+        )
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise LabelError(
+            f"{place}: expected a {what} in valid Unicode, got {text!r}; save or type it as UTF-8"
+        )
+
+
+def _checked_threshold(threshold: object, place: str) -> float | None:
+    if threshold is None:
+        return None
+    if (
+        not isinstance(threshold, Real)
+        or isinstance(threshold, bool)
+        or not math.isfinite(threshold)
+    ):
+        raise LabelError(
+            f"{place}: expected a finite number as threshold, got {threshold!r}; write one such as 0.1"
+        )
+    return float(threshold)
+
+
+def _checked_templates(templates: tuple[str, ...]) -> tuple[str, ...]:
+    if not templates:
+        raise LabelError(
+            'templates: expected at least one, got none; leave the list out or write "a photo of a {}."'
+        )
+    for template in templates:
+        if template.count("{}") != 1:
+            raise LabelError(
+                f"templates: expected exactly one {{}} for the prompt, got {template.count('{}')} in {template!r}; "
+                'write it as in "a photo of a {}."'
+            )
+    return templates
+
+
+def _read_file(path: str | os.PathLike[str]) -> _Draft:
+    origin = printable(path)
+    text = _file_text(path, origin)
+    try:
+        if origin.lower().endswith(".json"):
+            json.loads(text)
+            text = _as_yaml(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise LabelError(
+            f"{origin}: expected labels in YAML or JSON, but it can't be read: {reason}"
+        ) from error
+    if root is None:
+        raise LabelError(
+            f"{origin}: expected at least one label, the file is empty; write one a line, as '- person'"
+        )
+    return _File(origin).draft(root)
+
+
+def _file_text(path: str | os.PathLike[str], origin: str) -> str:
+    try:
+        if not Path(path).is_file():  # a pipe would wait for a writer
+            what = "something that is no file" if os.path.exists(path) else "nothing there"
+            raise LabelError(
+                f"{origin}: expected a labels file (YAML or JSON), found {what}; check the path"
+            )
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LabelError(
+            f"{origin}: expected text in UTF-8, got {error.reason} at byte {error.start}; save it as UTF-8"
+        ) from error
+    except OSError as error:
+        raise LabelError(
+            f"{origin}: this file can't be read ({error.strerror}); check its permissions"
+        ) from error
+
+
+def _as_yaml(text: str) -> str:
+    """Valid JSON, line for line, as YAML takes it: no tabs (between values), odd characters (in strings) escaped."""
+    return (
+        text.replace("\t", " ")
+        .replace("\x7f", "\\x7f")
+        .encode("ascii", "backslashreplace")
+        .decode("ascii")
+    )
+
+
+class _File:
+    """Reads the nodes of a labels file, which know their lines, without making values of them."""
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+
+    def draft(self, root: yaml.Node) -> _Draft:
+        if not isinstance(root, yaml.MappingNode) or not any(
+            k.value in _FILE_KEYS for k, _ in root.value
+        ):
+            return _Draft(self.classes(root), None, self.origin)
+        fields = self.fields(root, _FILE_KEYS)
+        wanted = self.classes(fields["classes"]) if "classes" in fields else []
+        distractors = [
+            (LabelClass(self.text(n), (self.text(n),), distractor=True), self.place(n))
+            for n in self.items(fields.get("distractors"))
+        ]
+        templates = (
+            tuple(self.text(n) for n in self.items(fields["templates"]))
+            if "templates" in fields
+            else None
+        )
+        return _Draft([*wanted, *distractors], templates, self.origin)
+
+    def classes(self, node: yaml.Node) -> list[tuple[LabelClass, str]]:
+        """From a mapping of names to prompts, or a list of names and records."""
+        if isinstance(node, yaml.MappingNode):
+            return [(self.label_class(k, v), self.place(k)) for k, v in node.value]
+        return [(self.record(n), self.place(n)) for n in self.items(node)]
+
+    def record(self, node: yaml.Node) -> LabelClass:
+        if not isinstance(node, yaml.MappingNode):
+            return self.label_class(node, None)
+        fields = self.fields(node, _CLASS_KEYS)
+        if "name" not in fields:
+            self.fail(node, "expected a name in this class, got none; add 'name: ...'")
+        made = self.label_class(fields["name"], fields.get("prompts"))
+        threshold, supercategory = (
+            _given(fields.get("threshold")),
+            _given(fields.get("supercategory")),
+        )
+        return replace(
+            made,
+            threshold=None if threshold is None else self.number(threshold),
+            supercategory="" if supercategory is None else self.text(supercategory),
+        )
+
+    def label_class(self, name: yaml.Node, prompts: yaml.Node | None) -> LabelClass:
+        prompts = _given(prompts)
+        if prompts is None:
+            return LabelClass(self.text(name), (self.text(name),))
+        if isinstance(prompts, yaml.ScalarNode):
+            return LabelClass(self.text(name), (self.text(prompts),))
+        return LabelClass(self.text(name), tuple(self.text(n) for n in self.items(prompts)))
+
+    def fields(self, node: yaml.MappingNode, known: tuple[str, ...]) -> dict[str, yaml.Node]:
+        found: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            name = self.text(key)
+            if name not in known:
+                self.fail(key, f"unknown key {name!r}; the known ones are {', '.join(known)}")
+            if name in found:
+                self.fail(key, f"the key {name!r} is given twice; remove one of the two")
+            found[name] = value
+        return found
+
+    def items(self, node: yaml.Node | None) -> list[yaml.Node]:
+        node = _given(node)
+        if node is None:
+            return []
+        if not isinstance(node, yaml.SequenceNode):
+            self.fail(
+                node, "expected a list, got something else; write one item a line, as '- person'"
+            )
+        return list(node.value)
+
+    def text(self, node: yaml.Node) -> str:
+        if not isinstance(node, yaml.ScalarNode):
+            kind = "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+            self.fail(
+                node,
+                f"expected a text, got {kind}; put the text in quotes if it has ': ' or brackets",
+            )
+        # JSON writes a character beyond U+FFFF as two escapes; YAML leaves them two
+        return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+    def number(self, node: yaml.Node) -> float:
+        try:
+            return float(self.text(node))
+        except ValueError:
+            self.fail(
+                node,
+                f"expected a finite number as threshold, got {self.text(node)!r}; write one such as 0.1",
+            )
+
+    def place(self, node: yaml.Node) -> str:
+        return f"{self.origin}, line {node.start_mark.line + 1}"
+
+    def fail(self, node: yaml.Node, message: str) -> NoReturn:
+        raise LabelError(f"{self.place(node)}: {message}")
+
+
+def _given(node: yaml.Node | None) -> yaml.Node | None:
+    """The node, unless nothing is given in it: an empty value or null."""
+    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+        return None
+    return node

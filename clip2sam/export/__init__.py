@@ -1,0 +1,1 @@
+"""Records into files of other tools. No torch."""

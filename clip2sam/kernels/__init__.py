@@ -1,0 +1,1 @@
+"""Speed code: attention, linear layers, devices and their budgets."""

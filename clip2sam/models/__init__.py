@@ -1,0 +1,1 @@
+"""Presets, verified files, and loading."""

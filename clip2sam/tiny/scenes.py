@@ -1,0 +1,442 @@
+"""Seeded scenes: pictures of coloured, textured shapes on clutter, with exact masks and labels known to be true.
+
+The tiny models are trained on them, and tests, the demo and the evaluation stand on them. A scene is a function of its
+seed and size alone. Pixel (row, column) conventions are numpy's; pictures are RGB.
+
+A label is up to three words: a colour, a texture and a shape, in this order, each of them optional, or "thing" in the
+place of the shape: "heart", "red thing", "striped star", "red dotted circle".
+"""
+
+import colorsys
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from clip2sam.errors import ConfigError, LabelError
+
+SHAPES = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "heart",
+    "cross",
+    "ring",
+    "moon",
+    "arrow",
+    "diamond",
+)
+COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+TEXTURES = ("solid", "striped", "dotted")
+KINDS = ("shape", "colour", "texture + shape", "colour + shape")
+
+# Hue in degrees, saturation and value, each as (lowest, highest).
+_HSV: Mapping[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
+    "red": ((-6, 6), (0.85, 1.0), (0.75, 0.95)),
+    "orange": ((24, 32), (0.85, 1.0), (0.9, 1.0)),
+    "yellow": ((51, 58), (0.8, 1.0), (0.9, 1.0)),
+    "green": ((110, 140), (0.7, 1.0), (0.5, 0.75)),
+    "cyan": ((176, 188), (0.7, 1.0), (0.8, 1.0)),
+    "blue": ((218, 232), (0.8, 1.0), (0.7, 0.95)),
+    "purple": ((270, 285), (0.6, 0.85), (0.5, 0.75)),
+    "pink": ((324, 336), (0.35, 0.5), (0.95, 1.0)),
+}
+
+# Seeds of the three splits never meet: each has a range of its own.
+_SPLITS = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
+_SPLIT_SIZE = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object of a scene."""
+
+    shape: str
+    colour: str
+    texture: str
+    mask: Bool[np.ndarray, "height width"]
+    """Its visible part: what no later object covers."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and what is in it. Objects are in drawing order: a later one covers an earlier one."""
+
+    seed: int
+    pixels: UInt8[np.ndarray, "height width 3"]
+    objects: tuple[SceneObject, ...]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+def split_seed(split: str, index: int) -> int:
+    """The seed of picture `index` of a split: "train", "validation" or "test". Splits share no seed.
+
+    Raises ConfigError for another split or an index outside 0 to 999,999,999.
+    """
+    if split not in _SPLITS:
+        raise ConfigError(
+            f'expected the split "train", "validation" or "test", got {split!r}: use one of them.'
+        )
+    if not 0 <= index < _SPLIT_SIZE:
+        raise ConfigError(
+            f"expected an index from 0 to {_SPLIT_SIZE - 1}, got {index}: each split ends there."
+        )
+    return _SPLITS[split] + index
+
+
+def scene(
+    seed: int,
+    size: int | tuple[int, int] = 224,
+    *,
+    objects: tuple[int, int] = (0, 6),
+    radius: tuple[float, float] | None = None,
+) -> Scene:
+    """Draw the scene of a seed.
+
+    size: the side of a square, or (height, width), in pixels; at least 32 each.
+    objects: the least and the greatest number of objects (fewer are drawn where no room is left).
+    radius: the least and the greatest radius of an object in pixels; by default 9 % to 25 % of the shorter side.
+        Stripes and dots grow with the least.
+    Raises ConfigError for sizes and ranges that can't be drawn.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 32:
+        raise ConfigError(
+            f"expected a scene of at least 32 x 32 pixels, got {height} x {width}: ask for a larger one."
+        )
+    if not 0 <= objects[0] <= objects[1]:
+        raise ConfigError(
+            f"expected objects=(least, greatest) with 0 <= least <= greatest, got {objects}."
+        )
+    low, high = radius or (0.09 * min(height, width), 0.25 * min(height, width))
+    if not 0 < low <= high <= min(height, width) / 2:
+        raise ConfigError(
+            f"expected 0 < least radius <= greatest <= half the shorter side, got {(low, high)}."
+        )
+    rng = np.random.default_rng(seed)
+    pixels = _background(rng, height, width)
+    drawn: list[SceneObject] = []
+    areas: list[int] = []
+    for _ in range(int(rng.integers(objects[0], objects[1] + 1))):
+        drawn, areas = _add_object(rng, pixels, drawn, areas, (low, high))
+    return Scene(seed, _light(rng, pixels), tuple(drawn))
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _noise_bank() -> Float[np.ndarray, "rows cols 3"]:
+    """Normal noise, drawn once: cutting a piece is ten times faster than drawing one per picture."""
+    return np.random.default_rng(7).standard_normal((1024, 1024, 3), dtype=np.float32)
+
+
+def _noise(
+    rng: np.random.Generator, height: int, width: int
+) -> Float[np.ndarray, "height width 3"]:
+    bank = _noise_bank()
+    if height > bank.shape[0] or width > bank.shape[1]:
+        return rng.standard_normal((height, width, 3), dtype=np.float32)
+    top, left = (
+        rng.integers(0, bank.shape[0] - height + 1),
+        rng.integers(0, bank.shape[1] - width + 1),
+    )
+    return bank[top : top + height, left : left + width]
+
+
+def _background(
+    rng: np.random.Generator, height: int, width: int
+) -> Float[np.ndarray, "height width 3"]:
+    """Muted clouds of two scales, then clutter: blobs and lines without a name, in colours without a name."""
+    cells = int(rng.integers(12, 40))
+    coarse, fine = (_clouds(rng, n) for n in (4, cells))
+    small = (
+        16.0 * cv2.resize(coarse, (cells, cells), interpolation=cv2.INTER_LINEAR)
+        + rng.uniform(2, 12) * fine
+    )
+    small += rng.uniform(60, 190) + rng.uniform(-18, 18, 3)
+    pixels = cv2.resize(small.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    side = min(height, width)
+    for _ in range(int(rng.integers(3, 14))):
+        colour = np.clip(rng.uniform(30, 220) + rng.uniform(-20, 20, 3), 0, 255).tolist()
+        centre = rng.uniform(0, 1, 2) * (width, height)
+        if rng.random() < 0.5:
+            corners = int(rng.integers(5, 9))
+            angles = np.sort(rng.uniform(0, 2 * math.pi, corners))
+            reach = rng.uniform(0.02, 0.2, corners) * side
+            outline = centre + np.stack([np.cos(angles), np.sin(angles)], 1) * reach[:, None]
+            cv2.fillPoly(pixels, [_fixed(outline)], colour, cv2.LINE_8, _SHIFT)
+        else:
+            ends = np.stack([centre, centre + rng.uniform(-0.6, 0.6, 2) * side])
+            cv2.polylines(
+                pixels, [_fixed(ends)], False, colour, int(rng.integers(1, 5)), cv2.LINE_8, _SHIFT
+            )
+    return pixels
+
+
+def _clouds(rng: np.random.Generator, cells: int) -> Float[np.ndarray, "cells cells 3"]:
+    """Random tones with a little tint, a cell each."""
+    tone = rng.standard_normal((cells, cells, 1), dtype=np.float32)
+    return tone + np.float32(0.3) * rng.standard_normal((cells, cells, 3), dtype=np.float32)
+
+
+_SHIFT = 4  # cv2 takes corners as integers with this many binary places
+
+
+def _fixed(corners: Float[np.ndarray, "corners 2"]) -> np.ndarray:
+    """Corners (x, y), where the first pixel's centre is (0, 0), in cv2's fixed point."""
+    return np.round(corners * (1 << _SHIFT)).astype(np.int32)
+
+
+def _circle(radius: float = 1.0, count: int = 40) -> np.ndarray:
+    angles = np.arange(count) * (2 * math.pi / count)
+    return radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+
+
+def _moon() -> np.ndarray:
+    """A full circle of radius 1 less a circle of radius 0.85 whose centre lies 0.7 to the right."""
+    x = (1 - 0.85**2 + 0.7**2) / (2 * 0.7)
+    outer, inner = math.acos(x), math.atan2(math.sqrt(1 - x * x), x - 0.7)
+    back = np.linspace(outer, 2 * math.pi - outer, 30)
+    front = np.linspace(2 * math.pi - inner, inner, 22)[1:-1]
+    arc = np.stack([0.7 + 0.85 * np.cos(front), 0.85 * np.sin(front)], 1)
+    outline = np.concatenate([np.stack([np.cos(back), np.sin(back)], 1), arc])
+    return outline + np.array([0.3, 0.0])
+
+
+def _heart() -> np.ndarray:
+    t = np.linspace(0, 2 * math.pi, 40, endpoint=False)
+    x = 16 * np.sin(t) ** 3
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    return np.stack([x, y - 2.5], 1) / 16
+
+
+def _outlines() -> dict[str, list[np.ndarray]]:
+    """Each shape's contours (x right, y down) in about the unit circle; a second contour is a hole."""
+    a = 0.36
+    star = _circle(1.0, 10) * np.where(np.arange(10) % 2 == 0, 1.1, 0.48)[:, None]
+    quarter = np.array([[0.0, -1.0], [1.0, 0.0]])  # (x, y) -> the same turned by 90 degrees
+    return {
+        "circle": [0.92 * _circle()],
+        "square": [np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.82],
+        "triangle": [1.1 * _circle(1.0, 3) @ quarter],
+        "star": [star @ quarter],
+        "heart": [_heart()],
+        "cross": [np.array([[-a, -1], [a, -1], [a, -a], [1, -a], [1, a], [a, a], [a, 1], [-a, 1], [-a, a],
+                            [-1, a], [-1, -a], [-a, -a]])],
+        "ring": [_circle(), _circle(0.5)],
+        "moon": [_moon()],
+        "arrow": [np.array([[1.05, 0], [0.15, -0.85], [0.15, -0.36], [-0.95, -0.36], [-0.95, 0.36], [0.15, 0.36],
+                            [0.15, 0.85]])],
+        "diamond": [np.array([[0, -1.15], [0.66, 0], [0, 1.15], [-0.66, 0]])],
+    }  # fmt: skip
+
+
+_OUTLINES = _outlines()
+
+
+def _name_object(rng: np.random.Generator, drawn: Sequence[SceneObject]) -> tuple[str, str, str]:
+    """(shape, colour, texture), each at random; sometimes two of the three are an earlier object's."""
+    names = [str(rng.choice(SHAPES)), str(rng.choice(COLOURS)), str(rng.choice(TEXTURES))]
+    if drawn and rng.random() < 0.3:
+        twin = drawn[int(rng.integers(len(drawn)))]
+        own = int(rng.integers(3))
+        names = [
+            n if i == own else t for i, (n, t) in enumerate(zip(names, _names(twin), strict=True))
+        ]
+    return names[0], names[1], names[2]
+
+
+def _names(item: SceneObject) -> tuple[str, str, str]:
+    return item.shape, item.colour, item.texture
+
+
+def _add_object(
+    rng: np.random.Generator,
+    pixels: Float[np.ndarray, "height width 3"],
+    drawn: list[SceneObject],
+    areas: list[int],
+    radius: tuple[float, float],
+) -> tuple[list[SceneObject], list[int]]:
+    """Draw one more object into `pixels`, where it leaves at least 70 % of every other one to be seen.
+
+    Returns the objects with their masks cut by the new one, and their whole areas; the same where no room is left.
+    """
+    height, width = pixels.shape[:2]
+    shape, colour, texture = _name_object(rng, drawn)
+    for _ in range(6):
+        r = math.exp(rng.uniform(math.log(radius[0]), math.log(radius[1])))
+        centre = rng.uniform(0.7 * r, (width - 0.7 * r, height - 0.7 * r))
+        angle, stretch = rng.uniform(-math.pi / 4, math.pi / 4), math.sqrt(rng.uniform(0.8, 1.25))
+        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        contours = [(c * (stretch, 1 / stretch) * r) @ turn + centre for c in _OUTLINES[shape]]
+        left, top = (int(max(0, v)) for v in np.floor(contours[0].min(0)) - 1)
+        right, bottom = (
+            int(v) for v in np.minimum(np.ceil(contours[0].max(0)) + 2, (width, height))
+        )
+        cover = np.zeros((bottom - top, right - left), np.uint8)
+        cv2.fillPoly(cover, [_fixed(c - (left, top)) for c in contours], 255, cv2.LINE_AA, _SHIFT)
+        inside = cover >= 128
+        window = (slice(top, bottom), slice(left, right))
+        kept = [int(o.mask.sum()) - int((o.mask[window] & inside).sum()) for o in drawn]
+        if all(k >= 0.7 * a for k, a in zip(kept, areas, strict=True)):
+            break
+    else:
+        return drawn, areas
+    for earlier in drawn:
+        earlier.mask[window] &= ~inside
+    mask = np.zeros((height, width), bool)
+    mask[window] = inside
+    paint = _paint(rng, colour, texture, inside.shape, radius[0] / 20)
+    alpha = cover.astype(np.float32) / 255
+    pixels[window] += cv2.merge([alpha] * 3) * (paint - pixels[window])
+    return [*drawn, SceneObject(shape, colour, texture, mask)], [*areas, int(inside.sum())]
+
+
+def _paint(
+    rng: np.random.Generator, colour: str, texture: str, shape: tuple[int, int], unit: float
+) -> Float[np.ndarray, "height width 3"]:
+    """The object's surface: its colour, with stripes or dots of a light or dark grey, under a slope of light."""
+    hue, saturation, value = (rng.uniform(*limits) for limits in _HSV[colour])
+    ink = colorsys.hsv_to_rgb(hue / 360 % 1, saturation, value)
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    y, x = y.astype(np.float32), x.astype(np.float32)
+    angle = rng.uniform(0, math.pi)
+    along = x * np.float32(math.cos(angle)) + y * np.float32(math.sin(angle))
+    slope = rng.uniform(-0.25, 0.25) * (along - along.mean()) / max(shape)
+    light = (255 + 255 * slope).astype(np.float32, copy=False)
+    if texture == "solid":
+        return cv2.merge([light * np.float32(channel) for channel in ink])
+    period, phase = np.float32(rng.uniform(9, 15) * max(unit, 0.5)), rng.uniform(0, 1, 2)
+    other = np.float32(rng.uniform(215, 250) if rng.random() < 0.5 else rng.uniform(10, 50))
+    u = along / period + np.float32(phase[0])
+    if texture == "striped":
+        second = u % 1 < 0.45
+    else:
+        v = (
+            y * np.float32(math.cos(angle)) - x * np.float32(math.sin(angle))
+        ) / period + np.float32(phase[1])
+        second = (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.3**2
+    return cv2.merge([np.where(second, other, light * np.float32(channel)) for channel in ink])
+
+
+def _light(
+    rng: np.random.Generator, pixels: Float[np.ndarray, "height width 3"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """One light over the whole picture: gain, a slope from side to side, blur now and then, noise."""
+    height, width = pixels.shape[:2]
+    across = np.linspace(-1, 1, width, dtype=np.float32) * np.float32(rng.uniform(-0.12, 0.12))
+    down = np.linspace(-1, 1, height, dtype=np.float32) * np.float32(rng.uniform(-0.12, 0.12))
+    gain = (rng.uniform(0.75, 1.12) + np.repeat(across, 3)[None, :] + down[:, None]).astype(
+        np.float32, copy=False
+    )
+    pixels = (pixels.reshape(height, width * 3) * gain).reshape(height, width, 3)
+    if rng.random() < 0.25:
+        pixels = cv2.GaussianBlur(pixels, (3, 3), 0.8)
+    return cv2.addWeighted(
+        pixels, 1.0, _noise(rng, height, width), rng.uniform(0, 9), 0.0, dtype=cv2.CV_8U
+    )
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def all_labels(kind: str) -> tuple[str, ...]:
+    """Every label of one of the KINDS, for example the ten shapes. Raises LabelError for another kind."""
+    if kind == "shape":
+        return SHAPES
+    if kind == "colour":
+        return tuple(f"{c} thing" for c in COLOURS)
+    if kind == "texture + shape":
+        return tuple(f"{t} {s}" for t in TEXTURES for s in SHAPES)
+    if kind == "colour + shape":
+        return tuple(f"{c} {s}" for c in COLOURS for s in SHAPES)
+    raise LabelError(f"expected a kind of label out of {KINDS}, got {kind!r}: use one of them.")
+
+
+def is_label(label: str) -> bool:
+    """Whether scenes know the label: up to one colour, one texture, and one shape or "thing", in this order."""
+    words = label.split()
+    choices: Iterator[tuple[str, ...]] = iter((COLOURS, TEXTURES, (*SHAPES, "thing")))
+    return bool(words) and all(any(word in choice for choice in choices) for word in words)
+
+
+def matches(item: SceneObject, label: str) -> bool:
+    """Whether the label is true of the object. A label that scenes don't know is true of none."""
+    return is_label(label) and all(word in (*_names(item), "thing") for word in label.split())
+
+
+def instance_masks(picture: Scene, label: str) -> list[Bool[np.ndarray, "height width"]]:
+    """The visible masks of the objects that the label is true of, in drawing order; none where it is absent."""
+    return [o.mask for o in picture.objects if matches(o, label)]
+
+
+def label_mask(picture: Scene, label: str) -> Bool[np.ndarray, "height width"]:
+    """The union of the label's instance masks; all false where it is absent."""
+    union = np.zeros(picture.size, bool)
+    for mask in instance_masks(picture, label):
+        union |= mask
+    return union
+
+
+def true_labels(picture: Scene) -> dict[str, tuple[str, ...]]:
+    """By kind, the labels that are true of the scene, in the order of `all_labels`."""
+    return {kind: tuple(x for x in all_labels(kind) if _present(picture, x)) for kind in KINDS}
+
+
+def _present(picture: Scene, label: str) -> bool:
+    return any(matches(o, label) for o in picture.objects)
+
+
+def caption(picture: Scene) -> str:
+    """A sentence that names every object by its three words: "a red solid circle and a blue striped star"."""
+    named = [f"{o.colour} {o.texture} {o.shape}" for o in picture.objects]
+    phrases = [f"an {n}" if n.startswith("orange") else f"a {n}" for n in named]
+    if not phrases:
+        return "nothing"
+    return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
+
+
+def asked_labels(picture: Scene, count: int = 20) -> dict[str, tuple[str, ...]]:
+    """By kind, labels to ask of the scene: up to two true ones of each kind, the others absent. A function of its seed.
+
+    `count` is shared evenly among the four kinds. Of the absent ones, the first half (where there are so many) are
+    hard: they share a word with an object of the scene.
+    """
+    rng = np.random.default_rng((picture.seed, 1))
+    true = true_labels(picture)
+    words = {word for o in picture.objects for word in _names(o)}
+    asked = {}
+    for place, kind in enumerate(KINDS):
+        wanted = count // len(KINDS) + (place < count % len(KINDS))
+        present = [str(x) for x in rng.permutation(true[kind])[:2]]
+        absent = [
+            str(x) for x in rng.permutation([x for x in all_labels(kind) if x not in true[kind]])
+        ]
+        hard = [x for x in absent if words & set(x.split())][
+            : math.ceil((wanted - len(present)) / 2)
+        ]
+        easy = [x for x in absent if x not in hard]
+        asked[kind] = tuple(str(x) for x in rng.permutation((present + hard + easy)[:wanted]))
+    return asked
+
+
+def scene_ground_truth(
+    picture: Scene, labels: Sequence[str] | None = None
+) -> dict[str, list[Bool[np.ndarray, "height width"]]]:
+    """Label -> its visible instance masks, for each of `labels` (by default: those of `asked_labels`).
+
+    Absent labels are there with an empty list, so that an evaluation knows that they were asked.
+    """
+    if labels is None:
+        labels = [x for kind in asked_labels(picture).values() for x in kind]
+    return {x: instance_masks(picture, x) for x in labels}

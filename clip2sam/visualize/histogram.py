@@ -1,0 +1,58 @@
+"""The presence scores of a run as histograms, a row a class, with its threshold: what thresholds are chosen from."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from clip2sam.visualize.words import short, style
+
+DRAWN = 100
+"""Classes on the picture; the summary has them all."""
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """A class's presence scores."""
+
+    name: str
+    threshold: float | None
+    histogram: dict[float, int]
+    """Lower edge of each bin that is not empty, and number of pictures in it."""
+
+
+def presence_figure(classes: Sequence[Scores], width: float) -> Figure:
+    """All histograms on one axis of scores, the first class on top. Heights are logarithms, on one scale for all.
+
+    Args:
+        width: of a bin.
+    """
+    shown = classes[:DRAWN]
+    figure = Figure(figsize=(9, 1.2 + 0.32 * len(shown)), layout="constrained")
+    ax = figure.subplots()
+    most = max((n for c in shown for n in c.histogram.values()), default=1)
+    edges = [edge for c in shown for edge in c.histogram] or [0.0]
+    bins = np.arange(round(min(edges) / width), round(max(edges) / width) + 2)
+    for row, found in enumerate(shown):
+        counts = {round(edge / width): n for edge, n in found.histogram.items()}
+        heights = np.array([counts.get(int(b), 0) for b in bins])
+        ax.fill_between(
+            bins * width,
+            row,
+            row - 0.85 * np.log1p(heights) / np.log1p(most),
+            step="post",
+            color="#4477aa",
+        )
+        if found.threshold is not None:
+            ax.vlines(found.threshold, row - 0.9, row, color="#cc3311", linewidth=1.5)
+    ax.set_ylim(len(shown) - 0.9, -1)
+    ax.set_yticks(range(len(shown)), labels=[""] * len(shown))
+    for tick, found in zip(ax.get_yticklabels(), shown, strict=True):
+        tick.set(fontsize=8, **style(short(found.name, 32)))
+    ax.set_xlabel("presence score")
+    more = f"; the first {DRAWN} of {len(classes)} classes" if len(classes) > DRAWN else ""
+    ax.set_title(
+        f"pictures by presence score (up to {most} in a bin); red: the threshold{more}", fontsize=9
+    )
+    return figure
