@@ -9,11 +9,11 @@ class Clip2SamError(Exception):
 
 
 class ImageError(Clip2SamError, ValueError):
-    """A picture that can't be read or used."""
+    """An image that can't be read or used."""
 
 
 class LabelError(Clip2SamError, ValueError):
-    """A label, label file or template that can't be used."""
+    """A label, labels file or template that can't be used."""
 
 
 class ConfigError(Clip2SamError, ValueError):
@@ -25,27 +25,28 @@ class WeightsError(Clip2SamError, OSError):
 
 
 class CocoError(Clip2SamError, ValueError):
-    """Annotations that would not be valid COCO."""
+    """Annotations that are not, or would not be, valid COCO."""
+
+
+class OutputError(Clip2SamError, OSError):
+    """A file or folder that can't be written: the disk is full, or refuses. Older files stay."""
 
 
 class RunError(Clip2SamError, RuntimeError):
-    """A run over a data set that can't go on: other settings than it began with, or a folder that is no run."""
+    """A run over a dataset that can't go on: other settings than at its start, or no run at all."""
 
 
 class RunLockedError(RunError):
     """Another process works on the same run."""
 
 
-class RunDiskError(RunError):
-    """The disk is full, or the run's folder can't be written. What is in the journal stays there."""
-
-
 class TooManyFailuresError(RunError):
-    """More pictures failed than were allowed."""
+    """More images failed than were allowed."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """An error of a library on one line. A failed connection's own reason comes first: requests wraps it in another."""
+    """An error of a library on one line. A failed connection's own reason comes first: requests
+    wraps it in another."""
     reason = getattr(error.args[0], "reason", None) if error.args else None
     text = " ".join(str(reason or error).split()) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + " ..."

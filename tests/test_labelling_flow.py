@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from clip2sam import Image
-from clip2sam.errors import ConfigError, RunDiskError, RunError, TooManyFailuresError
+from clip2sam.errors import ConfigError, OutputError, RunError, TooManyFailuresError
 from clip2sam.labelling.engine import predict_within_memory, shortest
 from clip2sam.labelling.flow import Clock, run_flow
 from clip2sam.labelling.journal import Journal
@@ -234,7 +234,7 @@ def test_a_full_disk_ends_the_run_and_leaves_a_good_journal(pictures, journal, m
         real(self, line)
 
     monkeypatch.setattr(Journal, "_write", write)
-    with pytest.raises(RunDiskError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         run(pictures, journal)
     assert len(calls) == 10
     assert len(list(journal.records())) == 9

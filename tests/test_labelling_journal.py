@@ -7,7 +7,7 @@ import os
 import pytest
 
 from clip2sam.data.records import FoundMask, Labelled
-from clip2sam.errors import RunDiskError, RunError
+from clip2sam.errors import OutputError, RunError
 from clip2sam.labelling import journal as room
 from clip2sam.labelling.journal import Journal, as_line, read_index, read_record, read_records
 
@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_no_half_line(path, monkeypatch):
 
     monkeypatch.setattr(room.os, "write", full)
     with pytest.raises(
-        RunDiskError, match=r"No space left on device.*make room.*goes on where it stopped"
+        OutputError, match=r"No space left on device.*make room.*goes on where it stopped"
     ):
         journal.append(record(2))
     monkeypatch.undo()
@@ -156,7 +156,7 @@ def test_a_really_full_disk(path):
         pytest.skip("this system has no /dev/full")
     journal = Journal(path, 10)
     os.dup2(os.open("/dev/full", os.O_WRONLY), journal._file)
-    with pytest.raises(RunDiskError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         journal.append(record(0))
     os.close(journal._file)
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from clip2sam.errors import (
     ConfigError,
     LabelError,
-    RunDiskError,
+    OutputError,
     RunError,
     RunLockedError,
     TooManyFailuresError,
@@ -25,7 +25,7 @@ Exit codes: 0 all well; 1 some pictures failed (see summary.json); 2 wrong usage
 3 weights are missing, damaged or out of reach; 4 another process works on this run; 5 the disk is full or can't be
 written; 6 more pictures failed than --max-failures; 130 interrupted (the same command goes on)."""
 
-_CODES = {RunLockedError: 4, RunDiskError: 5, TooManyFailuresError: 6}
+_CODES = {RunLockedError: 4, OutputError: 5, TooManyFailuresError: 6}
 
 
 def label(

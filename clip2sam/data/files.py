@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from clip2sam.data.images import printable
-from clip2sam.errors import RunDiskError
+from clip2sam.errors import OutputError
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which takes the name `path` at the end if nothing was raised; its folders are made.
 
     The bytes go into a new file beside it and to the disk; then it is renamed, and the folder goes to the disk.
-    Raises `RunDiskError` when the disk refuses, with an older file left as it was.
+    Raises `OutputError` when the disk refuses, with an older file left as it was.
     """
     beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     with disk_errors(path):
@@ -45,11 +45,11 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a `RunDiskError` that names the file."""
+    """Turn what the disk refuses into a `OutputError` that names the file."""
     try:
         yield
     except OSError as error:
-        raise RunDiskError(
+        raise OutputError(
             f"{printable(path)}: can't be written ({error.strerror or error}); make room or check the folder's "
             "permissions, then start the same command again: it goes on where it stopped"
         ) from error

@@ -1,111 +1,118 @@
-"""What the journal holds of one picture, in memory and as a line: the noun between the model and every output."""
+"""What became of an image: the one record from the masks to every file.
 
+The pipeline's result, the journal of a run, and every exporter hold these records and no others.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import numpy as np
 
 State = Literal["done", "empty", "failed"]
 
 
 @dataclass(frozen=True)
-class FoundMask:
-    """One mask of a picture, decided upon or not."""
-
-    label: int
-    """Index of its class among those that are exported."""
-    counts: str
-    """pycocotools' compressed RLE counts; their size is the picture's."""
-    score: float
-    """0 to 1."""
-    points: tuple[tuple[float, float, int], ...]
-    """Its prompt: x, y in continuous pixels, and 1 (positive) or 0 (negative)."""
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """What became of one picture."""
-
-    picture: int
-    """Its place in the run's frozen list, from 0."""
-    key: str
-    """Its name below the root, as the file system spells it."""
-    state: State
-    """done: it has a mask that the run's thresholds accept; empty: none; failed: see `reason`."""
-    reason: str = ""
-    size: tuple[int, int] = (0, 0)
-    """(height, width) in pixels; (0, 0) if it failed."""
-    presence: tuple[float | None, ...] = ()
-    """Presence score of every class asked for, also of those rejected; None where it is not finite."""
-    masks: tuple[FoundMask, ...] = ()
-    """In the order of classes. Also those below their threshold that the run was asked to keep."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """What it took to decode it, to run the model (its share of the batch), and to make the masks."""
-
-    def rle(self, mask: FoundMask) -> dict[str, Any]:
-        """A mask as pycocotools RLE."""
-        return {"size": list(self.size), "counts": mask.counts}
-
-
-def to_row(record: Labelled) -> dict[str, Any]:
-    """A record as JSON, its place and state first: the journal finds them there without reading the rest."""
-    row: dict[str, Any] = {
-        "picture": record.picture,
-        "state": record.state,
-        "file_name": record.key,
-    }
-    if record.state == "failed":
-        return {**row, "reason": record.reason, "seconds": record.seconds}
-    masks = [
-        {"label": m.label, "score": m.score, "points": m.points, "counts": m.counts}
-        for m in record.masks
-    ]
-    return {
-        **row,
-        "size": record.size,
-        "presence": record.presence,
-        "masks": masks,
-        "seconds": record.seconds,
-    }
-
-
-def from_row(row: dict[str, Any]) -> Labelled:
-    """The record of a line that the journal has checked."""
-    masks = tuple(
-        FoundMask(
-            m["label"], m["counts"], m["score"], tuple((x, y, kind) for x, y, kind in m["points"])
-        )
-        for m in row.get("masks", ())
-    )
-    height, width = row.get("size", (0, 0))
-    return Labelled(
-        picture=row["picture"],
-        key=row["file_name"],
-        state=row["state"],
-        reason=row.get("reason", ""),
-        size=(height, width),
-        presence=tuple(row.get("presence", ())),
-        masks=masks,
-        seconds=row["seconds"],
-    )
-
-
-@dataclass(frozen=True)
 class Annotation:
-    """One mask, ready for COCO."""
+    """One mask of one label."""
 
     label: str
+    """The class, exactly as typed."""
     rle: dict[str, Any]
-    """pycocotools RLE: {"size": [height, width], "counts": str}."""
+    """pycocotools' compressed RLE: {"size": [height, width], "counts": str}."""
     score: float
-    """0 to 1."""
-    prompt: int = 0
-    """Which prompt of the picture it came from."""
+    """0 to 1, see `as_float32`."""
+    points: tuple[tuple[float, float, int], ...] = ()
+    """Its prompt: x, y in continuous pixels of the image, and 1 (positive) or 0 (negative)."""
 
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """A picture's row in a COCO file."""
+    """What became of one image."""
 
+    image_id: int
+    """Its COCO id: the dataset's own, or 1, 2, 3, ... in the order of the source."""
     file_name: str
-    """POSIX path relative to the data set's root."""
-    height: int
-    width: int
+    """POSIX path below the dataset's root, as the file system spells it."""
+    size: tuple[int, int] = (0, 0)
+    """(height, width) in pixels; (0, 0) if it failed."""
+    state: State = "done"
+    """done: it has a mask that is kept; empty: none; failed: see `reason`."""
+    reason: str = ""
+    """Why it failed."""
+    annotations: tuple[Annotation, ...] = ()
+    """In the order of the classes. In a journal also those below their threshold that the run was
+    asked to keep."""
+    presence: tuple[float | None, ...] = ()
+    """Presence score of every class asked for, also of absent ones; None where it is not finite."""
+    beaten: tuple[bool, ...] = ()
+    """For every class whether a distractor scores higher at the class's own peak."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What it took to decode it, to run the model (its share of the batch), and to make the
+    masks."""
+
+
+def as_float32(value: Any) -> float:
+    """The shortest decimal number that is this float32: 0.1, not 0.10000000149.
+
+    Scores are float32 on the device; every record and file holds them in this form.
+    """
+    return float(str(np.float32(value)))
+
+
+def record_to_row(record: ImageRecord, classes: Sequence[str]) -> dict[str, Any]:
+    """A record as JSON, id and state first: the journal finds them there without reading the rest.
+
+    Args:
+        classes: the names of all classes asked for; labels become indices into them.
+    """
+    row: dict[str, Any] = {
+        "image_id": record.image_id,
+        "state": record.state,
+        "file_name": record.file_name,
+    }
+    if record.state == "failed":
+        return {**row, "reason": record.reason, "seconds": record.seconds}
+    index = {name: i for i, name in enumerate(classes)}
+    return {
+        **row,
+        "size": record.size,
+        "presence": record.presence,
+        "beaten": [i for i, beaten in enumerate(record.beaten) if beaten],
+        "annotations": [
+            {
+                "label": index[a.label],
+                "score": a.score,
+                "points": a.points,
+                "counts": a.rle["counts"],
+            }
+            for a in record.annotations
+        ],
+        "seconds": record.seconds,
+    }
+
+
+def record_from_row(row: dict[str, Any], classes: Sequence[str]) -> ImageRecord:
+    """The record of a row of `record_to_row`."""
+    height, width = row.get("size", (0, 0))
+    beaten = set(row.get("beaten", ()))
+    presence = tuple(row.get("presence", ()))
+    return ImageRecord(
+        image_id=row["image_id"],
+        file_name=row["file_name"],
+        size=(height, width),
+        state=row["state"],
+        reason=row.get("reason", ""),
+        annotations=tuple(
+            Annotation(
+                classes[a["label"]],
+                {"size": [height, width], "counts": a["counts"]},
+                a["score"],
+                tuple((x, y, kind) for x, y, kind in a["points"]),
+            )
+            for a in row.get("annotations", ())
+        ),
+        presence=presence,
+        beaten=tuple(i in beaten for i in range(len(presence))),
+        seconds=row["seconds"],
+    )

@@ -37,7 +37,7 @@ def coco_file(
 
     Raises:
         CocoError: a picture has another size than in the document to merge with.
-        RunDiskError: the disk refuses.
+        OutputError: the disk refuses.
     """
     with atomic_file(path) as file, tempfile.TemporaryFile(dir=path.parent) as aside:
         rows = _CocoRows(run, file, aside, polygons, merge)

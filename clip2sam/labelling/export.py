@@ -46,7 +46,7 @@ def export(
         ConfigError: an unknown format, an option of another one, or thresholds that the journal has no masks for.
         RunError: the folder is no run.
         CocoError: the file to merge with can't be used.
-        RunDiskError: the output can't be written.
+        OutputError: the output can't be written.
     """
     if format not in FORMATS:
         raise ConfigError(f"no format is called {format!r}; choose one of {', '.join(FORMATS)}")

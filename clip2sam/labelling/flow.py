@@ -61,7 +61,7 @@ def run_flow(
         clock: filled in on the way.
 
     Raises:
-        RunDiskError: the journal can't be written.
+        OutputError: the journal can't be written.
         TooManyFailuresError: more than `max_failures`.
         RunError: the model failed on several pictures in a row, or no decoder can be started.
     """

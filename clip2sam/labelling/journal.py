@@ -22,7 +22,7 @@ from typing import IO, Any
 from clip2sam.data.files import as_json, disk_errors, sync_folder
 from clip2sam.data.images import printable
 from clip2sam.data.records import Labelled, from_row, to_row
-from clip2sam.errors import RunDiskError, RunError
+from clip2sam.errors import OutputError, RunError
 
 FILE = "journal-0001.jsonl"
 LINES_A_SYNC = 64
@@ -116,7 +116,7 @@ class Journal:
         pictures: how many the run has.
 
     Raises:
-        RunDiskError: the disk is full, or the file can't be written.
+        OutputError: the disk is full, or the file can't be written.
     """
 
     def __init__(self, path: Path, pictures: int) -> None:
@@ -136,7 +136,7 @@ class Journal:
             self._write(line)
         except OSError as error:
             self._cut(start)
-            raise RunDiskError(
+            raise OutputError(
                 f"{printable(self.path)}: can't be written ({error.strerror}); make room, then start the same command "
                 "again: it goes on where it stopped"
             ) from error

@@ -66,7 +66,7 @@ def label(
     Raises:
         RunLockedError: another process works on this run.
         RunError: the run began with other pictures, labels, settings, weights or version: the message names them.
-        RunDiskError: the disk is full; start again when there is room.
+        OutputError: the disk is full; start again when there is room.
         TooManyFailuresError: more pictures failed than `max_failures`.
         ImageError: the source can't be listed. LabelError, ConfigError, WeightsError: as elsewhere.
     """

@@ -63,7 +63,7 @@ def publish(
 ) -> Summary:
     """Write a finished run's files into its folder.
 
-    Raises `RunDiskError` when the disk refuses; the older files then stay.
+    Raises `OutputError` when the disk refuses; the older files then stay.
     """
     data_set, results = run.path / "annotations.json", run.path / "results.json"
     with coco_file(run, data_set) as add_image, results_file(run, results) as add_results:
