@@ -1,13 +1,56 @@
-"""Between the host and the device, without waiting."""
+"""Transfers between host and device without waiting, and every budget for batch sizes and memory.
+
+Budgets change speed and memory only. Results don't depend on them beyond the last digits, which is
+why the same budget always applies on the same kind of device.
+"""
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+IMAGES_PER_BATCH = 4
+"""Images that both image encoders take together in a run over a dataset, on any device but a CPU."""
+
+PROMPTS_PER_BATCH = {"cpu": 1, "cuda": 32}
+"""Prompts that SAM's mask decoder takes together.
+
+One prompt's activations (40 MB) stay near a CPU's cache; a GPU needs many prompts to be busy.
+"""
+
+MASK_PIXELS_PER_BATCH = {"cpu": 2**20, "cuda": 32 * 2**20}
+"""Float pixels of masks that are upscaled to the image's size together; at least one mask is."""
+
+SCORES_BYTES = 8 * 2**20
+"""Attention scores that a CPU computes together: they should stay in its cache."""
+
+MASK_BYTES = {"cpu": SCORES_BYTES, "cuda": 512 * 2**20}
+"""Additive attention mask of one call: a CPU turns it into the scores, in place; a GPU is idle with
+a small one."""
+
+TOKENS_PER_CHUNK = 1024
+"""Tokens that go through an MLP of SAM's image encoder together on a CPU: the hidden activations
+should stay in its cache."""
+
+TEXT_PROMPTS_PER_BATCH = 128
+"""Text prompts that CLIP's text transformer takes together.
+
+Their common prefix is computed once a batch, so one label's 85 templates should fit into one.
+"""
+
+
+def budget(table: Mapping[str, int], device: torch.device) -> int:
+    """The entry for the device's type; types without an entry, such as "mps", use that of "cuda"."""
+    return table.get(device.type, table["cuda"])
+
 
 def to_device(array: UInt8[np.ndarray, "..."], device: torch.device) -> UInt8[Tensor, "..."]:
-    """An array as a tensor on the device. To CUDA it goes through pinned memory while the host goes on."""
+    """An array as a tensor on the device.
+
+    For CUDA it is copied to pinned memory first: only from there is a transfer asynchronous.
+    """
     tensor = torch.from_numpy(array)
     return (
         tensor.pin_memory().to(device, non_blocking=True)
@@ -17,5 +60,8 @@ def to_device(array: UInt8[np.ndarray, "..."], device: torch.device) -> UInt8[Te
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether the host may ask for a value without waiting for a device. Work that depends on values asks first."""
+    """Whether the tensor is in host memory, where reading a value doesn't wait for a device.
+
+    Code that depends on values (`any`, `nonzero`, `int(...)`) checks this first.
+    """
     return tensor.device.type == "cpu"
