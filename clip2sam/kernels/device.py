@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 IMAGES_PER_BATCH = 4
-"""Images that both image encoders take together in a run over a dataset, on any device but a CPU."""
+"""Images that the image encoders take together in a run over a dataset; on a CPU it is one."""
 
 PROMPTS_PER_BATCH = {"cpu": 1, "cuda": 32}
 """Prompts that SAM's mask decoder takes together.
@@ -42,7 +42,7 @@ Their common prefix is computed once a batch, so one label's 85 templates should
 
 
 def budget(table: Mapping[str, int], device: torch.device) -> int:
-    """The entry for the device's type; types without an entry, such as "mps", use that of "cuda"."""
+    """The entry for the device's type; types without one, such as "mps", use that of "cuda"."""
     return table.get(device.type, table["cuda"])
 
 

@@ -1,12 +1,14 @@
-"""SAM's prompt encoder and mask decoder over segment-anything's own modules, many prompts at once.
+"""SAM's prompt encoder and mask decoder on segment-anything's own modules, many prompts together.
 
-Prompts have different numbers of points. segment-anything can't batch those: its padding token is attended to, so
-adding it changes the masks. Here the padding is left out of every attention instead, which makes a padded prompt
-the same as the prompt alone. What depends on the image alone is made once for all prompts, and its embedding is
-broadcast, never repeated, until the first layer has made it depend on them; on a GPU no step asks the host anything.
+Prompts have different numbers of points, which segment-anything can't batch: its padding token is
+attended to, so adding it changes the masks. Here padding is masked out of every attention, so a
+padded prompt gives the same masks as the prompt alone. What depends on the image alone is computed
+once for all prompts. An image's embedding is broadcast, not repeated, until the first layer has
+made it depend on the prompt. On a GPU no step waits for a value.
 
 Source: Kirillov et al., 2023, https://arxiv.org/abs/2304.02643, appendix A;
-https://github.com/facebookresearch/segment-anything, `modeling/mask_decoder.py` and `modeling/transformer.py`.
+https://github.com/facebookresearch/segment-anything, `modeling/mask_decoder.py` and
+`modeling/transformer.py`.
 """
 
 from typing import Any, NamedTuple
@@ -29,28 +31,37 @@ def embed_points(
     Args:
         prompt_encoder: segment-anything's `PromptEncoder`.
         coords: (x, y) as pixel indices in SAM's input frame; half a pixel is added here, as in SAM.
-        labels: 1 positive, 0 negative; what padded slots become doesn't matter.
+        labels: 1 positive, 0 negative; the embedding of padding doesn't matter.
     """
     positions = prompt_encoder.pe_layer.forward_with_coords(
         coords + 0.5, prompt_encoder.input_image_size
     )
     negative, positive = (prompt_encoder.point_embeddings[i].weight for i in (0, 1))
+    # `where` in place of SAM's boolean indexing, which would make the host wait for a GPU.
     points = positions + torch.where((labels == 1)[..., None], positive, negative)
     end = prompt_encoder.not_a_point_embed.weight.expand(len(points), 1, -1)
     return torch.cat([points, end], dim=1)
 
 
-class ImageSide(NamedTuple):
-    """What depends on the images alone: made once, for all prompts."""
+class ImageTerms(NamedTuple):
+    """What depends on the images alone: computed once, for all prompts and chunks.
+
+    The image is a sequence of `places`, one for each place of the embedding. In each layer three
+    linear layers take it (keys and values of token-to-image attention, queries of image-to-token
+    attention). Their weights are concatenated, so that one product serves all three. Two of them
+    add the positional encoding to their input; by linearity its part is a constant summand.
+    """
 
     keys: Float[Tensor, "images places channels"]
+    """The embedding, before the first layer."""
     size: tuple[int, int]
-    weights: list[Tensor]
-    """Of each layer, then of the final attention: the linear layers that the keys go through, below each other."""
-    fixed: list[Tensor]
-    """What the places' positions and the biases add to their products."""
+    """Rows and columns of places."""
+    weights: list[Float[Tensor, "_ channels"]]
+    """Concatenated weights of each layer, then those of the final attention (keys and values)."""
+    constants: list[Float[Tensor, "1 places _"]]
+    """What the positional encoding and the biases add to those products."""
     first: Float[Tensor, "images places three_inner"]
-    """The first layer's products: its keys are still the image's own."""
+    """The first layer's products, which don't depend on the prompt yet."""
 
 
 def decode(
@@ -60,8 +71,8 @@ def decode(
     no_mask: Float[Tensor, "channels"],
     sparse: Float[Tensor, "prompts tokens channels"],
     attended: Bool[Tensor, "prompts tokens"],
-    owner: Int[Tensor, "prompts"],
-    at_once: int,
+    image_index: Int[Tensor, "prompts"],
+    batch_size: int,
 ) -> tuple[Float[Tensor, "prompts candidates low low"], Float[Tensor, "prompts candidates"]]:
     """Decode prompts on images into the three candidate masks.
 
@@ -71,27 +82,29 @@ def decode(
         image_positions: the prompt encoder's `get_dense_pe`.
         no_mask: the embedding that stands for "no mask given".
         sparse: embedded points; `attended` is False at padding.
-        owner: the image that each prompt is about.
-        at_once: how many prompts go through together, always: the last ones are repeated to fill up, so that the same
-            kernels run for a prompt whatever comes with it. It bounds the memory.
+        image_index: the image that each prompt is about.
+        batch_size: how many prompts are decoded together, always: the last prompt is repeated to
+            fill the last batch. So the same kernels run for a prompt whatever comes with it, and
+            its last digits don't change. It bounds the memory.
 
     Returns:
         Logits at 4 times the embedding's resolution, and the predicted IoU of each candidate.
     """
     count = len(sparse)
-    filled = torch.arange(count + -count % at_once, device=sparse.device).clamp(max=count - 1)
-    side = _image_side(decoder.transformer, images + no_mask[:, None, None], image_positions)
-    chunks = [
-        _decode_some(decoder, side, sparse[i], attended[i], owner[i]) for i in filled.split(at_once)
+    filled = torch.arange(count + -count % batch_size, device=sparse.device).clamp(max=count - 1)
+    terms = _image_terms(decoder.transformer, images + no_mask[:, None, None], image_positions)
+    batches = [
+        _decode_batch(decoder, terms, sparse[i], attended[i], image_index[i])
+        for i in filled.split(batch_size)
     ]
-    logits, iou = zip(*chunks, strict=True)
+    logits, iou = zip(*batches, strict=True)
     return torch.cat(logits)[:count], torch.cat(iou)[:count]
 
 
-def _decode_some(
-    decoder: Any, side: ImageSide, sparse: Tensor, attended: Tensor, owner: Tensor
+def _decode_batch(
+    decoder: Any, terms: ImageTerms, sparse: Tensor, attended: Tensor, image_index: Tensor
 ) -> tuple[Tensor, Tensor]:
-    if on_host(sparse):  # no more padding than the longest of these needs
+    if on_host(sparse):  # cut padding that no prompt here needs; a GPU would have to be waited for
         used = attended.any(dim=0)
         sparse, attended = sparse[:, used], attended[:, used]
     outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(
@@ -99,54 +112,62 @@ def _decode_some(
     )
     tokens = torch.cat([outputs, sparse], dim=1)
     keep = F.pad(attended, (outputs.shape[1], 0), value=True)[:, None, None]
-    if len(side.keys) > 1:  # one image is broadcast over the prompts
-        side = side._replace(keys=side.keys[owner], first=side.first[owner])
-    tokens, keys = _two_way(decoder.transformer, side, tokens, keep)
-    many = range(1, decoder.num_mask_tokens)  # token 0 is the single-mask output
+    if len(terms.keys) > 1:  # a single image is broadcast over the prompts, without a copy
+        terms = terms._replace(keys=terms.keys[image_index], first=terms.first[image_index])
+    tokens, keys = _two_way(decoder.transformer, terms, tokens, keep)
+    multimask = range(1, decoder.num_mask_tokens)  # token 0 is the single-mask output
     hyper = torch.stack(
-        [decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in many], dim=1
+        [decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in multimask], dim=1
     )
     iou = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
-    return _mask_logits(decoder.output_upscaling, keys, side.size, hyper), iou
+    return _mask_logits(decoder.output_upscaling, keys, terms.size, hyper), iou
 
 
-def _image_side(transformer: Any, images: Tensor, image_positions: Tensor) -> ImageSide:
-    keys, places = (
+def _image_terms(transformer: Any, images: Tensor, image_positions: Tensor) -> ImageTerms:
+    # Images and positions as sequences of places.
+    keys, positions = (
         x.flatten(2).transpose(1, 2).contiguous() for x in (images, image_positions[None])
     )
-    final = transformer.final_attn_token_to_image
-    weights, fixed = [], []
-    for attention, back in [
-        *(
-            (x.cross_attn_token_to_image, [x.cross_attn_image_to_token.q_proj])
-            for x in transformer.layers
-        ),
-        (final, []),
+    weights, constants = [], []
+    for to_image, queries_of_image in [
+        *((x.cross_attn_token_to_image, x.cross_attn_image_to_token) for x in transformer.layers),
+        (transformer.final_attn_token_to_image, None),
     ]:
-        linears = [attention.k_proj, attention.v_proj, *back]
+        linears = [to_image.k_proj, to_image.v_proj]
+        if queries_of_image is not None:
+            linears.append(queries_of_image.q_proj)
         weights.append(torch.cat([linear.weight for linear in linears]))
-        here = [
-            torch.zeros_like(places) if linear is attention.v_proj else places for linear in linears
-        ]
-        fixed.append(
-            torch.cat([linear(x) for linear, x in zip(linears, here, strict=True)], dim=-1)
+        # W (x + p) + b = W x + (W p + b). Values are taken without positions, so only their bias.
+        constants.append(
+            torch.cat(
+                [
+                    linear(torch.zeros_like(positions) if linear is to_image.v_proj else positions)
+                    for linear in linears
+                ],
+                dim=-1,
+            )
         )
     size = (images.shape[2], images.shape[3])
     # One image at a time: the last digits must not depend on how many there are.
-    first = torch.cat([F.linear(image[None], weights[0]) + fixed[0] for image in keys])
-    return ImageSide(keys, size, weights, fixed, first)
+    first = torch.cat([F.linear(image[None], weights[0]) + constants[0] for image in keys])
+    return ImageTerms(keys, size, weights, constants, first)
 
 
 def _two_way(
-    transformer: Any, side: ImageSide, query_pe: Tensor, keep: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The two-way transformer: tokens (prompts, tokens, C) and image (prompts, places, C) attend in turn.
+    transformer: Any,
+    terms: ImageTerms,
+    query_pe: Float[Tensor, "prompts tokens channels"],
+    keep: Bool[Tensor, "prompts 1 1 tokens"],
+) -> tuple[Float[Tensor, "prompts tokens channels"], Float[Tensor, "prompts places channels"]]:
+    """The two-way transformer: tokens and image attend to each other in turn.
 
-    `keep` (prompts, 1, 1, tokens) says which tokens may be attended to.
+    Args:
+        query_pe: the tokens; as in SAM they are their own positional encoding too.
+        keep: the tokens that may be attended to: all but padding.
     """
-    queries, keys = query_pe, side.keys
+    queries, keys = query_pe, terms.keys
     for i, layer in enumerate(transformer.layers):
-        k, v, q = (side.first if i == 0 else _products(side, i, keys)).chunk(3, dim=-1)
+        k, v, q = (terms.first if i == 0 else _image_products(terms, i, keys)).chunk(3, dim=-1)
         if layer.skip_first_layer_pe:
             queries = _self_attend(layer.self_attn, queries, queries, keep)
         else:
@@ -159,16 +180,19 @@ def _two_way(
         queries = layer.norm3(queries + layer.mlp(queries))
         back = layer.cross_attn_image_to_token
         to_tokens = _attend(back, q, back.k_proj(queries + query_pe), back.v_proj(queries), keep)
+        # In place, in the attention's fresh output: the image is the largest tensor here.
         keys = layer.norm4(to_tokens.add_(keys))
     final = transformer.final_attn_token_to_image
-    k, v = _products(side, -1, keys).chunk(2, dim=-1)
+    k, v = _image_products(terms, -1, keys).chunk(2, dim=-1)
     last = _attend(final, final.q_proj(queries + query_pe), k, v)
     return transformer.norm_final_attn(queries + last), keys
 
 
-def _products(side: ImageSide, i: int, keys: Tensor) -> Tensor:
-    """All that the i-th layer wants to know of the image in one product: (prompts, places, inner) beside each other."""
-    return F.linear(keys, side.weights[i]).add_(side.fixed[i])
+def _image_products(
+    terms: ImageTerms, i: int, keys: Float[Tensor, "prompts places channels"]
+) -> Float[Tensor, "prompts places inner"]:
+    """The i-th layer's projections of the image, one behind the other, in one product."""
+    return F.linear(keys, terms.weights[i]).add_(terms.constants[i])
 
 
 def _self_attend(attention: Any, positioned: Tensor, values: Tensor, keep: Tensor) -> Tensor:
@@ -177,7 +201,10 @@ def _self_attend(attention: Any, positioned: Tensor, values: Tensor, keep: Tenso
 
 
 def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:
-    """segment-anything's attention behind its input projections, with a mask; a batch of 1 is broadcast."""
+    """segment-anything's attention after its input projections, with a mask.
+
+    A batch of 1 (the image, in the first layer) is broadcast over the prompts.
+    """
     batch = max(len(q), len(k))
     q, k, v = (
         x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2).expand(batch, -1, -1, -1)
@@ -195,26 +222,28 @@ def _mask_logits(
 ) -> Float[Tensor, "prompts candidates low_rows low_cols"]:
     """Upscale the image 4 times and multiply it with each candidate's vector.
 
-    A transposed convolution whose stride is its kernel's side is one linear layer per place. With the channels last
-    the norm over them is one pass, and only the logits are ever put in the order of pixels.
+    With the channels last, SAM's norm over channels is PyTorch's fused layer norm. Pixels are put
+    in order at the very end: the logits have far fewer channels than the upscaled image.
     """
     first, norm, activation, second, _ = upscaling
-    x = _spread(first, keys)  # (prompts, places, 2, 2, channels / 4)
+    x = _upscale_twice(first, keys)  # (prompts, places, 2, 2, channels / 4)
     x = activation(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
-    x = activation(_spread(second, x))  # (prompts, places, 2, 2, 2, 2, channels / 8)
+    x = activation(_upscale_twice(second, x))  # (prompts, places, 2, 2, 2, 2, channels / 8)
     logits = x.flatten(1, -2) @ hyper.transpose(1, 2)
-    logits = logits.unflatten(
-        1, (*size, 2, 2, 2, 2)
-    )  # row, col, half row, half col, quarter row, quarter col
+    # row, col, then row and col within the place at half and at quarter resolution
+    logits = logits.unflatten(1, (*size, 2, 2, 2, 2))
     return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5).flatten(2, 4)
 
 
-def _spread(
+def _upscale_twice(
     convolution: nn.ConvTranspose2d, x: Float[Tensor, "*places channels"]
 ) -> Float[Tensor, "*places 2 2 out"]:
-    """A transposed convolution of kernel and stride 2, with the four results of each place beside each other."""
+    """A transposed convolution of kernel and stride 2: each place gives 2 x 2 results.
+
+    They don't overlap, so it is one linear layer per place, which is faster.
+    """
     weight, bias = convolution.weight, convolution.bias
     assert bias is not None
-    return F.linear(x, weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4)).unflatten(
-        -1, (2, 2, -1)
-    )
+    # (in, out, 2, 2) -> (2 * 2 * out, in); the bias is the same at all four.
+    out = F.linear(x, weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4))
+    return out.unflatten(-1, (2, 2, -1))

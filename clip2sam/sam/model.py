@@ -1,44 +1,40 @@
-"""The thin adapter around a segment-anything model: the only place that knows its frame and its pixel indices."""
+"""The thin adapter around a segment-anything model: the only file that knows its frame and its pixel
+indices."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image as PILImage
 from torch import Tensor
 
 from clip2sam.data.images import Image
-from clip2sam.kernels.device import on_host, to_device
+from clip2sam.kernels.device import (
+    MASK_PIXELS_PER_BATCH,
+    PROMPTS_PER_BATCH,
+    budget,
+    on_host,
+    to_device,
+)
 from clip2sam.kernels.relative import MASKED, Attention
-from clip2sam.points import PADDING, pixel_indices
-from clip2sam.sam.decoder import decode, embed_points
+from clip2sam.points import pixel_indices
+from clip2sam.sam.decoder import decode
 from clip2sam.sam.encoder import encode_image
-from clip2sam.types import PointPrompts
-
-PICTURES_A_BATCH = 4
-"""Pictures that the encoders take at once in a run over a data set, on a device that is no CPU."""
-
-PROMPTS_A_BATCH = {"cpu": 1, "cuda": 32}
-"""Prompts decoded together. On a CPU one after the other stays in the cache; a GPU wants to be filled (40 MB each)."""
-
-PIXELS_A_BATCH = {"cpu": 2**20, "cuda": 32 * 2**20}
-"""Bounds the memory of masks at the picture's size: so many float pixels at once, or one mask."""
+from clip2sam.sam.prompts import embed_masks, embed_sparse
+from clip2sam.types import Candidates, Prompts, Sizes, image_index
 
 
-Candidates = tuple[Float[Tensor, "prompts candidates low low"], Float[Tensor, "prompts candidates"]]
-"""Logits and predicted IoU of each prompt's three masks."""
-
-
-class PointSAM:
-    """A segment-anything model that takes point prompts for many labels at once.
+class PromptSAM:
+    """A segment-anything model that takes the prompts of many labels at once.
 
     Args:
-        sam: segment-anything's `Sam`, in evaluation mode, on its device. Its image encoder may be in bfloat16 or
-            float16; the prompt encoder and the mask decoder are in float32.
-        attention: how the image encoder computes its attention; `attention.fastest` measures it.
-        compiled: put the image encoder through `torch.compile`, once for every batch size that comes.
+        sam: segment-anything's `Sam`, in evaluation mode, on its device. Its image encoder may be
+            in bfloat16 or float16; the prompt encoder and the mask decoder are in fp32.
+        attention: how the image encoder computes its attention, see `clip2sam.kernels.relative`.
+        compiled: put the image encoder through `torch.compile`, once for every batch size.
     """
 
     def __init__(self, sam: Any, attention: Attention = MASKED, *, compiled: bool = False) -> None:
@@ -52,94 +48,105 @@ class PointSAM:
 
     @property
     def input_side(self) -> int:
-        """Side in pixels of the square that the image encoder takes (1024 for the official models)."""
+        """Side in pixels of the square that the image encoder takes (1024 for the official
+        models)."""
         return self.sam.image_encoder.img_size
 
     def frame_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) that a picture of `size` has in SAM's frame: longest side resized, at least 1 pixel."""
+        """(height, width) that an image of `size` has in SAM's frame: longest side resized, at
+        least 1 pixel."""
         scale = self.input_side / max(size)
         height, width = (max(int(side * scale + 0.5), 1) for side in size)
         return height, width
 
-    def preprocess(self, images: Sequence[Image]) -> Float[Tensor, "batch 3 side side"]:
-        """Resize as `SamPredictor` does (longest side, PIL bilinear), normalise, pad at the right and the bottom."""
-        return torch.cat([self._preprocess_one(image) for image in images])
+    def resize(self, image: Image) -> UInt8[np.ndarray, "frame_height frame_width 3"]:
+        """Resize an image to SAM's frame as `SamPredictor` does (longest side, PIL bilinear). On
+        the host, RGB."""
+        height, width = self.frame_size(image.size)
+        resized = PILImage.fromarray(image.pixels)
+        return np.array(resized.resize((width, height), PILImage.Resampling.BILINEAR))
 
-    def _preprocess_one(self, image: Image) -> Float[Tensor, "1 3 side side"]:
-        pixels = image.resized(*self.frame_size(image.size), PILImage.Resampling.BILINEAR)
-        return self.sam.preprocess(to_device(pixels, self.device).permute(2, 0, 1)[None])
-
-    def prepare(self, image: Image) -> None:
-        """The host's part of `preprocess`, ahead."""
-        image.resize_ahead(*self.frame_size(image.size), PILImage.Resampling.BILINEAR)
+    def preprocess(
+        self, frames: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    ) -> Float[Tensor, "images 3 side side"]:
+        """Resized images as normalised pixels on the device, padded at the right and the bottom."""
+        pixels = (to_device(frame, self.device).permute(2, 0, 1)[None] for frame in frames)
+        return torch.cat([self.sam.preprocess(one) for one in pixels])
 
     @torch.no_grad()
     def encode_image(
-        self, pixels: Float[Tensor, "batch 3 side side"]
-    ) -> Float[Tensor, "batch channels rows cols"]:
-        """The image embeddings, in float32 whatever the encoder's precision."""
+        self, pixels: Float[Tensor, "images 3 side side"]
+    ) -> Float[Tensor, "images channels rows cols"]:
+        """The image embeddings, in fp32 whatever the encoder's precision."""
         dtype = self.sam.image_encoder.neck[0].weight.dtype
         return self._encode(self.sam.image_encoder, pixels.to(dtype), self.attention).float()
 
-    def decode(
-        self,
-        embedding: Float[Tensor, "channels rows cols"],
-        prompts: PointPrompts,
-        size: tuple[int, int],
-    ) -> Candidates:
-        """Decode all prompts of one picture of (height, width) `size`, as `decode_batch` does."""
-        return self.decode_batch(embedding[None], [prompts], [size])[0]
-
     @torch.no_grad()
-    def decode_batch(
-        self,
-        embeddings: Float[Tensor, "batch channels rows cols"],
-        prompts: Sequence[PointPrompts],
-        sizes: Sequence[tuple[int, int]],
-    ) -> list[Candidates]:
-        """Decode all prompts of pictures of (height, width) `sizes` together.
+    def decode(
+        self, embeddings: Float[Tensor, "images channels rows cols"], prompts: Prompts
+    ) -> Candidates:
+        """Decode all prompts of a batch together.
+
+        Args:
+            embeddings: of those images that have a prompt, in order.
+            prompts: the prompts of all images of the batch.
 
         Returns:
-            For each picture three candidates a prompt: mask logits in SAM's frame at a quarter of its input size
-            (positive = in the mask), and the IoU that SAM predicts for each.
+            Three candidates a prompt.
         """
-        counts = [len(p.coords) for p in prompts]
-        if not any(counts):
-            return [self.no_candidates() for _ in prompts]
-        longest = max(p.coords.shape[1] for p in prompts)
-        coords = torch.cat(
-            [self._in_frame(p, size, longest) for p, size in zip(prompts, sizes, strict=True)]
-        )
-        labels = torch.cat([_padded(p.point_labels, longest) for p in prompts])
-        owner = torch.cat([torch.full((n,), i, device=self.device) for i, n in enumerate(counts)])
+        if not len(prompts.coords):
+            low = self.input_side // 4
+            return Candidates(
+                torch.zeros(0, 3, low, low, device=self.device),
+                torch.zeros(0, 3, device=self.device),
+            )
         encoder = self.sam.prompt_encoder
-        logits, iou = decode(
-            self.sam.mask_decoder,
-            embeddings,
-            encoder.get_dense_pe()[0],
-            encoder.no_mask_embed.weight[0],
-            embed_points(encoder, coords, labels),
-            F.pad(labels != PADDING, (0, 1), value=True),
-            owner,
-            PROMPTS_A_BATCH.get(self.device.type, PROMPTS_A_BATCH["cuda"]),
-        )
-        return list(zip(logits.split(counts), iou.split(counts), strict=True))
+        owner = image_index(tuple(n for n in prompts.counts if n), self.device)
+        scale = self._frame_scale(prompts.sizes)[prompts.image_index]
+        coords = pixel_indices(prompts.coords) * scale[:, None]
+        boxes = None if prompts.boxes is None else prompts.boxes * scale.repeat(1, 2)
+        sparse, attended = embed_sparse(encoder, coords, prompts.point_labels, boxes)
+        positions, no_mask = encoder.get_dense_pe()[0], encoder.no_mask_embed.weight[0]
+        at_once = budget(PROMPTS_PER_BATCH, self.device)
+        if prompts.mask_inputs is None:
+            made = decode(
+                self.sam.mask_decoder,
+                embeddings,
+                positions,
+                no_mask,
+                sparse,
+                attended,
+                owner,
+                at_once,
+            )
+            return Candidates(*made)
+        # Each prompt has its own mask, so its own image embedding: a few prompts at a time.
+        chunks = []
+        for rows in torch.arange(len(owner), device=self.device).split(at_once):
+            dense = embed_masks(encoder, prompts.mask_inputs[rows])
+            chunks.append(
+                decode(
+                    self.sam.mask_decoder,
+                    embeddings[owner[rows]] + dense,
+                    positions,
+                    torch.zeros_like(no_mask),
+                    sparse[rows],
+                    attended[rows],
+                    torch.arange(len(rows), device=self.device),
+                    at_once,
+                )
+            )
+        logits, predicted_iou = zip(*chunks, strict=True)
+        return Candidates(torch.cat(logits), torch.cat(predicted_iou))
 
-    def _in_frame(
-        self, prompts: PointPrompts, size: tuple[int, int], length: int
-    ) -> Float[Tensor, "prompts length 2"]:
-        """Pixel indices in SAM's frame, filled up to so many points."""
-        height, width = self.frame_size(size)
-        scale = torch.tensor([width / size[1], height / size[0]], device=self.device)
-        coords = pixel_indices(prompts.coords) * scale
-        return F.pad(coords, (0, 0, 0, length - coords.shape[1]))
-
-    def no_candidates(self) -> Candidates:
-        """What `decode` gives for no prompt at all."""
-        low = self.input_side // 4
-        return torch.zeros(0, 3, low, low, device=self.device), torch.zeros(
-            0, 3, device=self.device
-        )
+    def _frame_scale(self, sizes: Sizes) -> Float[Tensor, "images 2"]:
+        """(x, y) factors from each image's pixels to SAM's frame."""
+        frames = [self.frame_size(size) for size in sizes]
+        factors = [
+            (wide / width, high / height)
+            for (high, wide), (height, width) in zip(frames, sizes, strict=True)
+        ]
+        return torch.tensor(factors, device=self.device)
 
     @torch.no_grad()
     def upscale(
@@ -155,7 +162,7 @@ class PointSAM:
         times = self.input_side // logits.shape[-1]
         # The padding is cut before the first resize too, but for the one row and column that it looks at.
         rows, cols = (min(-(-side // times) + 1, logits.shape[-1]) for side in (height, width))
-        pixels = PIXELS_A_BATCH.get(self.device.type, PIXELS_A_BATCH["cuda"])
+        pixels = budget(MASK_PIXELS_PER_BATCH, self.device)
         at_once = max(pixels // max(size[0] * size[1], rows * cols * times**2), 1)
         for chunk in logits[:, :rows, :cols].split(at_once):
             frame = self._frame(chunk, times)
@@ -195,10 +202,6 @@ class PointSAM:
         rows, cols = (max(-(-side * low // self.input_side), 1) for side in (height, width))
         inside = (logits[..., :rows, :cols] > self.sam.mask_threshold).float()
         return F.adaptive_avg_pool2d(inside, cells)
-
-
-def _padded(labels: Int[Tensor, "prompts points"], length: int) -> Int[Tensor, "prompts length"]:
-    return F.pad(labels, (0, length - labels.shape[1]), value=PADDING)
 
 
 def _reach(inside: Bool[Tensor, "_"]) -> tuple[int, int]:
