@@ -1,5 +1,5 @@
-"""The thin adapter around a segment-anything model: the only file that knows its frame and its pixel
-indices."""
+"""The thin adapter around a segment-anything model: the only file that knows its frame and its
+pixel indices."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from clip2sam.kernels.device import (
     on_host,
     to_device,
 )
-from clip2sam.kernels.relative import MASKED, Attention
+from clip2sam.kernels.relative import MASKED, AttentionChoice
 from clip2sam.points import pixel_indices
 from clip2sam.sam.decoder import decode
 from clip2sam.sam.encoder import encode_image
@@ -37,7 +37,9 @@ class PromptSAM:
         compiled: put the image encoder through `torch.compile`, once for every batch size.
     """
 
-    def __init__(self, sam: Any, attention: Attention = MASKED, *, compiled: bool = False) -> None:
+    def __init__(
+        self, sam: Any, attention: AttentionChoice = MASKED, *, compiled: bool = False
+    ) -> None:
         self.sam = sam.eval()
         self.attention = attention
         self._encode = torch.compile(encode_image, dynamic=False) if compiled else encode_image
@@ -152,15 +154,17 @@ class PromptSAM:
     def upscale(
         self, logits: Float[Tensor, "masks low low"], size: tuple[int, int]
     ) -> Iterator[Bool[Tensor, "some height width"]]:
-        """Masks at the picture's (height, width), as many at once as memory allows, in order.
+        """Masks of one image at its (height, width), as many at once as memory allows, in order.
 
-        Two bilinear resizes with the padding cut in between, as segment-anything's `postprocess_masks`.
+        Two bilinear resizes with the padding cut in between, as in segment-anything's
+        `postprocess_masks`.
         """
         if not len(logits):
             return
         height, width = self.frame_size(size)
         times = self.input_side // logits.shape[-1]
-        # The padding is cut before the first resize too, but for the one row and column that it looks at.
+        # The padding is cut before the first resize too, but for the row and column next to it,
+        # which bilinear resizing reads.
         rows, cols = (min(-(-side // times) + 1, logits.shape[-1]) for side in (height, width))
         pixels = budget(MASK_PIXELS_PER_BATCH, self.device)
         at_once = max(pixels // max(size[0] * size[1], rows * cols * times**2), 1)
@@ -174,7 +178,8 @@ class PromptSAM:
     def _frame(
         self, logits: Float[Tensor, "masks rows cols"], times: int
     ) -> Float[Tensor, "masks high wide"]:
-        """The logits `times` as large. On a CPU only around what is in a mask: beyond, they are below the threshold."""
+        """The logits resized by a factor. On a CPU only the part around the masks is computed: the
+        rest is below the threshold anyway."""
         _, rows, cols = logits.shape
         if not on_host(logits):
             return F.interpolate(
@@ -196,7 +201,8 @@ class PromptSAM:
         size: tuple[int, int],
         cells: tuple[int, int],
     ) -> Float[Tensor, "prompts candidates rows cols"]:
-        """How much of each cell of a (rows, cols) grid over the picture every candidate mask covers, 0 to 1."""
+        """The share of each cell of a (rows, cols) grid over one image of (height, width) `size`
+        that each candidate mask covers, 0 to 1."""
         height, width = self.frame_size(size)
         low = logits.shape[-1]
         rows, cols = (max(-(-side * low // self.input_side), 1) for side in (height, width))
@@ -205,7 +211,8 @@ class PromptSAM:
 
 
 def _reach(inside: Bool[Tensor, "_"]) -> tuple[int, int]:
-    """From the first place inside to behind the last, and two further: bilinear resizing looks one to either side."""
+    """The range from the first True to behind the last, two wider at both ends: bilinear resizing
+    reads one neighbour to either side."""
     places = inside.nonzero()
     return (
         (max(int(places[0]) - 2, 0), min(int(places[-1]) + 3, len(inside)))
