@@ -19,7 +19,7 @@ from clip2sam.clip import (
     dense_features,
 )
 from clip2sam.clip.surgery import attend, resize_positions
-from clip2sam.clip.text import TEMPLATES, encode_prompts, encode_sentences
+from clip2sam.clip.text import TEMPLATES, encode_prompts, encode_tokens
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelClass, LabelSet
 from clip2sam.errors import ConfigError
@@ -194,7 +194,7 @@ def test_the_85_templates():
 def test_cutting_the_context_is_exact(model):
     tokens = open_clip.tokenize(["a dog", "", "a photo of two very small traffic lights at night"])
     torch.testing.assert_close(
-        encode_sentences(model, tokens), model.encode_text(tokens), rtol=1e-5, atol=1e-5
+        encode_tokens(model, tokens), model.encode_text(tokens), rtol=1e-5, atol=1e-5
     )
 
 
@@ -215,12 +215,12 @@ def test_what_sentences_share_is_computed_once(model, monkeypatch):
     monkeypatch.setattr(
         model.transformer, "forward", lambda x, **kw: seen.append(x.shape[:2]) or run(x, **kw)
     )
-    features = encode_sentences(model, tokens)
+    features = encode_tokens(model, tokens)
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
     # <start> a photo of a dog . <end> | cat . <end> | (a photo) <end> | (<start>) <end> | the photo of a dog . <end>
     assert seen == [(1, 8 + 3 + 1 + 1 + 7)]
     torch.testing.assert_close(
-        encode_sentences(model, tokens.flip(0)), features.flip(0), rtol=1e-5, atol=1e-6
+        encode_tokens(model, tokens.flip(0)), features.flip(0), rtol=1e-5, atol=1e-6
     )
 
 
