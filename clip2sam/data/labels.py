@@ -1,18 +1,25 @@
-"""The labels room: what a person types, or writes into a file, becomes a `LabelSet`.
+"""Labels: what a person types, or writes into a file, becomes a `LabelSet`.
 
 Names are kept exactly as typed, in the order given; distractors come last.
 
-A file is YAML or JSON, in one of three forms:
+A labels file is YAML or JSON, in one of three forms. Names alone:
 
-    [person, traffic light]                                  # names
+    [person, traffic light]
 
-    person:                                                  # names with their prompts: none, one, or synonyms
+Names with their text prompts (none, one, or several synonyms):
+
+    person:
     tv: television
     traffic light: [traffic light, stoplight]
 
-    classes:                                                 # the full form; `classes` may be a mapping as above, too
+The full form, where `classes` may also be a mapping as above:
+
+    classes:
       - person
-      - {name: traffic light, prompts: [stoplight], threshold: 0.1, supercategory: street}
+      - name: traffic light
+        prompts: [stoplight]
+        presence_threshold: 0.1
+        supercategory: street
     distractors: [sky, road]
     templates: ["a photo of a {}."]
 """
@@ -38,12 +45,12 @@ class LabelClass:
 
     name: str
     prompts: tuple[str, ...]
-    """What is put into the templates: the name itself, or its synonyms."""
-    threshold: float | None = None
-    """This class's own presence threshold; None leaves it to the configuration."""
+    """Text prompts, which are put into the templates: the name itself, or synonyms."""
+    presence_threshold: float | None = None
+    """This class's own presence threshold; None: the configuration's."""
     supercategory: str = ""
     distractor: bool = False
-    """Competes with the others, is never prompted or exported."""
+    """Competes with the other classes, and gets no mask itself."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,11 @@ class LabelSet:
 
     classes: tuple[LabelClass, ...]
     templates: tuple[str, ...] | None = None
-    """Sentences with one "{}" for the prompt; None means the 85 of the published code."""
+    """Each with one "{}" for the text prompt; None: the 85 of the published code."""
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The names of all classes, distractors last."""
         return tuple(c.name for c in self.classes)
 
     @property
@@ -63,17 +71,23 @@ class LabelSet:
         """The classes that are exported: all but the distractors."""
         return tuple(c for c in self.classes if not c.distractor)
 
+    def thresholds(self, default: float | None) -> tuple[float | None, ...]:
+        """The presence threshold of each of `classes`: its own, else the default; None: none."""
+        own = (c.presence_threshold for c in self.classes)
+        return tuple(default if threshold is None else threshold for threshold in own)
+
 
 LabelsSource = LabelSet | Sequence[str] | Mapping[str, str | Sequence[str]] | str | os.PathLike[str]
 
 _FILE_KEYS = ("classes", "distractors", "templates")
-_CLASS_KEYS = ("name", "prompts", "threshold", "supercategory")
+_CLASS_KEYS = ("name", "prompts", "presence_threshold", "supercategory")
+_RENAMED = {"threshold": "presence_threshold"}
 _FILE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True)
 class _Draft:
-    """Classes not yet checked, each with the place where it stands, for messages."""
+    """Classes that are not checked yet, each with its place in the file or list, for messages."""
 
     classes: list[tuple[LabelClass, str]]
     templates: tuple[str, ...] | None = None
@@ -85,14 +99,20 @@ def as_label_set(
 ) -> LabelSet:
     """Labels in any of the accepted forms, checked.
 
-    `labels` is a list of names, a mapping from names to a prompt or a list of prompts (synonyms), the path of a
-    file (a string must end in .yaml, .yml or .json), or a `LabelSet`. A name without prompts is its own prompt.
-    `distractors` are added after those that `labels` brings along. `templates`, sentences with one "{}" for the
-    prompt, take the place of its own.
+    Args:
+        labels: a list of names; a mapping from names to a text prompt or a list of them (synonyms);
+            the path of a labels file in a form shown at the top of this page (a string must end in
+            .yaml, .yml or .json; JSON if the name ends in .json, else YAML); or a `LabelSet`.
+            A name without text prompts is its own text prompt. In a file, every plain value is the
+            text that is written there: `no`, `1` and `null` are labels, not False, 1 and None.
+        distractors: added after those of `labels`.
+        templates: each with one "{}" for the text prompt; they replace those of `labels`.
 
-    Raises `LabelError`, which says which label (or line of the file) it is, for no label at all, an empty label or
-    prompt, a label given twice or also as a distractor, a value that is no text, a threshold that is no finite
-    number, and a template without exactly one "{}"; and what `load_labels` raises.
+    Raises:
+        LabelError: no label at all, an empty label or text prompt, a label given twice or also as
+            a distractor, a value that is no text, a threshold that is no finite number, a template
+            without exactly one "{}"; in a file also an unknown or repeated key; a file that is
+            missing, or is no YAML or JSON. The message names the label, or the file and line.
     """
     draft = _draft(labels)
     more = [
@@ -108,17 +128,6 @@ def as_label_set(
     classes = _checked_classes([*wanted, *competing, *more])
     chosen = draft.templates if templates is None else _texts(templates, "templates")
     return LabelSet(classes, None if chosen is None else _checked_templates(chosen))
-
-
-def load_labels(path: str | os.PathLike[str]) -> LabelSet:
-    """Read a labels file: JSON if its name ends in .json, else YAML, in the forms shown at the top of this page.
-
-    Every plain value is the text that stands there: `no`, `1` and `null` are labels, not False, 1 and None.
-
-    Raises `LabelError`, which names the file and the line, for what `as_label_set` refuses, for unknown or repeated
-    keys, and for a file that is missing, or no YAML or JSON.
-    """
-    return as_label_set(Path(path))
 
 
 def _draft(labels: Any) -> _Draft:
@@ -144,10 +153,11 @@ def _draft(labels: Any) -> _Draft:
 
 
 def _texts(values: Any, what: str) -> tuple[str, ...]:
-    """A sequence whose items are all text. A bare text is one, of letters: nobody means that."""
+    """A sequence whose items are all text. A single text, a sequence of letters, is refused."""
     if isinstance(values, str):
         raise LabelError(
-            f"{what}: expected a list of texts{' or the path of a labels file' if what == 'labels' else ''}, "
+            f"{what}: expected a list of texts"
+            f"{' or the path of a labels file' if what == 'labels' else ''}, "
             f"got {values!r}; write [{values!r}] for this one alone"
         )
     if not isinstance(values, Sequence):
@@ -174,7 +184,8 @@ def _checked_classes(classes: Sequence[tuple[LabelClass, str]]) -> tuple[LabelCl
             _check_text(prompt, place, f"prompt for {c.name!r}")
         if not isinstance(c.supercategory, str):
             raise LabelError(
-                f"{place}: expected a text as supercategory, got {c.supercategory!r}; put it in quotes"
+                f"{place}: expected a text as supercategory, got {c.supercategory!r}; "
+                "put it in quotes"
             )
         if c.name in first:
             also = "given twice" if not c.distractor else "a label or distractor already"
@@ -183,7 +194,8 @@ def _checked_classes(classes: Sequence[tuple[LabelClass, str]]) -> tuple[LabelCl
             )
         first[c.name] = place
     return tuple(
-        replace(c, threshold=_checked_threshold(c.threshold, place)) for c, place in classes
+        replace(c, presence_threshold=_checked_threshold(c.presence_threshold, place))
+        for c, place in classes
     )
 
 
@@ -209,7 +221,8 @@ def _checked_threshold(threshold: object, place: str) -> float | None:
         or not math.isfinite(threshold)
     ):
         raise LabelError(
-            f"{place}: expected a finite number as threshold, got {threshold!r}; write one such as 0.1"
+            f"{place}: expected a finite number as presence_threshold, got {threshold!r}; "
+            "write one such as 0.1"
         )
     return float(threshold)
 
@@ -217,12 +230,14 @@ def _checked_threshold(threshold: object, place: str) -> float | None:
 def _checked_templates(templates: tuple[str, ...]) -> tuple[str, ...]:
     if not templates:
         raise LabelError(
-            'templates: expected at least one, got none; leave the list out or write "a photo of a {}."'
+            "templates: expected at least one, got none; leave the list out or write "
+            '"a photo of a {}."'
         )
     for template in templates:
         if template.count("{}") != 1:
             raise LabelError(
-                f"templates: expected exactly one {{}} for the prompt, got {template.count('{}')} in {template!r}; "
+                "templates: expected exactly one {} for the prompt, got "
+                f"{template.count('{}')} in {template!r}; "
                 'write it as in "a photo of a {}."'
             )
     return templates
@@ -243,7 +258,8 @@ def _read_file(path: str | os.PathLike[str]) -> _Draft:
         ) from error
     if root is None:
         raise LabelError(
-            f"{origin}: expected at least one label, the file is empty; write one a line, as '- person'"
+            f"{origin}: expected at least one label, the file is empty; write one on each line, "
+            "as '- person'"
         )
     return _File(origin).draft(root)
 
@@ -258,7 +274,8 @@ def _file_text(path: str | os.PathLike[str], origin: str) -> str:
         return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise LabelError(
-            f"{origin}: expected text in UTF-8, got {error.reason} at byte {error.start}; save it as UTF-8"
+            f"{origin}: expected text in UTF-8, got {error.reason} at byte {error.start}; "
+            "save it as UTF-8"
         ) from error
     except OSError as error:
         raise LabelError(
@@ -267,7 +284,8 @@ def _file_text(path: str | os.PathLike[str], origin: str) -> str:
 
 
 def _as_yaml(text: str) -> str:
-    """Valid JSON, line for line, as YAML takes it: no tabs (between values), odd characters (in strings) escaped."""
+    """Valid JSON as YAML, on the same lines: tabs (between values) become spaces, and characters
+    beyond ASCII (in strings) become escapes."""
     return (
         text.replace("\t", " ")
         .replace("\x7f", "\\x7f")
@@ -277,7 +295,7 @@ def _as_yaml(text: str) -> str:
 
 
 class _File:
-    """Reads the nodes of a labels file, which know their lines, without making values of them."""
+    """Reads the YAML nodes of a labels file: they know their lines, and keep values as text."""
 
     def __init__(self, origin: str) -> None:
         self.origin = origin
@@ -314,12 +332,11 @@ class _File:
             self.fail(node, "expected a name in this class, got none; add 'name: ...'")
         made = self.label_class(fields["name"], fields.get("prompts"))
         threshold, supercategory = (
-            _given(fields.get("threshold")),
-            _given(fields.get("supercategory")),
+            _given(fields.get(key)) for key in ("presence_threshold", "supercategory")
         )
         return replace(
             made,
-            threshold=None if threshold is None else self.number(threshold),
+            presence_threshold=None if threshold is None else self.number(threshold),
             supercategory="" if supercategory is None else self.text(supercategory),
         )
 
@@ -335,6 +352,8 @@ class _File:
         found: dict[str, yaml.Node] = {}
         for key, value in node.value:
             name = self.text(key)
+            if name in _RENAMED and name not in known:
+                self.fail(key, f"the key {name!r} is now {_RENAMED[name]!r}; rename it")
             if name not in known:
                 self.fail(key, f"unknown key {name!r}; the known ones are {', '.join(known)}")
             if name in found:
@@ -348,7 +367,8 @@ class _File:
             return []
         if not isinstance(node, yaml.SequenceNode):
             self.fail(
-                node, "expected a list, got something else; write one item a line, as '- person'"
+                node,
+                "expected a list, got something else; write one item on each line, as '- person'",
             )
         return list(node.value)
 
@@ -368,7 +388,8 @@ class _File:
         except ValueError:
             self.fail(
                 node,
-                f"expected a finite number as threshold, got {self.text(node)!r}; write one such as 0.1",
+                f"expected a finite number as presence_threshold, got {self.text(node)!r}; "
+                "write one such as 0.1",
             )
 
     def place(self, node: yaml.Node) -> str:
@@ -383,3 +404,36 @@ def _given(node: yaml.Node | None) -> yaml.Node | None:
     if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
         return None
     return node
+
+
+def labels_yaml(labels: LabelSet) -> str:
+    """A label set as the text of a YAML labels file in its full form; `as_label_set` reads it back
+    as the same label set."""
+    classes = []
+    for c in labels.wanted:
+        row: dict[str, Any] = {"name": c.name}
+        if c.prompts != (c.name,):
+            row["prompts"] = list(c.prompts)
+        if c.presence_threshold is not None:
+            row["presence_threshold"] = c.presence_threshold
+        if c.supercategory:
+            row["supercategory"] = c.supercategory
+        classes.append(row)
+    document: dict[str, Any] = {"classes": classes}
+    if distractors := [c.name for c in labels.classes if c.distractor]:
+        document["distractors"] = distractors
+    if labels.templates is not None:
+        document["templates"] = list(labels.templates)
+    return yaml.dump(document, Dumper=_LabelsDumper, allow_unicode=True, sort_keys=False, width=120)
+
+
+class _LabelsDumper(yaml.SafeDumper):
+    """As PyYAML's own, but rare line breaks are escaped: it writes them as they are, and then
+    reads them as spaces."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        broken = any(c in data for c in "\n\r\x85\u2028\u2029\ufeff")
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if broken else None)
+
+
+_LabelsDumper.add_representer(str, _LabelsDumper.represent_str)

@@ -1,161 +1,287 @@
-"""What is to be labelled: a folder, a list, a COCO file or a glob becomes a sorted list of names below one root.
+"""Where the images of a dataset come from: a folder, a list, a COCO file, a glob, some files, or
+an object of your own.
 
-A name ("key") is a POSIX path relative to the root, as the file system spells it; bytes that are not UTF-8 are kept
-as lone surrogates, which JSON writes as escapes. Names that lead out of the root are refused: .., absolute ones and
-NUL here, links when the picture is opened (`locate`).
+An image's name ("key") is a POSIX path relative to the dataset's root, as the file system spells
+it; bytes that are not UTF-8 are kept as lone surrogates, which JSON writes as escapes. Names that
+lead out of the root are refused: "..", absolute paths and NUL when the source is listed, links
+when the image is read.
 """
 
 import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from clip2sam.data.images import SUFFIXES, printable
-from clip2sam.errors import ImageError
+from clip2sam.errors import ConfigError, ImageError
+
+PathLike = str | os.PathLike[str]
 
 LIST_SUFFIXES = (".csv", ".txt")
 CSV_COLUMNS = ("file_name", "path", "image")
-"""The header of a CSV list's column of names, the first of these that is there; without a header, the first column."""
+"""The header of a CSV list's column of names: the first of these that is there; without a header,
+the first column is taken."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """The images of a dataset. `FileSource` is the one in use; an object of your own works too."""
+
+    @property
+    def origin(self) -> str:
+        """What identifies the source, for messages and to tell it from another."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The images' names: POSIX paths, each once. Their order is that of all outputs."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """The images' COCO ids, from 1, each once; as many as `keys`, in the same order."""
+
+    def read(self, key: str) -> str | bytes:
+        """The path of the image's file, or its encoded bytes.
+
+        Raises:
+            ImageError: there is no such image, or it can't be read.
+        """
 
 
 @dataclass(frozen=True)
-class Source:
-    """The pictures of a run."""
+class FileSource:
+    """Image files below a root folder."""
 
     origin: str
-    """Absolute path of what was given, for messages and to tell a run's own source from another."""
+    """Absolute path of what was given; several are joined by NUL, which no path contains."""
     root: str
     """Absolute path of the folder that all keys are relative to."""
     keys: tuple[str, ...]
     """Sorted by their bytes, each once."""
-    ids: tuple[int, ...] | None = None
-    """The COCO file's own image ids; None: 1, 2, 3, ... in the order of the keys."""
+    ids: tuple[int, ...]
+    """The COCO file's own image ids; else 1, 2, 3, ... in the order of the keys."""
 
-    def image_id(self, picture: int) -> int:
-        """The COCO id of the picture at this place in `keys`."""
-        return picture + 1 if self.ids is None else self.ids[picture]
+    def read(self, key: str) -> str:
+        """The absolute path of an image.
+
+        Raises:
+            ImageError: a link, wherever it stands in the path, leads out of the root.
+        """
+        return locate(self.root, key)
 
 
-def find_source(
-    source: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
-) -> Source:
-    """List the pictures of a source.
+def find_source(sources: PathLike | Sequence[PathLike], root: PathLike | None = None) -> FileSource:
+    """List the images of a source.
 
     Args:
-        source: a folder (all levels; links to folders are not followed), a .txt list (a name a line), a .csv list, a
-            COCO .json file, a glob such as "images/**/*.jpg" (** is any number of folders), or one picture.
-        root: the folder that a list's or COCO file's names are relative to; by default the one it lies in.
+        sources: a folder (all levels; links to folders are not followed), a .txt list (a name on
+            each line), a .csv list, a COCO .json file, a glob such as "images/**/*.jpg" (`**` is
+            any number of folders, hidden ones too, without following links), or an image; or
+            several folders, globs and images.
+        root: the folder that the names are relative to. By default a folder itself, the folder in
+            front of a glob's first wildcard, and the folder in which a file lies; of several, the
+            deepest folder that holds them all.
 
     Raises:
-        ImageError: nothing is there, no picture is found, or the list can't be read or names one that leads out of the
-            root.
+        ImageError: a path doesn't exist, no image is found, a list can't be read, or a name leads
+            out of the root.
     """
-    given = os.fspath(source)
-    path = Path(os.path.abspath(given))
-    if not os.path.lexists(path) and re.search(r"[*?\[]", given):
-        base, pattern = _split_glob(os.path.abspath(given))
-        return _source(path, root, base, (k for k in _walk(base) if pattern.fullmatch(k)))
-    if path.is_dir():
-        return _source(path, root, path, (k for k in _walk(path) if k.lower().endswith(SUFFIXES)))
-    if not path.is_file():
+    if not isinstance(sources, str | os.PathLike):
+        several = list(dict.fromkeys(os.path.abspath(path) for path in sources))
+        if len(several) != 1:
+            return _several(several, root)
+        sources = several[0]
+    path = os.path.abspath(sources)
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".json" and os.path.isfile(path):
+        pairs = _coco_images(Path(path))
+        top = _root(os.path.dirname(path) if root is None else root)
+        return _source(path, top, [key for key, _ in pairs], dict(pairs))
+    if suffix in LIST_SUFFIXES and os.path.isfile(path):
+        top = _root(os.path.dirname(path) if root is None else root)
+        return _source(path, top, _listed(Path(path)))
+    return _several([path], root)
+
+
+def _several(paths: Sequence[str], root: PathLike | None) -> FileSource:
+    """Folders, globs and images, each given as an absolute path."""
+    if not paths:
+        raise ImageError("no image found in an empty list of paths; give at least one")
+    tops, found = zip(*(_files(path, alone=len(paths) == 1) for path in paths), strict=True)
+    top = _root(os.path.commonpath(tops) if root is None else root)
+    return _source("\0".join(paths), top, (_below(top, file) for some in found for file in some))
+
+
+def _files(path: str, *, alone: bool) -> tuple[str, Iterable[str]]:
+    """A folder, glob or image: the folder that holds it all, and the paths of its image files."""
+    if _is_glob(path):
+        base, pattern = _split_glob(path)
+        return base, _matches(base, pattern)
+    if os.path.isdir(path):
+        return path, (file for file in _walk(path) if file.lower().endswith(SUFFIXES))
+    if not os.path.lexists(path):
         raise ImageError(
-            f"{printable(given)}: no such file or folder; check the path, or quote a glob"
+            f"{printable(path)}: no such file or folder; check the path, or quote a glob"
         )
-    suffix = path.suffix.lower()
-    if suffix == ".json":
-        pairs = _coco_images(path)
-        return _source(path, root, path.parent, [key for key, _ in pairs], dict(pairs))
-    if suffix in LIST_SUFFIXES:
-        return _source(path, root, path.parent, _listed(path))
-    return _source(path, root, path.parent, [path.name])
+    if not alone and path.lower().endswith((".json", *LIST_SUFFIXES)):
+        raise ImageError(
+            f"{printable(path)}: expected folders, globs and images; give a list or COCO file alone"
+        )
+    return os.path.dirname(path), [path]
+
+
+def _below(root: str, path: str) -> str:
+    """An absolute path as a key."""
+    top = root.rstrip(os.sep) + os.sep
+    if not path.startswith(top):
+        raise ImageError(
+            f"{printable(path)}: this image lies outside of the root {printable(root)}; "
+            "give another --root"
+        )
+    return path[len(top) :].replace(os.sep, "/")
 
 
 def checked_key(name: str, place: str) -> str:
-    """A name as a key, or an `ImageError` naming its place if it is empty, absolute, or leads upwards."""
+    """A name as a key.
+
+    Raises:
+        ImageError: it is empty, absolute, or leads upwards; the message names `place`.
+    """
     parts = PurePosixPath(name).parts
     if not parts or "\0" in name or name.startswith("/") or ".." in parts:
         raise ImageError(
-            f"{place}: expected the path of a picture below the root, with no '..' and no '/' in front, "
-            f"got {printable(name)!r}; correct it, or give another --root"
+            f"{place}: expected the path of an image below the root, with no '..' and no '/' in "
+            f"front, got {printable(name)!r}; correct it, or give another --root"
         )
     return "/".join(parts)
 
 
 def locate(root: str, key: str) -> str:
-    """The path of a picture. Raises `ImageError` if a link leads out of the root, wherever it stands in the path."""
+    """The absolute path of an image, with all links resolved.
+
+    Raises:
+        ImageError: a link, wherever it stands in the path, leads out of the root.
+    """
     path = os.path.realpath(os.path.join(root, key))
-    top = os.path.realpath(root)
-    if os.path.commonpath([top, path]) != top:
+    if not _lies_in(path, os.path.realpath(root)):
         raise ImageError(
-            f"{printable(key)}: this link leads out of {printable(root)}; copy the picture there, or label the folder "
-            "that it is in"
+            f"{printable(key)}: this link leads out of {printable(root)}; copy the image there, or "
+            "label the folder that it is in"
         )
     return path
 
 
-def _source(
-    origin: Path,
-    root: str | os.PathLike[str] | None,
-    default_root: Path,
-    keys: Iterable[str],
-    ids: dict[str, int] | None = None,
-) -> Source:
-    top = os.path.abspath(default_root if root is None else root)
+def check_output(source: Source, output: PathLike) -> None:
+    """Refuse an output that would be written where a source is read. Nothing is ever written there.
+
+    Links are resolved first. Refused are, whatever the command:
+
+    - an output in (or equal to) a folder that was given, or the folder in front of a glob's first
+      wildcard: these are searched, so a later start would take outputs for inputs;
+    - an output that is an image, list or COCO file of the source, or the very folder in which one
+      of them lies. Other folders below the root are free: a dataset's top folder may hold `images/`
+      and `run/`.
+
+    Of a source that is no `FileSource` nothing is known, and nothing is refused.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if not isinstance(source, FileSource):
+        return
+    target = os.path.realpath(output)
+    same_name = [key for key in source.keys if os.path.basename(key) == os.path.basename(target)]
+    folders = {os.path.dirname(key) for key in source.keys}
+    read = [os.path.join(source.root, key) for key in (*sorted(folders), *same_name)]
+    for origin in source.origin.split("\0"):
+        searched = _split_glob(origin)[0] if _is_glob(origin) else origin
+        if not os.path.isdir(searched):
+            read += [origin, os.path.dirname(origin)]
+        elif _lies_in(target, os.path.realpath(searched)):
+            raise _read_here(output, searched)
+    for path in read:
+        if target == os.path.realpath(path):
+            raise _read_here(output, path)
+
+
+def _read_here(output: PathLike, path: str) -> ConfigError:
+    return ConfigError(
+        f"the output {printable(output)} lies where images are read ({printable(path)}), which is "
+        "never written to; give one elsewhere"
+    )
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return os.path.commonpath([folder, path]) == folder
+
+
+def _root(folder: PathLike) -> str:
+    top = os.path.abspath(folder)
     if not os.path.isdir(top):
         raise ImageError(
             f"{printable(top)}: expected the folder that the names are relative to; check the root"
         )
+    return top
+
+
+def _source(
+    origin: str, root: str, keys: Iterable[str], ids: dict[str, int] | None = None
+) -> FileSource:
     chosen = tuple(sorted(set(keys), key=os.fsencode))
     if not chosen:
+        where = ", ".join(map(printable, origin.split("\0")[:3]))
         raise ImageError(
-            f"no picture found in {printable(origin)}: looked for names ending in {', '.join(SUFFIXES)}, or for the "
-            "names in a list"
+            f"no image found in {where}: looked for names ending in {', '.join(SUFFIXES)}, or for "
+            "the names in a list"
         )
-    return Source(
-        os.fspath(origin), top, chosen, None if ids is None else tuple(ids[key] for key in chosen)
-    )
+    numbers = range(1, len(chosen) + 1) if ids is None else [ids[key] for key in chosen]
+    return FileSource(origin, root, chosen, tuple(numbers))
 
 
-def _walk(top: Path) -> Iterator[str]:
-    """Keys of all files below a folder; links to folders are not followed, so there is no loop."""
+def _walk(top: str) -> Iterator[str]:
+    """Paths of all files below a folder; links to folders are not followed, so there is no loop."""
 
     def unreadable(error: OSError) -> None:
         raise ImageError(
-            f"{printable(error.filename)}: this folder can't be read ({error.strerror}); check its permissions"
+            f"{printable(error.filename)}: this folder can't be read ({error.strerror}); "
+            "check its permissions"
         ) from error
 
     for folder, _, names in os.walk(top, onerror=unreadable):
-        below = os.path.relpath(folder, top)
-        prefix = "" if below == "." else below.replace(os.sep, "/") + "/"
-        yield from (prefix + name for name in names)
+        yield from (os.path.join(folder, name) for name in names)
 
 
-def _split_glob(given: str) -> tuple[Path, re.Pattern[str]]:
-    """The folder in front of the first wildcard, and the rest as a pattern for keys."""
-    parts = given.split("/")
-    first = next(i for i, part in enumerate(parts) if re.search(r"[*?\[]", part))
-    base = Path("/".join(parts[:first]) or "/")
-    if not base.is_dir():
+def _is_glob(path: str) -> bool:
+    """Whether a path has wildcards, and nothing has exactly this name."""
+    return re.search(r"[*?\[]", path) is not None and not os.path.lexists(path)
+
+
+def _split_glob(path: str) -> tuple[str, str]:
+    """The folder in front of the first wildcard, and the rest."""
+    parts = path.split(os.sep)
+    first = next(i for i in range(len(parts)) if _is_glob(os.sep.join(parts[: i + 1])))
+    return os.sep.join(parts[:first]) or os.sep, os.sep.join(parts[first:])
+
+
+def _matches(base: str, pattern: str) -> Iterator[str]:
+    """Paths of the files that match a pattern.
+
+    By `Path.glob`: `glob.glob` follows links at `**`, and never ends where two of them lead
+    upwards.
+    """
+    if not os.path.isdir(base):
         raise ImageError(f"{printable(base)}: no such folder; check the glob")
-    tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^]/]*\]|.", "/".join(parts[first:]), re.DOTALL)
-    meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return base, re.compile("".join(meaning.get(t) or _one_of(t) for t in tokens), re.DOTALL)
-
-
-def _one_of(token: str) -> str:
-    """A character as itself, and a bracket such as [a-c] or [!a-c] as a set without the slash."""
-    if len(token) == 1:
-        return re.escape(token)
-    inside = re.sub(r"([\\[\]^])", r"\\\1", token[1:-1])
-    return f"(?!/)[^{inside[1:]}]" if inside.startswith("!") else f"(?!/)[{inside}]"
+    # to pathlib, ** at the end means folders alone (before Python 3.13), and a**b is an error
+    parts = [p if p == "**" else re.sub(r"\*+", "*", p) for p in pattern.split(os.sep)]
+    whole = os.sep.join([*parts, "*"] if parts[-1] == "**" else parts)
+    return (os.fspath(file) for file in Path(base).glob(whole) if not file.is_dir())
 
 
 def _listed(path: Path) -> list[str]:
-    """The names in a .txt or .csv list. Empty lines count for nothing."""
+    """The names in a .txt or .csv list. Empty lines are skipped."""
     origin = printable(path)
     text = _text(path)
     if path.suffix.lower() == ".txt":
@@ -203,7 +329,8 @@ def _coco_images(path: Path) -> list[tuple[str, int]]:
         place = f"{origin}, images[{i}]"
         if not isinstance(name, str) or type(number) is not int or number < 1:
             raise ImageError(
-                f"{place}: expected a file_name and an id from 1, got {name!r} and {number!r}; correct it"
+                f"{place}: expected a file_name and an id from 1, got {name!r} and {number!r}; "
+                "correct it"
             )
         if found.setdefault(checked_key(name, place), number) != number:
             raise ImageError(
@@ -211,7 +338,8 @@ def _coco_images(path: Path) -> list[tuple[str, int]]:
             )
     if len(set(found.values())) != len(found):
         raise ImageError(
-            f"{origin}: expected an id of its own for each image, but some are given twice; number anew"
+            f"{origin}: expected an id of its own for each image, but some are given twice; "
+            "number them anew"
         )
     return list(found.items())
 
