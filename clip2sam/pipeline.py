@@ -1,49 +1,147 @@
-"""The figure: words and a picture go through the rooms one after another and come out as masks.
+"""The figure: labels and images go through the stages one after another and come out as masks.
 
-picture ----> CLIP with surgery --> feature surgery --> presence --> grid --> points --+
-labels --> text features -------------^                                                |
-picture ----> SAM's image encoder -----------------------------------> decoder <-------+--> masks
+labels --> text features --+
+images --> CLIP's tokens --+--> locate: maps, presence --> prompt: points --+
+images --> SAM's embeddings (only where there is a prompt) -----------------+--> decode --> choose
+
+Each stage is public, takes a batch, and hands on one record of `clip2sam.types`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, UInt8
 from PIL import Image as PILImage
 from torch import Tensor
 
-from clip2sam.candidates import agreement
-from clip2sam.clip import SurgeryCLIP
+from clip2sam.candidates import agreement, as_rule
+from clip2sam.clip.methods import Method
+from clip2sam.clip.model import SurgeryCLIP
 from clip2sam.config import Config
 from clip2sam.data.images import Image, load_image
-from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
+from clip2sam.data.labels import LabelSet, as_label_set
+from clip2sam.data.presence import is_present
 from clip2sam.points import point_prompts, pool_grid, select_points
-from clip2sam.result import Result, as_result
-from clip2sam.sam import PointSAM
-from clip2sam.sam.model import Candidates
-from clip2sam.similarity import feature_surgery, is_present, similarity_maps
-from clip2sam.types import Masks, PointPrompts, Prediction, SimilarityMaps
+from clip2sam.result import Result, as_results
+from clip2sam.sam import PromptSAM
+from clip2sam.similarity import (
+    SurgeryTerms,
+    beaten_by_distractors,
+    feature_surgery,
+    score_maps,
+    surgery_terms,
+)
+from clip2sam.types import (
+    Candidates,
+    Masks,
+    Prediction,
+    Prompts,
+    SimilarityMaps,
+    Sizes,
+    TokenGrid,
+)
 
 ImageLike = Image | str | PathLike[str] | bytes | PILImage.Image | Any
 """A path, encoded bytes, an RGB uint8 array (height, width, 3), a PIL image or an `Image`."""
 
 LabelsLike = LabelSet | Sequence[str] | Mapping[str, Any] | PathLike[str]
+"""Names, a mapping from names to their synonyms, a labels file, or a `LabelSet`."""
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image with the host's part of the work done: resized for both models."""
+
+    image: Image
+    clip_pixels: UInt8[np.ndarray, "side side 3"]
+    sam_pixels: UInt8[np.ndarray, "frame_height frame_width 3"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its pixels."""
+        return self.image.pixels.nbytes + self.clip_pixels.nbytes + self.sam_pixels.nbytes
+
+
+class Features:
+    """What the encoders compute of a batch of images: each when it is first needed, then kept.
+
+    Made by `Segmenter.encode`. Use it again with other labels and settings: only what changes is
+    computed anew.
+    """
+
+    def __init__(
+        self,
+        clip: SurgeryCLIP,
+        sam: PromptSAM,
+        images: Sequence[Image | PreparedImage],
+        group: int = 1,
+    ) -> None:
+        self._clip, self._sam, self._group = clip, sam, group
+        self._given = tuple(images)
+        self._tokens: dict[tuple[Method, int], TokenGrid] = {}
+        self._embeddings: dict[int, Tensor] = {}
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(x.image if isinstance(x, PreparedImage) else x for x in self._given)
+
+    @property
+    def sizes(self) -> Sizes:
+        """(height, width) of each image in pixels."""
+        return tuple(image.size for image in self.images)
+
+    @torch.no_grad()
+    def tokens(self, method: Method, resolution: int | None = None) -> TokenGrid:
+        """CLIP's dense features by a method, at a side of its square input in pixels (None: the
+        model's own)."""
+        side = self._clip.checked_resolution(resolution or self._clip.resolution)
+        if (method, side) not in self._tokens:
+            grids = []
+
+            def encode(pixels: Tensor) -> Tensor:
+                features, grid = self._clip.encode_image(pixels, method)
+                grids.append(grid)
+                return features
+
+            squares = [self._clip_pixels(x, side) for x in self._given]
+            tokens = _in_groups(encode, self._clip.preprocess(squares), self._group)
+            self._tokens[method, side] = TokenGrid(tokens, *grids[0])
+        return self._tokens[method, side]
+
+    @torch.no_grad()
+    def embeddings(self, which: Sequence[int]) -> Float[Tensor, "some channels rows cols"]:
+        """SAM's image embeddings, in fp32, of the images with these indices."""
+        missing = [i for i in which if i not in self._embeddings]
+        if missing:
+            pixels = self._sam.preprocess([self._sam_pixels(self._given[i]) for i in missing])
+            made = _in_groups(self._sam.encode_image, pixels, self._group)
+            self._embeddings.update(zip(missing, made, strict=True))
+        return torch.stack([self._embeddings[i] for i in which])
+
+    def _clip_pixels(self, given: Image | PreparedImage, side: int) -> UInt8[np.ndarray, "s s 3"]:
+        if isinstance(given, Image):
+            return self._clip.resize(given, side)
+        ready = given.clip_pixels
+        return ready if len(ready) == side else self._clip.resize(given.image, side)
+
+    def _sam_pixels(self, given: Image | PreparedImage) -> UInt8[np.ndarray, "h w 3"]:
+        return self._sam.resize(given) if isinstance(given, Image) else given.sam_pixels
 
 
 class Segmenter:
-    """Cuts labels out of pictures: a CLIP says where, a SAM cuts.
+    """Cuts labels out of images: a CLIP says where, a SAM cuts.
 
     Args:
         clip: an open_clip model in its adapter.
         sam: a segment-anything model in its adapter, on the same device.
-        config: the settings; `clip2sam.published()` gives the published recipe.
+        config: the settings; `clip2sam.published()` gives those of the published demo.
     """
 
-    def __init__(self, clip: SurgeryCLIP, sam: PointSAM, config: Config | None = None) -> None:
+    def __init__(self, clip: SurgeryCLIP, sam: PromptSAM, config: Config | None = None) -> None:
         self.clip = clip
         self.sam = sam
         self.config = config or Config()
@@ -51,7 +149,7 @@ class Segmenter:
     def __call__(
         self, image: ImageLike, labels: LabelsLike, *, distractors: Sequence[str] = ()
     ) -> Result:
-        """Segment one picture.
+        """Segment one image.
 
         Args:
             image: a path, bytes, RGB array, PIL image or `Image`.
@@ -59,179 +157,171 @@ class Segmenter:
             distractors: names that compete with the labels and are never exported.
 
         Returns:
-            The masks of the labels that are there, and the scores of those that are not.
+            The masks of the labels that are present, and the scores of those that are not.
 
         Raises:
-            ImageError: the picture can't be read.
+            ImageError: the image can't be read.
             LabelError: a label is empty, given twice, or there is none.
         """
-        picture = load_image(image)
+        features = self.encode([load_image(image)])
         label_set = as_label_set(labels, distractors=distractors)
-        return as_result(
-            picture, label_set, self.config, self.sam, self.predict_torch(picture, label_set)
+        return self.results(features, self.predict(features, label_set))[0]
+
+    def with_config(self, **changes: Any) -> "Segmenter":
+        """The same models with other settings: fields of `Config`."""
+        return Segmenter(self.clip, self.sam, replace(self.config, **changes))
+
+    # -- the stages
+
+    def prepare(self, image: Image) -> PreparedImage:
+        """The host's part of `encode`; may run in another thread while a model works."""
+        return PreparedImage(
+            image, self.clip.resize(image, self.config.resolution), self.sam.resize(image)
         )
+
+    def encode(self, images: Sequence[Image | PreparedImage], *, group: int = 1) -> Features:
+        """Features of a batch of images. Nothing is computed before it is needed: an image on which
+        no label is present never reaches SAM's encoder.
+
+        Args:
+            images: one or more.
+            group: how many of them an encoder takes at once. Groups always have that size, the last
+                one filled up with repeats, so that the same kernels run for an image whatever comes
+                with it.
+        """
+        return Features(self.clip, self.sam, images, group)
 
     @torch.no_grad()
-    def predict_torch(self, image: Image, labels: LabelSet) -> Prediction:
-        """The pipeline on the device: no value crosses to the host between the picture and the masks.
-
-        A picture on which no label is present never reaches SAM's encoder.
-        """
-        maps = self.similarity(image, labels)
-        present, grids, prompts = self._prompts(image, labels, maps)
-        candidates = self._decode(image, prompts)
-        return Prediction(
-            maps, grids, present, prompts, self._masks(image, maps, prompts, candidates)
-        )
-
-    @torch.no_grad()
-    def predict_batch(
-        self, images: Sequence[Image], labels: LabelSet, *, group: int = 1
-    ) -> list[Prediction]:
-        """Several pictures, each as `predict_torch` does it, with the two encoders taking `group` of them at once.
-
-        The groups always have that size, the last filled up with repeats, so that the same kernels run for a picture
-        whatever comes with it. With a group of 1 the numbers are `predict_torch`'s own.
-        """
-        if not images:
-            return []
-        tokens = _in_groups(
-            lambda p: self.clip.encode_image(p, self.config.method),
-            self.clip.preprocess(images),
-            group,
-        )
-        maps = [self._maps(picture_tokens[None], labels) for picture_tokens in tokens]
-        prompts = [self._prompts(image, labels, m) for image, m in zip(images, maps, strict=True)]
-        decoded = self._decode_batch(images, [p for _, _, p in prompts], group)
-        return [
-            Prediction(m, grids, present, p, self._masks(image, m, p, candidates))
-            for image, m, (present, grids, p), candidates in zip(
-                images, maps, prompts, decoded, strict=True
-            )
+    def locate(self, features: Features, labels: LabelSet) -> SimilarityMaps:
+        """A raw map and a presence score for every class of every image, distractors included, and
+        which classes are present."""
+        grid = features.tokens(self.config.method, self.config.resolution)
+        text, redundant = self._text(labels)
+        scores = [  # image by image: the last digits must not depend on how many there are
+            feature_surgery(tokens[None], text, redundant)[..., : len(labels.classes)]
+            for tokens in grid.tokens
         ]
+        raw = score_maps(torch.cat(scores), grid.rows, grid.cols)
+        presence = raw.amax(dim=(-2, -1))
+        distractor = torch.tensor([c.distractor for c in labels.classes], device=raw.device)
+        beaten = beaten_by_distractors(raw, distractor)
+        present = is_present(presence, beaten, self._thresholds(labels)) & ~distractor
+        return SimilarityMaps(raw, presence, beaten, present, labels, features.sizes)
 
-    def _decode_batch(
-        self, images: Sequence[Image], prompts: Sequence[PointPrompts], group: int
-    ) -> list[Candidates]:
-        """SAM's candidates for each picture; one without a prompt never reaches the encoder."""
-        asked = [i for i, p in enumerate(prompts) if len(p.coords)]
-        decoded = [self.sam.no_candidates() for _ in images]
-        if asked:
-            pixels = self.sam.preprocess([images[i] for i in asked])
-            embeddings = _in_groups(self.sam.encode_image, pixels, group)
-            sizes = [images[i].size for i in asked]
-            made = self.sam.decode_batch(embeddings, [prompts[i] for i in asked], sizes)
-            for i, candidates in zip(asked, made, strict=True):
-                decoded[i] = candidates
-        return decoded
-
-    def prepare(self, image: Image) -> None:
-        """What the host has to do to a picture before the device can work on it; may run in another thread."""
-        self.clip.prepare(image)
-        self.sam.prepare(image)
-
-    def similarity(self, image: Image, labels: LabelSet) -> SimilarityMaps:
-        """CLIP's part: a raw map and a presence score for every class, distractors included."""
-        return self._maps(
-            self.clip.encode_image(self.clip.preprocess([image]), self.config.method), labels
-        )
-
-    def _maps(self, tokens: Float[Tensor, "1 tokens channels"], labels: LabelSet) -> SimilarityMaps:
-        text = self._texts(labels)
-        empty = self.clip.encode_empty(labels.templates) if len(text) == 1 else None
-        return similarity_maps(feature_surgery(tokens, text, empty)[0, :, : len(labels.classes)])
-
-    def _texts(self, labels: LabelSet) -> Float[Tensor, "labels_and_references channels"]:
-        """Text features of the labels, then of those references that nobody asked for."""
-        own = self.clip.encode_labels(labels)
-        asked = {prompt for c in labels.classes for prompt in c.prompts}
-        beside = tuple(LabelClass(r, (r,)) for r in self.config.references if r not in asked)
-        return (
-            torch.cat([own, self.clip.encode_labels(LabelSet(beside, labels.templates))])
-            if beside
-            else own
-        )
-
-    def _prompts(
-        self, image: Image, labels: LabelSet, maps: SimilarityMaps
-    ) -> tuple[Bool[Tensor, "labels"], Float[Tensor, "labels grid_rows grid_cols"], PointPrompts]:
-        """Who is present, the grids, and the points of those who are."""
-        present = is_present(maps, self._thresholds(labels), self._is_distractor(labels))
-        grids = pool_grid(maps.raw, self.config.grid)
+    @torch.no_grad()
+    def prompt(self, maps: SimilarityMaps) -> Prompts:
+        """Points for each label that is present."""
+        config = self.config
         coords, point_labels = select_points(
-            grids,
-            image.size,
-            self.config.threshold,
-            self.config.max_positive,
-            self.config.max_negative,
+            pool_grid(maps.raw, config.grid),
+            maps.sizes,
+            config.point_threshold,
+            config.max_positive,
+            config.max_negative,
         )
-        return present, grids, point_prompts(coords, point_labels, present)
+        return point_prompts(coords, point_labels, maps.present, maps.sizes)
 
-    def _masks(
-        self, image: Image, maps: SimilarityMaps, prompts: PointPrompts, candidates: Candidates
-    ) -> Masks:
-        """Keep one candidate of each prompt."""
-        (logits, iou), (agrees, best) = candidates, self._choose(image, maps, prompts, candidates)
+    def decode(self, features: Features, prompts: Prompts) -> Candidates:
+        """SAM's candidate masks for each prompt, all prompts of the batch together."""
+        prompted = [i for i, count in enumerate(prompts.counts) if count]
+        if not prompted:
+            return self.sam.no_candidates()
+        return self.sam.decode(features.embeddings(prompted), prompts)
+
+    @torch.no_grad()
+    def choose(self, maps: SimilarityMaps, prompts: Prompts, candidates: Candidates) -> Masks:
+        """Keep one candidate of each prompt, by the rule of `Config.candidate`."""
+        agrees = self.agreement(maps, prompts, candidates)
+        best = as_rule(self.config.candidate)(candidates, agrees).argmax(dim=-1)
         row = torch.arange(len(best), device=best.device)
         return Masks(
-            logits[row, best],
-            iou[row, best],
+            candidates.logits[row, best],
+            candidates.predicted_iou[row, best],
             agrees[row, best],
             best,
             prompts.label_index,
-            image.size,
+            prompts.counts,
+            prompts.sizes,
         )
 
-    def _choose(
-        self, image: Image, maps: SimilarityMaps, prompts: PointPrompts, candidates: Candidates
-    ) -> tuple[Tensor, Tensor]:
-        """The agreement of each prompt's candidates with its label's map, and which one is kept."""
-        logits, iou = candidates
-        heat = maps.raw[prompts.label_index]
-        agrees = agreement(
-            self.sam.pool_candidates(logits, image.size, (heat.shape[-2], heat.shape[-1])), heat
+    def predict(self, features: Features, labels: LabelSet) -> Prediction:
+        """The stages from `locate` to `choose`. No value crosses to the host on the way, only how
+        many prompts each image has."""
+        maps = self.locate(features, labels)
+        prompts = self.prompt(maps)
+        candidates = self.decode(features, prompts)
+        return Prediction(maps, prompts, self.choose(maps, prompts, candidates))
+
+    @torch.no_grad()
+    def results(
+        self,
+        features: Features,
+        prediction: Prediction,
+        *,
+        ids: tuple[int, ...] | None = None,
+        names: tuple[str, ...] | None = None,
+    ) -> list[Result]:
+        """A prediction on the host: a result for each image.
+
+        Args:
+            ids, names: COCO image ids and file names for the results' records; by default 1, 2,
+                3, ... and those of the images' origins.
+        """
+        return as_results(features.images, prediction, self.config, self.sam, ids, names)
+
+    # -- parts of the stages that explanations and benchmarks look at
+
+    def agreement(
+        self, maps: SimilarityMaps, prompts: Prompts, candidates: Candidates
+    ) -> Float[Tensor, "prompts candidates"]:
+        """How well each candidate agrees with the map of its prompt's label, 0 to 1."""
+        heat = maps.raw[prompts.image_index, prompts.label_index]
+        cells = (heat.shape[-2], heat.shape[-1])
+        parts = zip(
+            candidates.logits.split(prompts.counts),
+            heat.split(prompts.counts),
+            prompts.sizes,
+            strict=True,
         )
-        quality = {"agreement": agrees, "predicted_iou": iou, "both": agrees + iou}[
-            self.config.candidate
-        ]
-        return agrees, quality.argmax(dim=-1)
+        return torch.cat(
+            [
+                agreement(self.sam.pool_candidates(logits, size, cells), own)
+                for logits, own, size in parts
+            ]
+        )
 
-    def _decode(
-        self, image: Image, prompts: PointPrompts, embedding: Tensor | None = None
-    ) -> Candidates:
-        """SAM's candidates for the prompts of one picture, which is encoded if its embedding isn't given."""
-        if embedding is None:
-            return self._decode_batch([image], [prompts], 1)[0]
-        return self.sam.decode(embedding, prompts, image.size)
+    @torch.no_grad()
+    def surgery_terms(self, features: Features, labels: LabelSet) -> SurgeryTerms:
+        """The two terms of feature surgery that `locate` subtracts, for all classes and then the
+        background prompts."""
+        text, redundant = self._text(labels)
+        grid = features.tokens(self.config.method, self.config.resolution)
+        return surgery_terms(grid.tokens, text, redundant)
 
-    def _thresholds(self, labels: LabelSet) -> Tensor | None:
-        """Each class's own threshold, else the configuration's; None when nobody asks for a decision."""
-        own = [self.config.presence if c.threshold is None else c.threshold for c in labels.classes]
-        if all(t is None for t in own):
-            return None
-        return torch.tensor([-torch.inf if t is None else t for t in own], device=self.clip.device)
+    def _text(self, labels: LabelSet) -> tuple[Tensor, Tensor | None]:
+        """Text features of the classes and of the background prompts that are no label's own
+        prompt; and the redundant feature for a label that stands alone."""
+        text = self.clip.encode_labels(labels)
+        own = {prompt for c in labels.classes for prompt in c.prompts}
+        background = [p for p in self.config.background_prompts if p not in own]
+        if background:
+            text = torch.cat([text, self.clip.encode_texts(background, labels.templates)])
+        return text, self.clip.encode_empty(labels.templates) if len(text) == 1 else None
 
-    def _is_distractor(self, labels: LabelSet) -> Tensor:
-        return torch.tensor([c.distractor for c in labels.classes], device=self.clip.device)
-
-    def presence_of(self, result: Result) -> Bool[np.ndarray, "classes"]:
-        """The presence decision of these settings for a result that was made with others."""
-        limits = self._thresholds(result.label_set)
-        if limits is None:
-            return np.ones(len(result.presence), bool)
-        return result.presence >= limits[: len(result.presence)].cpu().numpy()
-
-    def with_config(self, **changes: Any) -> "Segmenter":
-        """The same models with other settings."""
-        return Segmenter(self.clip, self.sam, replace(self.config, **changes))
+    def _thresholds(self, labels: LabelSet) -> Float[Tensor, "labels"]:
+        """The presence threshold of each class; NaN: no decision."""
+        limits = labels.thresholds(self.config.presence_threshold)
+        values = [torch.nan if t is None else t for t in limits]
+        return torch.tensor(values, device=self.clip.device)
 
 
 def _in_groups(
     encode: Callable[[Float[Tensor, "_ 3 _ _"]], Tensor],
-    pixels: Float[Tensor, "batch 3 side side"],
+    pixels: Float[Tensor, "images 3 height width"],
     group: int,
 ) -> Tensor:
-    """Encode `group` pictures at a time: (batch, ...). The last group is filled up with its last picture."""
+    """Encode `group` images at a time: (images, ...). The last group is filled up with its last
+    image."""
     missing = -len(pixels) % group
     full = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
     return torch.cat([encode(part) for part in full.split(group)])[: len(pixels)]

@@ -1,5 +1,6 @@
-"""What a person gets for one picture: arrays on the host, masks as RLE until they are asked for."""
+"""What a person gets for one image: arrays on the host, masks as RLE until they are needed."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
@@ -14,11 +15,12 @@ from clip2sam.coco.document import coco_document, decode_rle
 from clip2sam.config import Config
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
-from clip2sam.data.records import Annotation, ImageRecord
+from clip2sam.data.records import Annotation, ImageRecord, as_float32
 from clip2sam.errors import ConfigError
-from clip2sam.sam import PointSAM
+from clip2sam.points import pool_grid
+from clip2sam.sam import PromptSAM
 from clip2sam.sam.rle import encode_masks
-from clip2sam.types import Prediction, SimilarityMaps
+from clip2sam.types import Prediction
 
 
 @dataclass(frozen=True)
@@ -33,31 +35,44 @@ class Absent:
 
 @dataclass(frozen=True)
 class Result:
-    """The masks of one picture, and why the other labels have none. Arrays are numpy's, on the host."""
+    """The masks of one image, and why the other labels have none. Arrays are numpy's, on the host.
+
+    The dimension `classes` is all classes requested, in the user's order, without distractors.
+    """
 
     image: Image
     label_set: LabelSet
-    annotations: tuple[Annotation, ...]
-    """One for each mask, in the order of the labels."""
+    record: ImageRecord
+    """What files, journals and exporters hold of this image."""
     label_indices: Int[np.ndarray, "masks"]
-    """Which class each mask is of: an index into `class_names`."""
+    """The class of each mask: an index into `class_names`."""
     points: tuple[Float[np.ndarray, "_ 3"], ...]
-    """For each mask its prompt: x, y in continuous pixels, and 1 (positive) or 0 (negative)."""
+    """The prompt of each mask: x, y in continuous pixels, and 1 (positive) or 0 (negative)."""
     presence: Float[np.ndarray, "classes"]
-    """Presence score of every class asked for."""
+    """Presence score of every class."""
+    beaten: Bool[np.ndarray, "classes"]
+    """Whether a distractor scores higher at the class's own peak."""
+    present: Bool[np.ndarray, "classes"]
+    """The presence decision."""
     maps: Float[np.ndarray, "classes rows cols"]
-    """Raw similarity maps of every class asked for."""
+    """Raw similarity map of every class."""
     grids: Float[np.ndarray, "classes grid_rows grid_cols"]
-    """The same pooled and scaled to 0..1: what the points were chosen on."""
+    """The maps pooled and scaled to 0..1: what the points were chosen on."""
     absent: tuple[Absent, ...]
 
     def __repr__(self) -> str:
         found = ", ".join(f"{a.label!r} {a.score:.2f}" for a in self.annotations)
-        return f"Result({self.image!r}, masks: [{found}], absent: [{', '.join(repr(a.label) for a in self.absent)}])"
+        absent = ", ".join(repr(a.label) for a in self.absent)
+        return f"Result({self.image!r}, masks: [{found}], absent: [{absent}])"
+
+    @property
+    def annotations(self) -> tuple[Annotation, ...]:
+        """One for each mask, in the order of the labels."""
+        return self.record.annotations
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """All labels asked for, as typed, in the order given, without distractors."""
+        """All labels requested, as typed, in the order given, without distractors."""
         return tuple(c.name for c in self.label_set.wanted)
 
     @property
@@ -72,31 +87,33 @@ class Result:
 
     @cached_property
     def masks(self) -> Bool[np.ndarray, "masks height width"]:
-        """The masks at the picture's size."""
+        """The masks at the image's size."""
         height, width = self.image.size
         masks = [decode_rle(a.rle) for a in self.annotations]
         return np.stack(masks) if masks else np.zeros((0, height, width), bool)
 
-    def to_coco(self, *, polygons: bool = False) -> dict[str, Any]:
-        """This picture as a COCO data set of one image; see `clip2sam.coco.document.write_coco` for the file."""
-        return coco_document([self.record()], [self.annotations], self.label_set, polygons=polygons)
+    @property
+    def boxes(self) -> Float[np.ndarray, "masks 4"]:
+        """The box around each mask's pixels: x0, y0, x1, y1 in continuous pixels."""
+        boxes = [mask_utils.toBbox(a.rle) for a in self.annotations]
+        table = np.array(boxes, np.float32).reshape(-1, 4)
+        table[:, 2:] += table[:, :2]
+        return table
 
-    def record(self, file_name: str | None = None) -> ImageRecord:
-        """The picture's row in a COCO file; by default the file name of its origin."""
-        height, width = self.image.size
-        return ImageRecord(
-            file_name or PurePath(self.image.origin).name.replace("\\", "_"), height, width
-        )
+    def to_coco(self, *, polygons: bool = False) -> dict[str, Any]:
+        """This image as a COCO dataset; `clip2sam.coco.write.write_coco` writes it."""
+        return coco_document([self.record], self.label_set.wanted, polygons=polygons)
 
     def to_numpy(self) -> dict[str, np.ndarray]:
         """Everything as plain arrays, all of them fit for `numpy.savez` without pickling.
 
         Returns:
-            masks: bool (masks, height, width). boxes: float32 (masks, 4), x0, y0, x1, y1 in continuous pixels, around
-            each mask's pixels. scores: float32 (masks,). label_indices: int64 (masks,), into class_names.
-            points: float32 (points, 4): the mask's index, x, y, and 1 (positive) or 0 (negative).
-            class_names: text (classes,). presence: float32 (classes,). maps: float32 (classes, rows, cols).
-            grids: float32 (classes, grid_rows, grid_cols), NaN for a map without a range.
+            masks: bool (masks, height, width). boxes: float32 (masks, 4), x0, y0, x1, y1 in
+            continuous pixels, around each mask's pixels. scores: float32 (masks,). label_indices:
+            int64 (masks,), into class_names. points: float32 (points, 4): the mask's index, x, y,
+            and 1 (positive) or 0 (negative). class_names: text (classes,). presence: float32
+            (classes,). maps: float32 (classes, rows, cols). grids: float32 (classes, grid_rows,
+            grid_cols), NaN for a map without a range.
         """
         points = [np.insert(p, 0, i, axis=1) for i, p in enumerate(self.points)]
         return {
@@ -111,28 +128,21 @@ class Result:
             "grids": self.grids,
         }
 
-    @property
-    def boxes(self) -> Float[np.ndarray, "masks 4"]:
-        """The box around each mask's pixels: x0, y0, x1, y1 in continuous pixels."""
-        boxes = np.array([mask_utils.toBbox(a.rle) for a in self.annotations], np.float32).reshape(
-            -1, 4
-        )
-        boxes[:, 2:] += boxes[:, :2]
-        return boxes
-
     def to_supervision(self) -> Any:
         """The masks as `supervision.Detections`, for its annotators, trackers and metrics.
 
-        `class_id` is the place in `class_names`, `data["class_name"]` the name.
+        `class_id` is the index in `class_names`, `data["class_name"]` the name.
 
         Raises:
-            ConfigError: the package supervision is not installed; clip2sam does not need it otherwise.
+            ConfigError: the package supervision is not installed; clip2sam does not need it
+                otherwise.
         """
         try:
             from supervision import Detections
         except ImportError as error:
             raise ConfigError(
-                "to_supervision needs the package supervision, which is not installed: pip install supervision"
+                "to_supervision needs the package supervision, which is not installed: "
+                "pip install supervision"
             ) from error
         return Detections(
             xyxy=self.boxes,
@@ -143,8 +153,8 @@ class Result:
         )
 
     def show(self) -> Any:
-        """Draw all masks on the picture: a matplotlib Figure, which shows itself in a notebook."""
-        from clip2sam.visualize import result_figure  # drawing is loaded by those who draw
+        """All masks drawn on the image: a matplotlib Figure, which shows itself in a notebook."""
+        from clip2sam.visualize import result_figure  # matplotlib is slow to import
 
         return result_figure(self)
 
@@ -153,64 +163,127 @@ class Result:
         return self.show()._repr_png_()
 
 
-def as_result(
-    image: Image, labels: LabelSet, config: Config, sam: PointSAM, prediction: Prediction
-) -> Result:
-    """Bring a prediction to the host: the one place where tensors become arrays, and masks become RLE.
+def as_results(
+    images: tuple[Image, ...],
+    prediction: Prediction,
+    config: Config,
+    sam: PromptSAM,
+    ids: tuple[int, ...] | None = None,
+    names: tuple[str, ...] | None = None,
+) -> list[Result]:
+    """Bring a batch's prediction to the host: the one place where tensors become arrays, and masks
+    become RLE.
 
-    Masks are made at the picture's size a few at a time, so memory doesn't grow with the number of labels. A mask
-    with no pixel is no mask: its label is listed as absent.
+    Masks are upscaled to the image's size a few at a time, so memory doesn't grow with the number
+    of labels. A mask without a pixel is no mask: its label is listed as absent.
+
+    Args:
+        images: the batch.
+        ids: COCO image ids for the records; by default 1, 2, 3, ...
+        names: file names for the records; by default those of the images' origins.
     """
-    wanted = len(labels.wanted)
-    masks, prompts = prediction.masks, prediction.prompts
-    rles = [rle for chunk in sam.upscale(masks.logits, masks.size) for rle in encode_masks(chunk)]
-    index, score = prompts.label_index.cpu().numpy(), masks.predicted_iou.clamp(0, 1).cpu().tolist()
-    points = (
-        torch.cat([prompts.coords, prompts.point_labels[..., None].float()], dim=-1).cpu().numpy()
+    grids = pool_grid(prediction.maps.raw, config.grid)
+    ends = np.cumsum(prediction.prompts.counts).tolist()
+    return [
+        _as_result(
+            image,
+            prediction,
+            config,
+            sam,
+            i,
+            slice(end - count, end),
+            grids[i],
+            ImageRecord(
+                ids[i] if ids else i + 1,
+                names[i] if names else PurePath(image.origin).name.replace("\\", "_"),
+                image.size,
+            ),
+        )
+        for i, (image, count, end) in enumerate(
+            zip(images, prediction.prompts.counts, ends, strict=True)
+        )
+    ]
+
+
+def _as_result(
+    image: Image,
+    prediction: Prediction,
+    config: Config,
+    sam: PromptSAM,
+    i: int,
+    rows: slice,
+    grids: torch.Tensor,
+    record: ImageRecord,
+) -> Result:
+    """The result of image `i`, whose prompts are those `rows`."""
+    maps, prompts, masks = prediction.maps, prediction.prompts, prediction.masks
+    labels, wanted = maps.labels, len(maps.labels.wanted)
+    chunks = sam.upscale(masks.logits[rows], image.size)
+    rles = [rle for chunk in chunks for rle in encode_masks(chunk)]
+    kept = [k for k, rle in enumerate(rles) if mask_utils.area(rle) > 0]
+    index = prompts.label_index[rows].cpu().numpy()
+    score = masks.predicted_iou[rows].clamp(0, 1).cpu().numpy()
+    points = torch.cat(
+        [prompts.coords[rows], prompts.point_labels[rows, :, None].float()], dim=-1
+    ).cpu()
+    points = [p[p[:, 2] >= 0].numpy() for p in points]
+    presence, beaten, present = (
+        t[i, :wanted].cpu().numpy() for t in (maps.presence, maps.beaten, maps.present)
     )
-    kept = [i for i, rle in enumerate(rles) if mask_utils.area(rle) > 0]
-    presence = prediction.maps.presence[:wanted].cpu().numpy()
-    found = {int(index[i]) for i in kept}
+    raw = maps.raw[i, :wanted].cpu().numpy()
+    annotations = tuple(
+        Annotation(
+            labels.names[index[k]],
+            rles[k],
+            as_float32(score[k]),
+            tuple((as_float32(x), as_float32(y), int(kind)) for x, y, kind in points[k]),
+        )
+        for k in kept
+    )
+    found = {int(index[k]) for k in kept}
+    thresholds = labels.thresholds(config.presence_threshold)
     return Result(
         image=image,
         label_set=labels,
-        annotations=tuple(
-            Annotation(labels.names[index[i]], rles[i], score[i], prompt=i) for i in kept
+        record=ImageRecord(
+            record.image_id,
+            record.file_name,
+            record.size,
+            "done" if annotations else "empty",
+            annotations=annotations,
+            presence=tuple(as_float32(p) if math.isfinite(p) else None for p in presence),
+            beaten=tuple(map(bool, beaten)),
         ),
         label_indices=index[kept],
-        points=tuple(points[i][points[i][:, 2] >= 0] for i in kept),
+        points=tuple(points[k] for k in kept),
         presence=presence,
-        maps=prediction.maps.raw[:wanted].cpu().numpy(),
-        grids=prediction.grids[:wanted].cpu().numpy(),
+        beaten=beaten,
+        present=present,
+        maps=raw,
+        grids=grids[:wanted].cpu().numpy(),
         absent=tuple(
-            Absent(
-                c.name,
-                float(presence[i]),
-                why_absent(i, labels, config, prediction.maps, prediction.present),
-            )
-            for i, c in enumerate(labels.wanted)
-            if i not in found
+            Absent(c.name, float(presence[n]), why_absent(raw[n], thresholds[n], bool(present[n])))
+            for n, c in enumerate(labels.wanted)
+            if n not in found
         ),
     )
 
 
-def why_absent(
-    i: int,
-    labels: LabelSet,
-    config: Config,
-    maps: SimilarityMaps,
-    present: Bool[torch.Tensor, "labels"],
-) -> str:
-    """Why class `i` has no mask, in a few words."""
-    raw, score = maps.raw[i], float(maps.presence[i])
-    own = labels.classes[i].threshold
-    threshold = config.presence if own is None else own
-    if not raw.isfinite().all():
+def why_absent(raw: Float[np.ndarray, "rows cols"], threshold: float | None, present: bool) -> str:
+    """Why a label has no mask, in a few words.
+
+    Args:
+        raw: its raw map.
+        threshold: what its presence score had to reach; None: nothing.
+        present: the presence decision.
+    """
+    if not np.isfinite(raw).all():
         return "its map has values that are not finite"
     if raw.max() == raw.min():
         return "its map is the same everywhere"
-    if threshold is not None and score < threshold:
+    if present:
+        return "its points gave an empty mask"
+    score = float(raw.max())
+    if threshold is not None and score < np.float32(threshold):
         return f"its highest score {score:.3f} is below the threshold {threshold:g}"
-    if not present[i]:
-        return "a distractor scores higher at its peak"
-    return "its points gave an empty mask"
+    return "a distractor scores higher at its peak"

@@ -1,63 +1,116 @@
-"""The nouns that the rooms hand on: frozen records with shapes, no logic.
+"""The nouns that the stages hand on: frozen records of tensors with shapes, no logic.
 
-Coordinates are continuous pixels, x to the right and y down, the origin at the picture's top left corner
-(so the centre of the first pixel is 0.5, 0.5). Sizes are (height, width). Colours are RGB.
-Arrays of dimension `labels` follow the user's order of classes, distractors last.
+Everything is for a batch of images and stays on the device. Coordinates are continuous pixels, x to
+the right and y down, the origin at the image's top left corner (so the centre of the first pixel is
+0.5, 0.5). Sizes are (height, width) in pixels. The dimension `labels` follows the user's order of
+classes, distractors last. The dimension `prompts` runs over all images of the batch, those of the
+first image first.
 """
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from clip2sam.data.labels import LabelSet
+
+Sizes = tuple[tuple[int, int], ...]
+"""(height, width) in pixels of each original image."""
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """CLIP's dense features of a batch."""
+
+    tokens: Float[Tensor, "images tokens channels"]
+    """Unit features in fp32: the CLS token first, then the patches row by row."""
+    rows: int
+    cols: int
 
 
 @dataclass(frozen=True)
 class SimilarityMaps:
-    """How well each label fits each place of one picture."""
+    """How well each label fits each place of each image, and which labels are present."""
 
-    raw: Float[Tensor, "labels rows cols"]
-    """Feature-surgery scores, not normalised: comparable between labels and pictures."""
-    presence: Float[Tensor, "labels"]
-    """One score a label: what the presence decision is taken on."""
+    raw: Float[Tensor, "images labels rows cols"]
+    """Feature-surgery scores, not normalised: comparable between labels and images."""
+    presence: Float[Tensor, "images labels"]
+    """One score a label, its highest raw score: what the presence decision is taken on."""
+    beaten: Bool[Tensor, "images labels"]
+    """Whether a distractor scores higher at the label's own peak."""
+    present: Bool[Tensor, "images labels"]
+    """The presence decision; False for distractors."""
+    labels: LabelSet
+    sizes: Sizes
 
 
 @dataclass(frozen=True)
-class PointPrompts:
-    """Points for SAM, one row a prompt. A label may have none, one or several prompts.
+class Prompts:
+    """Prompts for SAM, one row each. A label may have none, one or several.
 
-    Rows are padded to a common length: `point_labels` is 1 for a positive point, 0 for a negative one and -1
-    for padding, which takes no part in anything (it is not SAM's own "not a point").
+    Rows are padded to a common number of points: `point_labels` is 1 for a positive point, 0 for a
+    negative one and -1 for padding, which takes no part in anything (it is not SAM's own "not a
+    point").
     """
 
     coords: Float[Tensor, "prompts points 2"]
-    """(x, y) in continuous pixels of the original picture."""
+    """(x, y) in continuous pixels of the original image."""
     point_labels: Int[Tensor, "prompts points"]
     label_index: Int[Tensor, "prompts"]
-    """Which row of the label set each prompt is for."""
+    """The class in the label set that each prompt is for."""
+    counts: tuple[int, ...]
+    """How many prompts each image has."""
+    sizes: Sizes
+    boxes: Float[Tensor, "prompts 4"] | None = None
+    """x0, y0, x1, y1 in continuous pixels of the original image; None: no prompt has a box."""
+    mask_inputs: Float[Tensor, "prompts low low"] | None = None
+    """Logits in SAM's padded square frame at 1/4 of its input size; None: no prompt has any."""
+
+    @property
+    def image_index(self) -> Int[Tensor, "prompts"]:
+        """The image that each prompt is for."""
+        return image_index(self.counts, self.label_index.device)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """SAM's answer: several candidate masks a prompt, at SAM's low resolution."""
+
+    logits: Float[Tensor, "prompts candidates low low"]
+    """Mask logits in SAM's padded square frame (1/4 of its input size)."""
+    predicted_iou: Float[Tensor, "prompts candidates"]
+    """SAM's own estimate of each candidate's IoU with the truth, not clamped."""
 
 
 @dataclass(frozen=True)
 class Masks:
-    """SAM's answer: one chosen mask a prompt, at SAM's low resolution, on SAM's device."""
+    """One chosen mask a prompt, at SAM's low resolution."""
 
     logits: Float[Tensor, "prompts low low"]
-    """Mask logits in SAM's padded square frame (1/4 of its input size); a pixel is in the mask above 0."""
+    """Mask logits in SAM's padded square frame; a pixel is in the mask above SAM's threshold, 0."""
     predicted_iou: Float[Tensor, "prompts"]
     agreement: Float[Tensor, "prompts"]
-    """How well the chosen mask agrees with its label's map, 0 to 1."""
+    """How well the chosen mask agrees with its label's map: a soft IoU, 0 to 1."""
     candidate: Int[Tensor, "prompts"]
     """Which of SAM's candidates was chosen."""
     label_index: Int[Tensor, "prompts"]
-    size: tuple[int, int]
-    """(height, width) of the original picture."""
+    counts: tuple[int, ...]
+    """How many masks each image has."""
+    sizes: Sizes
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Everything between the picture and its masks, on the device."""
+    """Everything between the images and their masks."""
 
     maps: SimilarityMaps
-    grids: Float[Tensor, "labels grid_rows grid_cols"]
-    present: Bool[Tensor, "labels"]
-    prompts: PointPrompts
+    prompts: Prompts
     masks: Masks
+
+
+def image_index(counts: tuple[int, ...], device: torch.device) -> Int[Tensor, "rows"]:
+    """For rows of which each image has so many: the image of each row."""
+    images = torch.arange(len(counts), device=device)
+    repeats = torch.tensor(counts, dtype=torch.long, device=device)
+    return images.repeat_interleave(repeats, output_size=sum(counts))

@@ -1,17 +1,24 @@
-"""CLIP with surgery: pictures and labels in, dense token features and text features out."""
+"""CLIP with surgery: images and labels in, dense token features and text features out.
 
-from clip2sam.clip.methods import (
-    CLEARCLIP,
-    CLIP_SURGERY,
-    MASKCLIP,
-    METHODS,
-    RAW_CLIP,
-    Method,
-    as_method,
-)
-from clip2sam.clip.model import SurgeryCLIP
-from clip2sam.clip.surgery import dense_features
-from clip2sam.clip.text import TEMPLATES, encode_prompts
+Nothing is imported here before it is needed: `clip2sam.clip.methods` works without PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clip2sam.clip.methods import (
+        CLEARCLIP,
+        CLIP_SURGERY,
+        MASKCLIP,
+        METHODS,
+        RAW_CLIP,
+        Method,
+        as_method,
+    )
+    from clip2sam.clip.model import SurgeryCLIP
+    from clip2sam.clip.surgery import dense_features
+    from clip2sam.clip.text import TEMPLATES, encode_prompts
 
 __all__ = [
     "CLEARCLIP",
@@ -26,3 +33,20 @@ __all__ = [
     "dense_features",
     "encode_prompts",
 ]
+
+_FILES = {
+    "SurgeryCLIP": "model",
+    "dense_features": "surgery",
+    "TEMPLATES": "text",
+    "encode_prompts": "text",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'clip2sam.clip' has no attribute {name!r}")
+    return getattr(import_module(f"clip2sam.clip.{_FILES.get(name, 'methods')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

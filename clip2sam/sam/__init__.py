@@ -1,5 +1,5 @@
-"""SAM: one encoder pass a picture, all labels' point prompts decoded together."""
+"""SAM: one encoder pass an image, the prompts of all labels decoded together."""
 
-from clip2sam.sam.model import PointSAM
+from clip2sam.sam.model import PromptSAM
 
-__all__ = ["PointSAM"]
+__all__ = ["PromptSAM"]

@@ -97,11 +97,7 @@ class PromptSAM:
             Three candidates a prompt.
         """
         if not len(prompts.coords):
-            low = self.input_side // 4
-            return Candidates(
-                torch.zeros(0, 3, low, low, device=self.device),
-                torch.zeros(0, 3, device=self.device),
-            )
+            return self.no_candidates()
         encoder = self.sam.prompt_encoder
         owner = image_index(tuple(n for n in prompts.counts if n), self.device)
         scale = self._frame_scale(prompts.sizes)[prompts.image_index]
@@ -140,6 +136,13 @@ class PromptSAM:
             )
         logits, predicted_iou = zip(*chunks, strict=True)
         return Candidates(torch.cat(logits), torch.cat(predicted_iou))
+
+    def no_candidates(self) -> Candidates:
+        """What `decode` gives for no prompt at all."""
+        low = self.input_side // 4
+        return Candidates(
+            torch.zeros(0, 3, low, low, device=self.device), torch.zeros(0, 3, device=self.device)
+        )
 
     def _frame_scale(self, sizes: Sizes) -> Float[Tensor, "images 2"]:
         """(x, y) factors from each image's pixels to SAM's frame."""

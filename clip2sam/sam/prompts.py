@@ -1,0 +1,54 @@
+"""Prompts as SAM's prompt encoder embeds them: points, boxes and mask inputs, many prompts at once.
+
+Source: https://github.com/facebookresearch/segment-anything, `modeling/prompt_encoder.py`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from clip2sam.points import PADDING
+from clip2sam.sam.decoder import embed_points
+
+
+def embed_sparse(
+    prompt_encoder: Any,
+    coords: Float[Tensor, "prompts points 2"],
+    labels: Int[Tensor, "prompts points"],
+    boxes: Float[Tensor, "prompts 4"] | None,
+) -> tuple[Float[Tensor, "prompts tokens channels"], Bool[Tensor, "prompts tokens"]]:
+    """Points and boxes as tokens, and which of them may be attended to (all but padding).
+
+    Args:
+        prompt_encoder: segment-anything's `PromptEncoder`.
+        coords: (x, y) as pixel indices in SAM's input frame; half a pixel is added here, as in SAM.
+        labels: 1 positive, 0 negative, -1 padding.
+        boxes: x0, y0, x1, y1 in SAM's input frame; half a pixel is added here too.
+    """
+    points = embed_points(prompt_encoder, coords, labels)
+    attended = F.pad(labels != PADDING, (0, 1), value=True)
+    if boxes is None:
+        return points, attended
+    corners = prompt_encoder.pe_layer.forward_with_coords(
+        boxes.view(-1, 2, 2) + 0.5, prompt_encoder.input_image_size
+    )
+    corners = corners + torch.cat([prompt_encoder.point_embeddings[i].weight for i in (2, 3)])
+    # With a box SAM leaves out the closing "not a point" token; the box's corners are two tokens.
+    return (
+        torch.cat([points[:, :-1], corners], dim=1),
+        F.pad(attended[:, :-1], (0, 2), value=True),
+    )
+
+
+def embed_masks(
+    prompt_encoder: Any, mask_inputs: Float[Tensor, "prompts low low"]
+) -> Float[Tensor, "prompts channels rows cols"]:
+    """Mask inputs as SAM adds them to the image embedding of their prompt.
+
+    Args:
+        mask_inputs: logits in SAM's padded square frame, at 4 times the embedding's resolution.
+    """
+    return prompt_encoder.mask_downscaling(mask_inputs[:, None])
