@@ -11,8 +11,9 @@ import torch
 from PIL import Image as PILImage
 
 from clip2sam.clip import CLIP_SURGERY, RAW_CLIP, dense_features, encode_prompts
+from clip2sam.clip.surgery import dense_grid
 from clip2sam.points import pixel_indices, pool_grid, select_points
-from clip2sam.similarity import feature_surgery, resize_maps, similarity_maps
+from clip2sam.similarity import feature_surgery, resize_maps, score_maps
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = ("vit16_224", "vit16_512", "rn_224")
@@ -102,15 +103,17 @@ def case(request) -> Case:
 @torch.no_grad()
 def computed(case) -> dict[str, torch.Tensor]:
     tokenizer = open_clip.SimpleTokenizer()
-    dense = dense_features(case.model.visual, case.input, CLIP_SURGERY)
+    dense, grid = dense_grid(case.model.visual, case.input, CLIP_SURGERY)
     text = encode_prompts(case.model, tokenizer, case.labels)
     empty = encode_prompts(case.model, tokenizer, [""])
     unit = torch.nn.functional.normalize(dense, dim=-1)
+    similarity = feature_surgery(unit, text)
     return {
+        "maps": score_maps(similarity, *grid),
         "dense": dense[0],
         "text": text,
         "empty": empty,
-        "similarity": feature_surgery(unit, text)[0],
+        "similarity": similarity[0],
         "similarity_single": feature_surgery(unit, text[:1], empty)[0],
     }
 
@@ -137,29 +140,28 @@ def test_raw_method_is_the_model_itself(case):
 
 
 def test_maps_agree(case, computed):
-    raw = similarity_maps(computed["similarity"]).raw
     names = [name for name in case.expected if name.startswith("map_")]
     assert names
     for name in names:
         theirs, step = torch.from_numpy(case.expected[name]), case.steps[name]
         height, width = map(int, name.removeprefix("map_").split("x"))
-        ours = resize_maps(raw, (height, width)).permute(1, 2, 0)[::step, ::step]
+        ours = resize_maps(computed["maps"][0], (height, width)).permute(1, 2, 0)[::step, ::step]
         assert ours.shape == theirs.shape
         tolerance = 1e-4 if theirs.dtype == torch.float32 else 1e-3
         assert float((ours - theirs.float()).abs().max()) < tolerance
 
 
 def test_points_are_the_same_integers(case, computed):
-    grids = pool_grid(similarity_maps(computed["similarity"]).raw, "half")
+    grids = pool_grid(computed["maps"], "half")
     names = [name for name in case.expected if name.startswith("points_")]
     assert len(names) >= 2 * len(case.labels)
     for name in names:
         _, label, shape, threshold = name.split("_")
         height, width = map(int, shape.split("x"))
-        coords, point_labels = select_points(grids, (height, width), float(threshold[1:]))
-        ours = torch.cat([pixel_indices(coords), point_labels[..., None]], dim=-1)[int(label)]
-        chosen = point_labels[int(label)] >= 0
-        np.testing.assert_array_equal(ours[chosen].numpy(), case.expected[name], err_msg=name)
+        coords, kinds = select_points(grids, ((height, width),), float(threshold[1:]))
+        ours = torch.cat([pixel_indices(coords), kinds[..., None]], dim=-1)[0, int(label)]
+        ours = ours[kinds[0, int(label)] >= 0].numpy()
+        np.testing.assert_array_equal(ours, case.expected[name], err_msg=name)
 
 
 @torch.no_grad()
