@@ -1,1 +1,1 @@
-"""COCO: RLE, polygons, documents, and their validation. No torch."""
+"""The COCO format: RLE, polygons, documents, checked files. No torch."""

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float
 from pycocotools import mask as mask_utils
 
-from clip2sam.coco.document import area_and_box, file_name_fault, shortly
+from clip2sam.coco.document import file_name_fault
+from clip2sam.coco.rle import area_and_box, shortly
 from clip2sam.data.images import printable
 from clip2sam.errors import CocoError
 

@@ -1,0 +1,58 @@
+"""Records as index images: a PNG for each image, whose pixels are class numbers."""
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt
+from PIL import Image as PILImage
+
+from clip2sam.coco.document import checked_masks
+from clip2sam.coco.rle import decode_rle
+from clip2sam.data.files import write_atomically
+from clip2sam.data.labels import LabelClass
+from clip2sam.data.palette import colour
+from clip2sam.data.records import ImageRecord
+
+
+@dataclass(frozen=True)
+class PngExporter:
+    """`NAME.png` for each image, where NAME is its whole file name: 0 is background, 1 the first
+    class, and so on; `classes.txt` has the names.
+
+    With up to 255 classes 8 bits with a palette, else 16 bits. Where masks of several classes
+    overlap, the one with the best score is on top, unless the decision has separated them.
+    """
+
+    def write(
+        self, records: Iterable[ImageRecord], classes: Sequence[LabelClass], output: Path
+    ) -> None:
+        """Write the folder `output`.
+
+        Raises:
+            CocoError: a record doesn't fit, see `checked_masks`.
+            OutputError: a file can't be written.
+        """
+        colours = np.array([(0, 0, 0), *(colour(i) for i in range(255))])
+        palette = np.rint(255 * colours).astype(np.uint8).tobytes()
+        for record in records:
+            index = PILImage.fromarray(_class_numbers(record, classes))
+            if index.mode == "L":
+                index.putpalette(palette)
+            data = io.BytesIO()
+            index.save(data, "PNG")
+            write_atomically(output / f"{record.file_name}.png", data.getvalue())
+        names = "".join(f"{i} {c.name}\n" for i, c in enumerate(classes, 1))
+        write_atomically(output / "classes.txt", names.encode())
+
+
+def _class_numbers(
+    record: ImageRecord, classes: Sequence[LabelClass]
+) -> UInt[np.ndarray, "height width"]:
+    """The class of each pixel; 0: none."""
+    index = np.zeros(record.size, np.uint8 if len(classes) <= 255 else np.uint16)
+    for mask in sorted(checked_masks(record, classes), key=lambda m: m.annotation.score):
+        index[decode_rle(mask.annotation.rle)] = mask.number
+    return index

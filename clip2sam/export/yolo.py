@@ -1,0 +1,61 @@
+"""Records as YOLO segmentation labels: a text file for each image.
+
+Source of the format: https://docs.ultralytics.com/datasets/segment/
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from clip2sam.coco.document import CheckedMask, checked_masks
+from clip2sam.coco.polygons import joined_polygons, rle_to_polygons
+from clip2sam.data.files import write_atomically
+from clip2sam.data.labels import LabelClass
+from clip2sam.data.records import ImageRecord
+from clip2sam.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class YoloExporter:
+    """YOLO segmentation: `labels/NAME.txt` for each image, and `data.yaml`, which expects the
+    images in `images/` beside it.
+
+    A line is a class (from 0) and a polygon: x and y alternately, as fractions of the image's width
+    and height. A mask of several parts is one line: they are joined by lines there and back, which
+    enclose nothing (a reader that also fills the pixels on an outline shows them one pixel wide).
+    An image without a mask has an empty file.
+    """
+
+    def write(
+        self, records: Iterable[ImageRecord], classes: Sequence[LabelClass], output: Path
+    ) -> None:
+        """Write the folder `output`.
+
+        Raises:
+            ConfigError: two images differ only in their suffix, which this format can't tell apart.
+            CocoError: a record doesn't fit, see `checked_masks`.
+            OutputError: a file can't be written.
+        """
+        first: dict[str, str] = {}
+        for record in records:
+            name = record.file_name
+            stem = os.path.splitext(name)[0]
+            if first.setdefault(stem, name) != name:
+                raise ConfigError(
+                    f"YOLO's label files leave out the suffix of their image: {first[stem]!r} and "
+                    f"{name!r} would share one; rename one of them"
+                )
+            lines = [_line(mask, *record.size) for mask in checked_masks(record, classes)]
+            write_atomically(output / "labels" / f"{stem}.txt", "".join(lines).encode())
+        names = {i: c.name for i, c in enumerate(classes)}
+        data = {"train": "images", "val": "images", "names": names}
+        text = yaml.safe_dump(data, allow_unicode=True, sort_keys=False)
+        write_atomically(output / "data.yaml", text.encode())
+
+
+def _line(mask: CheckedMask, height: int, width: int) -> str:
+    corners = joined_polygons(rle_to_polygons(mask.annotation.rle)) / (width, height)
+    return f"{mask.number - 1} " + " ".join(f"{v:.6g}" for v in corners.ravel()) + "\n"
