@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 
-from clip2sam.models.weights import ClipWeights, SamWeights, get_preset
+from clip2sam.models.presets import ClipWeights, SamWeights, get_preset
 
 
 def seeded_checkpoints(preset: str, work: Path) -> list[str]:

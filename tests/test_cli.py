@@ -13,8 +13,9 @@ from pycocotools.coco import COCO
 
 import clip2sam
 from clip2sam.cli import app as cli
-from clip2sam.labelling.segment import relative_names, slug
+from clip2sam.labelling.segment import relative_names
 from clip2sam.tiny.scenes import scene, split_seed
+from clip2sam.visualize.overlays import slug
 
 
 @pytest.fixture

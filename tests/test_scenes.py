@@ -8,7 +8,7 @@ import pytest
 from PIL import Image as PILImage
 from pycocotools.coco import COCO
 
-from clip2sam.coco.document import decode_rle
+from clip2sam.coco.rle import decode_rle
 from clip2sam.errors import ConfigError, LabelError
 from clip2sam.tiny.dataset import write_scenes
 from clip2sam.tiny.scenes import (
@@ -17,12 +17,12 @@ from clip2sam.tiny.scenes import (
     SHAPES,
     TEXTURES,
     all_labels,
-    asked_labels,
     caption,
     instance_masks,
     is_label,
     label_mask,
     matches,
+    requested_labels,
     scene,
     scene_ground_truth,
     split_seed,
@@ -46,11 +46,11 @@ def test_a_seed_is_a_scene():
 )
 def test_sizes(size, expected):
     for seed in range(6):
-        picture = scene(seed, size)
-        assert picture.pixels.shape == (*expected, 3)
-        assert picture.pixels.dtype == np.uint8
-        assert picture.size == expected
-        assert all(o.mask.shape == expected and o.mask.any() for o in picture.objects)
+        image = scene(seed, size)
+        assert image.pixels.shape == (*expected, 3)
+        assert image.pixels.dtype == np.uint8
+        assert image.size == expected
+        assert all(o.mask.shape == expected and o.mask.any() for o in image.objects)
 
 
 def test_larger_than_the_noise_that_is_kept():
@@ -67,19 +67,18 @@ def test_what_can_not_be_drawn(wrong):
 
 def test_visible_masks_share_no_pixel():
     for seed in VALIDATION:
-        picture = scene(seed)
+        image = scene(seed)
         assert (
-            sum((o.mask.astype(int) for o in picture.objects), np.zeros(picture.size, int)).max()
-            <= 1
+            sum((o.mask.astype(int) for o in image.objects), np.zeros(image.size, int)).max() <= 1
         )
 
 
 def test_masks_are_the_painted_pixels():
-    """A painted object is saturated and the background muted: parted by that alone, the picture shows the mask."""
+    """Painted objects are saturated, the background is muted: a threshold finds the mask."""
     overlaps = []
     for seed in range(200, 260):
-        picture = scene(seed, objects=(1, 1))
-        item = picture.objects[0]
+        image = scene(seed, objects=(1, 1))
+        item = image.objects[0]
         if item.texture != "solid" or item.colour not in (
             "red",
             "orange",
@@ -88,7 +87,7 @@ def test_masks_are_the_painted_pixels():
             "blue",
         ):
             continue
-        pixels = cv2.blur(picture.pixels, (3, 3)).astype(float)
+        pixels = cv2.blur(image.pixels, (3, 3)).astype(float)
         spread = pixels.max(axis=2) - pixels.min(axis=2)
         painted = spread > (np.median(spread[item.mask]) + np.median(spread[~item.mask])) / 2
         overlaps.append((painted & item.mask).sum() / (painted | item.mask).sum())
@@ -97,13 +96,11 @@ def test_masks_are_the_painted_pixels():
 
 
 def test_numbers_of_objects_and_twins():
-    pictures = [scene(s) for s in VALIDATION]
-    counts = {len(p.objects) for p in pictures}
+    images = [scene(s) for s in VALIDATION]
+    counts = {len(p.objects) for p in images}
     assert {0, 1, 5} <= counts <= set(range(7))
-    assert any(
-        len(instance_masks(p, x)) > 1 for p in pictures for x in all_labels("colour + shape")
-    )
-    seen = {w for p in pictures for o in p.objects for w in (o.shape, o.colour, o.texture)}
+    assert any(len(instance_masks(p, x)) > 1 for p in images for x in all_labels("colour + shape"))
+    seen = {w for p in images for o in p.objects for w in (o.shape, o.colour, o.texture)}
     assert seen == {*SHAPES, *COLOURS, *TEXTURES}
 
 
@@ -143,13 +140,13 @@ def test_is_label(label, known):
 
 def test_true_labels_and_masks_agree():
     for seed in VALIDATION[:15]:
-        picture = scene(seed)
-        true = true_labels(picture)
+        image = scene(seed)
+        true = true_labels(image)
         for kind in KINDS:
             for label in all_labels(kind):
-                mask = label_mask(picture, label)
+                mask = label_mask(image, label)
                 assert mask.any() == (label in true[kind])
-                assert mask.sum() == sum(m.sum() for m in instance_masks(picture, label))
+                assert mask.sum() == sum(m.sum() for m in instance_masks(image, label))
 
 
 def test_all_labels():
@@ -158,19 +155,19 @@ def test_all_labels():
         all_labels("size")
 
 
-def test_asked_labels_are_mostly_absent_and_partly_hard():
+def test_requested_labels_are_mostly_absent_and_partly_hard():
     shared, absent = 0, 0
     for seed in VALIDATION:
-        picture = scene(seed)
-        asked = asked_labels(picture)
-        assert asked == asked_labels(scene(seed))
-        assert [len(asked[k]) for k in KINDS] == [5, 5, 5, 5]
-        true = true_labels(picture)
-        words = {w for o in picture.objects for w in (o.shape, o.colour, o.texture)}
+        image = scene(seed)
+        requested = requested_labels(image)
+        assert requested == requested_labels(scene(seed))
+        assert [len(requested[k]) for k in KINDS] == [5, 5, 5, 5]
+        true = true_labels(image)
+        words = {w for o in image.objects for w in (o.shape, o.colour, o.texture)}
         for kind in KINDS:
-            assert len(set(asked[kind])) == 5
-            assert len(set(asked[kind]) & set(true[kind])) == min(2, len(true[kind]))
-            false = [x for x in asked[kind] if x not in true[kind]]
+            assert len(set(requested[kind])) == 5
+            assert len(set(requested[kind]) & set(true[kind])) == min(2, len(true[kind]))
+            false = [x for x in requested[kind] if x not in true[kind]]
             absent += len(false)
             shared += sum(bool(words & set(x.split())) for x in false)
     assert absent > 10 * len(VALIDATION)
@@ -178,25 +175,25 @@ def test_asked_labels_are_mostly_absent_and_partly_hard():
 
 
 def test_ground_truth_holds_absent_labels_too():
-    picture = next(p for p in map(scene, VALIDATION) if len(p.objects) > 2)
-    truth = scene_ground_truth(picture)
+    image = next(p for p in map(scene, VALIDATION) if len(p.objects) > 2)
+    truth = scene_ground_truth(image)
     assert len(truth) == 20
     assert [] in truth.values()
-    item = picture.objects[-1]
-    alone = scene_ground_truth(picture, [f"{item.colour} {item.shape}", "person"])
+    item = image.objects[-1]
+    alone = scene_ground_truth(image, [f"{item.colour} {item.shape}", "person"])
     assert any(np.array_equal(m, item.mask) for m in alone[f"{item.colour} {item.shape}"])
     assert alone["person"] == []
 
 
 def test_captions():
-    picture = next(p for p in map(scene, VALIDATION) if len(p.objects) == 2)
-    first, second = picture.objects
-    assert f"{first.colour} {first.texture} {first.shape} and a" in caption(picture)
-    assert caption(picture).endswith(f"{second.colour} {second.texture} {second.shape}")
+    image = next(p for p in map(scene, VALIDATION) if len(p.objects) == 2)
+    first, second = image.objects
+    assert f"{first.colour} {first.texture} {first.shape} and a" in caption(image)
+    assert caption(image).endswith(f"{second.colour} {second.texture} {second.shape}")
     assert caption(next(p for p in map(scene, VALIDATION) if not p.objects)) == "nothing"
 
 
-def test_a_data_set_on_disk(tmp_path):
+def test_a_dataset_on_disk(tmp_path):
     write_scenes(
         tmp_path, "validation", 4, labels=("heart", "red thing", "striped star"), size=(96, 160)
     )
@@ -204,12 +201,12 @@ def test_a_data_set_on_disk(tmp_path):
     names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
     assert list(names.values()) == ["heart", "red thing", "striped star"]
     for index, (key, record) in enumerate(sorted(coco.imgs.items())):
-        picture = scene(split_seed("validation", index), (96, 160))
+        image = scene(split_seed("validation", index), (96, 160))
         with PILImage.open(tmp_path / record["file_name"]) as stored:
-            assert np.array_equal(np.asarray(stored), picture.pixels)
+            assert np.array_equal(np.asarray(stored), image.pixels)
         for name in names.values():
             found = [a for a in coco.imgToAnns[key] if names[a["category_id"]] == name]
-            expected = instance_masks(picture, name)
+            expected = instance_masks(image, name)
             assert len(found) == len(expected)
             for annotation, mask in zip(found, expected, strict=True):
                 assert np.array_equal(decode_rle(annotation["segmentation"]), mask)

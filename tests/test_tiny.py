@@ -12,14 +12,12 @@ from segment_anything.modeling import Sam
 
 from clip2sam.clip import TEMPLATES, encode_prompts
 from clip2sam.errors import WeightsError
+from clip2sam.tiny.files import CLIP_FILE, SAM_FILE, embedded_file
 from clip2sam.tiny.models import (
-    CLIP_FILE,
-    SAM_FILE,
     VOCABULARY_SIZE,
     build_tiny_clip,
     build_tiny_sam,
     compact_rows,
-    default_path,
     known_tokens,
     load_tiny_clip,
     load_tiny_sam,
@@ -33,8 +31,8 @@ from clip2sam.tiny.scenes import (
     SHAPES,
     TEXTURES,
     all_labels,
-    asked_labels,
     label_mask,
+    requested_labels,
     scene,
     split_seed,
 )
@@ -55,7 +53,7 @@ def tiny_sam():
 
 
 def test_files_are_small():
-    assert sum(default_path(name).stat().st_size for name in (CLIP_FILE, SAM_FILE)) <= 12_000_000
+    assert sum(embedded_file(name).stat().st_size for name in (CLIP_FILE, SAM_FILE)) <= 12_000_000
 
 
 def test_they_are_the_libraries_own_models(tiny_clip, tiny_sam):
@@ -70,8 +68,8 @@ def test_they_are_the_libraries_own_models(tiny_clip, tiny_sam):
         assert all(torch.isfinite(p).all() for p in part.parameters())
 
 
-def test_every_sentence_of_the_ensemble_fits():
-    """The longest label of three words, in every template, keeps its end-of-text token in the context unharmed."""
+def test_every_text_of_the_ensemble_fits():
+    """The longest label of three words, in every template, keeps its end-of-text token."""
     tokenizer = tiny_tokenizer()
     labels = [f"{c} {t} {s}" for c in COLOURS for t in TEXTURES for s in SHAPES]
     longest = max(labels, key=lambda x: len(tokenizer.encode(x)))
@@ -130,16 +128,19 @@ def test_a_saved_sam_comes_back(tmp_path):
 def test_wrong_files(tmp_path):
     with pytest.raises(WeightsError, match="found no file"):
         load_tiny_clip(tmp_path / "none.safetensors")
-    with pytest.raises(WeightsError, match=r"tiny_other\.safetensors"):
-        default_path("tiny_other.safetensors")
+    with pytest.raises(
+        WeightsError,
+        match=r"tiny_other\.safetensors, a part of clip2sam itself, is missing; install",
+    ):
+        embedded_file("tiny_other.safetensors")
     torn = tmp_path / "torn.safetensors"
-    torn.write_bytes(default_path(SAM_FILE).read_bytes()[:5000])
+    torn.write_bytes(embedded_file(SAM_FILE).read_bytes()[:5000])
     with pytest.raises(WeightsError, match="safetensors file"):
         load_tiny_sam(torn)
-    shutil.copy(default_path(CLIP_FILE), torn)
+    shutil.copy(embedded_file(CLIP_FILE), torn)
     with pytest.raises(WeightsError, match="missing"):
         load_tiny_sam(torn)
-    shutil.copy(default_path(SAM_FILE), torn)
+    shutil.copy(embedded_file(SAM_FILE), torn)
     with pytest.raises(WeightsError, match="tiny CLIP"):
         load_tiny_clip(torn)
 
@@ -147,25 +148,25 @@ def test_wrong_files(tmp_path):
 @torch.no_grad()
 def _presence(model, text, indices):
     """CLS cosines of each text with each validation scene, and the scenes."""
-    pictures = [scene(split_seed("validation", i)) for i in indices]
+    images = [scene(split_seed("validation", i)) for i in indices]
     mean, std = (
         torch.tensor(x).view(3, 1, 1) for x in (model.visual.image_mean, model.visual.image_std)
     )
-    pixels = torch.from_numpy(np.stack([p.pixels for p in pictures])).permute(0, 3, 1, 2) / 255
-    image = model.encode_image((pixels - mean) / std, normalize=True)
-    return image @ text.T, pictures
+    pixels = torch.from_numpy(np.stack([p.pixels for p in images])).permute(0, 3, 1, 2) / 255
+    cls = model.encode_image((pixels - mean) / std, normalize=True)
+    return cls @ text.T, images
 
 
 def test_present_labels_score_above_absent_and_unknown_ones(tiny_clip):
     model, tokenizer = tiny_clip
     names = [x for kind in KINDS for x in all_labels(kind)]
-    scores, pictures = _presence(
+    scores, images = _presence(
         model, encode_prompts(model, tokenizer, [*names, "person", "traffic light"]), range(40)
     )
     for kind in KINDS:
-        asked = [(r, x) for r, p in enumerate(pictures) for x in asked_labels(p)[kind]]
-        value = np.array([float(scores[r, names.index(x)]) for r, x in asked])
-        truth = np.array([label_mask(pictures[r], x).any() for r, x in asked])
+        requested = [(r, x) for r, p in enumerate(images) for x in requested_labels(p)[kind]]
+        value = np.array([float(scores[r, names.index(x)]) for r, x in requested])
+        truth = np.array([label_mask(images[r], x).any() for r, x in requested])
         above = (value[truth][:, None] > value[~truth]).mean()
         assert above > PRESENCE_FLOOR, kind
         assert float(scores[:, -2:].max()) < np.quantile(value[truth], 0.1), kind
@@ -175,16 +176,16 @@ def test_sam_cuts_objects_out_from_true_points(tiny_sam):
     predictor = SamPredictor(tiny_sam)
     overlaps = []
     for index in range(12):
-        picture = scene(split_seed("validation", index), (200, 280) if index % 2 else 224)
-        predictor.set_image(picture.pixels)
-        for item in picture.objects:
+        image = scene(split_seed("validation", index), (200, 280) if index % 2 else 224)
+        predictor.set_image(image.pixels)
+        for item in image.objects:
             depth = cv2.distanceTransform(np.pad(item.mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[
                 1:-1, 1:-1
             ]
             inside = np.argwhere(depth > depth.max() / 2)[
                 :: max(1, int((depth > depth.max() / 2).sum()) // 3)
             ][:3, ::-1]
-            corners = np.array([[2, 2], [picture.size[1] - 3, picture.size[0] - 3]])
+            corners = np.array([[2, 2], [image.size[1] - 3, image.size[0] - 3]])
             outside = corners[~item.mask[corners[:, 1], corners[:, 0]]]
             masks, predicted, _ = predictor.predict(
                 np.concatenate([inside, outside]).astype(float),

@@ -1,4 +1,4 @@
-"""Weights: right files or a clear error, whatever the network, the disk or a stranger's file does."""
+"""Weights: the right files or a clear error, whatever the network, the disk or a file does."""
 
 import errno
 import hashlib
@@ -20,9 +20,17 @@ import torch
 from segment_anything import sam_model_registry
 
 from clip2sam.errors import ConfigError, WeightsError
-from clip2sam.models import weights
+from clip2sam.models import download, files
 from clip2sam.models.checkpoints import check_quickgelu, load_clip, load_sam
-from clip2sam.models.weights import ClipWeights, SamWeights, fetch_clip, fetch_sam
+from clip2sam.models.download import fetch, fetch_clip, fetch_sam
+from clip2sam.models.presets import (
+    PRESETS,
+    ClipWeights,
+    EmbeddedWeights,
+    Preset,
+    SamWeights,
+    get_preset,
+)
 from tests.file_server import FileServer, serve
 
 CONTENT = random.Random(0).randbytes(400_000)
@@ -32,11 +40,11 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(autouse=True)
 def _calm(monkeypatch):
-    """No waiting between tries, short patience, no proxy on the way to the local server, no hub cache of the user's."""
-    monkeypatch.setattr(weights, "_WAIT", 0.0)
-    monkeypatch.setattr(weights, "_TIMEOUT", (5.0, 0.3))
+    """No waiting between tries, short timeouts, no proxy before the local server."""
+    monkeypatch.setattr(download, "FIRST_WAIT", 0.0)
+    monkeypatch.setattr(download, "TIMEOUT", (5.0, 0.3))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv(weights.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(files.ENVIRONMENT, raising=False)
 
 
 @pytest.fixture
@@ -74,15 +82,13 @@ def failure(server: FileServer, folder: Path, **changes) -> str:
 
 def test_presets_name_the_official_files():
     for name, first in (("vit-b", "01ec64"), ("vit-l", "0b3195"), ("vit-h", "4b8939")):
-        sam = weights.get_preset(name).sam
+        sam = get_preset(name).sam
         assert sam.model_type == name.replace("-", "_")
         assert sam.url.endswith(f"/segment_anything/sam_{sam.model_type}_{first}.pth")
         assert len(sam.sha256) == 64
 
 
-@pytest.mark.parametrize(
-    "preset", [p for p in weights.PRESETS.values() if isinstance(p.clip, ClipWeights)]
-)
+@pytest.mark.parametrize("preset", [p for p in PRESETS.values() if isinstance(p.clip, ClipWeights)])
 def test_presets_name_clip_as_open_clip_does(preset):
     source = open_clip.get_pretrained_cfg(preset.clip.model, preset.clip.pretrained)
     assert source["hub" if "hub" in source else "hf_hub"].rstrip("/") == preset.clip.hub
@@ -92,19 +98,20 @@ def test_presets_name_clip_as_open_clip_does(preset):
 
 def test_unknown_preset():
     with pytest.raises(ConfigError, match="no preset is called 'vit-x'; choose one of tiny, vit-b"):
-        weights.get_preset("vit-x")
+        get_preset("vit-x")
 
 
 def test_weights_dir_order(monkeypatch, tmp_path):
-    assert weights.weights_dir().name == "clip2sam"
-    monkeypatch.setenv(weights.ENVIRONMENT, "/from/environment")
-    assert weights.weights_dir() == Path("/from/environment")
-    assert weights.weights_dir(tmp_path) == tmp_path
+    assert files.weights_dir().name == "clip2sam"
+    monkeypatch.setenv(files.ENVIRONMENT, "/from/environment")
+    assert files.weights_dir() == Path("/from/environment")
+    assert files.weights_dir(tmp_path) == tmp_path
 
 
 def test_naming_files_needs_no_torch():
     program = (
-        "import sys, clip2sam.models.weights as w; w.paths('vit-h'); print('torch' in sys.modules)"
+        "import sys, clip2sam.models.files as f; f.paths('vit-h'); f.status(); "
+        "print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
@@ -161,14 +168,14 @@ def test_server_that_always_cuts_is_given_up(server, tmp_path):
         f"run again to go on, or get {server.url}/sam.pth and put it at {tmp_path / 'sam.pth'}"
         in message
     )
-    assert len(server.requested) == 1 + weights._TRIES
+    assert len(server.requested) == 1 + download.TRIES
 
 
 def test_many_cuts_are_no_reason_to_give_up(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "_CHUNK", 10_000)
+    monkeypatch.setattr(download, "CHUNK", 10_000)
     server.manners = ["cut:45000"] * 8
     assert fetched(server, tmp_path).read_bytes() == CONTENT
-    assert len(server.requested) > weights._TRIES
+    assert len(server.requested) > download.TRIES
 
 
 def test_garbage_from_an_earlier_start(server, tmp_path):
@@ -236,7 +243,7 @@ def test_progress_is_shown_on_a_terminal_only(server, tmp_path, monkeypatch):
 
 
 def test_slow_but_steady(server, tmp_path):
-    """A transfer that takes longer than the patience for silence is no failure."""
+    """A transfer may take longer than the timeout for silence."""
     server.manners = ["trickle"]
     assert fetched(server, tmp_path).read_bytes() == CONTENT
     assert server.requested == [""]
@@ -251,7 +258,7 @@ def test_silence_is_given_up_and_resumed(server, tmp_path):
 def test_silence_for_ever(server, tmp_path):
     server.manners = ["stall:0"] * 10
     assert "Read timed out" in failure(server, tmp_path)
-    assert len(server.requested) == weights._TRIES
+    assert len(server.requested) == download.TRIES
 
 
 def test_nobody_answers(server, tmp_path):
@@ -263,8 +270,9 @@ def test_nobody_answers(server, tmp_path):
 
 def other_process(server: FileServer, folder: Path) -> "subprocess.Popen[str]":
     program = (
-        f"from clip2sam.models.weights import *; print(fetch_sam({sam_file(server)!r}, weights_dir={str(folder)!r},"
-        " progress=False))"
+        "from clip2sam.models.download import fetch_sam\n"
+        "from clip2sam.models.presets import SamWeights\n"
+        f"print(fetch_sam({sam_file(server)!r}, weights_dir={str(folder)!r}, progress=False))"
     )
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -311,7 +319,7 @@ def test_no_room(server, tmp_path, monkeypatch):
 
 
 def test_disk_that_fills_up(server, tmp_path):
-    """A limit on the size of files stands for the full disk; what was written is kept for the next start."""
+    """A limit on the size of files stands for the full disk; the next start resumes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
     try:
@@ -359,7 +367,7 @@ def test_file_that_can_not_be_remembered(server, tmp_path):
 
 def test_hash_is_measured_once(server, tmp_path, monkeypatch):
     fetched(server, tmp_path)
-    monkeypatch.setattr(weights, "file_sha256", None)
+    monkeypatch.setattr(files, "file_sha256", None)
     assert fetched(server, tmp_path) == tmp_path / "sam.pth"
 
 
@@ -425,34 +433,50 @@ def test_offline(server, tmp_path):
     assert server.requested == []
 
 
-def test_survey(server, tmp_path, monkeypatch):
-    vit_b = weights.get_preset("vit-b")
+def test_survey(server, tmp_path):
+    vit_b = get_preset("vit-b")
     sam = sam_file(server, file="sam_vit_b.pth")
-    preset = weights.Preset("vit-b", vit_b.clip, sam, "")
-    monkeypatch.setattr(weights, "PRESETS", {**weights.PRESETS, "vit-b": preset})
+    presets = [Preset("mine", vit_b.clip, sam, ""), "vit-l"]
 
     def row(survey):
-        (found,) = [entry for entry in survey(tmp_path) if entry.file == sam.file]
-        assert (found.kind, found.presets, found.path) == ("sam", ("vit-b",), tmp_path / sam.file)
+        (found,) = [entry for entry in survey(tmp_path, presets) if entry.file == sam.file]
+        assert (found.kind, found.presets, found.path) == ("sam", ("mine",), tmp_path / sam.file)
         return found.state, found.size, found.sha256
 
-    assert row(weights.status) == ("missing", len(CONTENT), None)
+    assert row(files.status) == ("missing", len(CONTENT), None)
     path = tmp_path / sam.file
     path.write_bytes(CONTENT)
-    assert row(weights.status) == ("present", len(CONTENT), None)
-    assert row(weights.verify) == ("verified", len(CONTENT), SHA256)
-    assert row(weights.status) == ("verified", len(CONTENT), SHA256)
+    assert row(files.status) == ("present", len(CONTENT), None)
+    assert row(files.verify) == ("verified", len(CONTENT), SHA256)
+    assert row(files.status) == ("verified", len(CONTENT), SHA256)
     path.write_bytes(CONTENT[::-1])
-    assert row(weights.status) == ("present", len(CONTENT), None)
+    assert row(files.status) == ("present", len(CONTENT), None)
     damaged = hashlib.sha256(CONTENT[::-1]).hexdigest()
-    assert row(weights.verify) == ("damaged", len(CONTENT), damaged)
+    assert row(files.verify) == ("damaged", len(CONTENT), damaged)
     path.write_bytes(CONTENT[:-1])
-    (found,) = [entry for entry in weights.status(tmp_path) if entry.file == sam.file]
+    (found,) = [entry for entry in files.status(tmp_path, presets) if entry.file == sam.file]
     assert found.state == "damaged"
     assert "has 399999 bytes, expected 400000" in found.problem
-    assert weights.paths("vit-b", weights_dir=tmp_path)["sam"] == path
-    shared = [entry for entry in weights.status(tmp_path) if entry.file == vit_b.clip.file]
-    assert [entry.presets for entry in shared] == [("vit-b", "vit-l", "vit-h")], "one line a file"
+    assert files.paths(presets[0], weights_dir=tmp_path)["sam"] == path
+
+
+def test_every_file_is_listed_once(tmp_path):
+    listed = files.status(tmp_path)
+    users = {entry.file: entry.presets for entry in listed}
+    assert len(users) == len(listed) == 7
+    assert users["ViT-B-16-quickgelu-openai.safetensors"] == ("vit-b", "vit-l", "vit-h")
+    assert users["sam_vit_h_4b8939.pth"] == ("vit-h", "vit-h-laion")
+
+
+def test_verify_ignores_the_note(server, tmp_path):
+    """A note that is wrong, with the right stamp, is found by `verify` alone."""
+    preset = Preset("mine", get_preset("vit-b").clip, sam_file(server), "")
+    path = fetched(server, tmp_path)
+    path.write_bytes(CONTENT[::-1])
+    local = files.local_file(preset.sam, tmp_path)
+    local.remember(SHA256)
+    assert {entry.state for entry in files.status(tmp_path, [preset])} == {"missing", "verified"}
+    assert {entry.state for entry in files.verify(tmp_path, [preset])} == {"missing", "damaged"}
 
 
 # CLIP through open_clip
@@ -474,13 +498,13 @@ def test_clip_comes_through_open_clip(hub, tmp_path, monkeypatch):
     assert path.read_bytes() == CONTENT
     assert path.name == "open_clip_model.safetensors"
     assert path.is_relative_to(tmp_path / "hub")
-    monkeypatch.setattr(weights, "file_sha256", None)
+    monkeypatch.setattr(files, "file_sha256", None)
     before = len(hub.requested)
     assert fetch_clip("vit-b", weights_dir=tmp_path, offline=True) == path
     assert len(hub.requested) == before
     (found,) = [
         entry
-        for entry in weights.status(tmp_path)
+        for entry in files.status(tmp_path)
         if "vit-h" in entry.presets and entry.kind == "clip"
     ]
     assert (found.state, found.sha256, found.path) == ("verified", SHA256, path)
@@ -496,7 +520,7 @@ def test_changed_clip_is_refused(hub, tmp_path):
 
 
 def test_clip_put_there_by_hand(hub, tmp_path):
-    place = weights.paths("vit-h", weights_dir=tmp_path)["clip"]
+    place = files.paths("vit-h", weights_dir=tmp_path)["clip"]
     place.write_bytes(CONTENT)
     assert fetch_clip("vit-h", weights_dir=tmp_path, offline=True) == place
     assert hub.requested == []
@@ -512,8 +536,8 @@ def test_clip_out_of_reach(hub, tmp_path, offline):
     assert ("(offline)" if offline else "refused") in message
     place = tmp_path / "ViT-B-16-quickgelu-openai.safetensors"
     assert message.endswith(
-        f"get {hub.url}/timm/vit_base_patch16_clip_224.openai/resolve/main/open_clip_model.safetensors "
-        f"and put it at {place}"
+        f"get {hub.url}/timm/vit_base_patch16_clip_224.openai/resolve/main/"
+        f"open_clip_model.safetensors and put it at {place}"
     )
     assert "\n" not in message
 
@@ -523,7 +547,7 @@ def test_clip_out_of_reach(hub, tmp_path, offline):
 
 @pytest.fixture
 def architecture(tmp_path):
-    """A CLIP architecture of open_clip's kind, small enough to be built in no time."""
+    """A small CLIP architecture that open_clip knows by name."""
     text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
     vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
     for name, quick in (("weights-test", False), ("weights-test-quickgelu", True)):
@@ -600,14 +624,15 @@ def test_quickgelu_is_checked(monkeypatch):
 
 
 def sam_state(model_type: str) -> dict[str, torch.Tensor]:
-    """Tensors of the official names and shapes; their memory is only reserved."""
+    """Tensors of the official names and shapes, not initialised."""
     with torch.device("meta"):
         model = sam_model_registry[model_type]()
     return {name: torch.empty(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def save_with_holes(state: dict[str, torch.Tensor], path: Path) -> None:
-    """A checkpoint of full size and in the official form, that takes no room: its values are holes, read as zeros."""
+    """A checkpoint of full size and in the official form that takes no space: a sparse file, read
+    as zeros."""
     with torch.serialization.skip_data():
         torch.save(state, path)
 
@@ -743,22 +768,19 @@ def test_no_such_checkpoint(tmp_path):
 
 
 def test_embedded_files_are_named():
-    files = weights.paths("tiny")
-    assert {path.name for path in files.values()} == {
-        "tiny_clip.safetensors",
-        "tiny_sam.safetensors",
+    embedded = files.paths("tiny")
+    assert {kind: path.name for kind, path in embedded.items()} == {
+        "clip": "tiny_clip.safetensors",
+        "sam": "tiny_sam.safetensors",
     }
-    if not all(path.exists() for path in files.values()):
-        pytest.skip("this checkout has no trained tiny weights")
-    assert weights.fetch("tiny", offline=True) == files
-    states = {entry.state for entry in weights.status() if entry.presets == ("tiny",)}
+    assert fetch("tiny", offline=True) == embedded
+    states = {entry.state for entry in files.status() if entry.presets == ("tiny",)}
     assert states == {"present"}
 
 
-def test_missing_part_of_the_package(monkeypatch):
-    lost = weights.EmbeddedWeights("lost.safetensors")
-    monkeypatch.setattr(weights, "PRESETS", {"tiny": weights.Preset("tiny", lost, lost, "")})
+def test_missing_part_of_the_package():
+    lost = EmbeddedWeights("lost.safetensors")
     with pytest.raises(
         WeightsError, match=r"lost.safetensors, a part of clip2sam itself, is missing; install"
     ):
-        weights.fetch("tiny")
+        fetch(Preset("mine", lost, lost, ""))

@@ -24,7 +24,7 @@ from clip2sam.data.labels import as_label_set
 from clip2sam.errors import CocoError
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import Result
-from clip2sam.tiny.scenes import KINDS, asked_labels, instance_masks, scene, split_seed
+from clip2sam.tiny.scenes import KINDS, instance_masks, requested_labels, scene, split_seed
 
 Mask = Bool[np.ndarray, "height width"]
 
@@ -97,7 +97,7 @@ def scene_examples(split: str, count: int, labels: int = 20, start: int = 0) -> 
     """Seeded scenes of 224 x 224, each asked `labels` labels, most of them absent, grouped by kind."""
     for i in range(start, start + count):
         picture = scene(split_seed(split, i))
-        asked = asked_labels(picture, labels)
+        asked = requested_labels(picture, labels)
         kinds = {label: kind for kind in KINDS for label in asked[kind]}
         truth = {label: instance_masks(picture, label) for label in kinds}
         yield Example(Image(picture.pixels, f"{split}-{i:06d}.png"), truth, kinds)

@@ -265,7 +265,7 @@ def demo(
     for row in report.rows:
         right = row.drawn == row.found
         table.add_row(
-            row.picture,
+            row.image,
             Text(row.label),
             "yes" if row.drawn else "no",
             Text("yes" if row.found else "no", style="" if right else "red"),
@@ -363,7 +363,7 @@ app.command(epilog=labelling.EXIT_CODES)(labelling.export)
 @weights_app.command("list")
 def weights_list(weights_dir: WeightsDir = None) -> None:
     """Show every preset's files, whether they are there, and where they come from."""
-    from clip2sam.models import weights
+    from clip2sam.models import files as weights
 
     out.print(Text(f"weights folder: {weights.weights_dir(weights_dir)}"))
     for preset in weights.PRESETS.values():
@@ -378,7 +378,7 @@ def weights_download(
     offline: Offline = False,
 ) -> None:
     """Download and verify a preset's files; files that are there and right are left alone."""
-    from clip2sam.models import weights
+    from clip2sam.models import download as weights
 
     for kind, path in weights.fetch(preset, weights_dir=weights_dir, offline=offline).items():
         out.print(Text(f"{kind}: {path}"))
@@ -387,7 +387,7 @@ def weights_download(
 @weights_app.command("verify")
 def weights_verify(weights_dir: WeightsDir = None) -> None:
     """Read every file that is there and compare its SHA-256 with the published one. Exit code 1 if one is damaged."""
-    from clip2sam.models import weights
+    from clip2sam.models import files as weights
 
     files = weights.verify(weights_dir)
     _print_files(files)
@@ -400,7 +400,7 @@ def weights_path(
     weights_dir: WeightsDir = None,
 ) -> None:
     """Print where a preset's files are or, when missing, where to put them by hand."""
-    from clip2sam.models import weights
+    from clip2sam.models import files as weights
 
     for kind, path in weights.paths(preset, weights_dir=weights_dir).items():
         out.print(Text(f"{kind}: {path}"))

@@ -1,7 +1,6 @@
 """The main job over a handful of pictures: masks into one COCO file, and a drawing of each label found."""
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.errors import ImageError
 from clip2sam.pipeline import Segmenter
-from clip2sam.result import Absent, Result
+from clip2sam.result import Absent
 
 Overlays = Literal["found", "all", "none"]
 
@@ -85,28 +84,10 @@ def _segment_one(
     except ImageError as error:
         return Segmented(name, failure=str(error))
     result = segmenter(image, labels)
+    from clip2sam.visualize.overlays import draw_overlays  # matplotlib is slow to import
+
     drawn = draw_overlays(result, folder / name, overlays)
     return Segmented(name, result.record(name), result.annotations, result.absent, drawn)
-
-
-def draw_overlays(result: Result, stem: Path, which: Overlays) -> tuple[Path, ...]:
-    """Draw one picture a label (map, points and mask) as `STEM.LABEL.png`; return the paths."""
-    if which == "none":
-        return ()
-    from clip2sam.visualize import result_label_figure, save_figure  # matplotlib is slow to load
-
-    found = set(result.labels)
-    paths = []
-    for i, name in enumerate(result.class_names):
-        if which == "all" or name in found:
-            paths.append(stem.with_name(f"{stem.name}.{i + 1:02d}-{slug(name)}.png"))
-            save_figure(result_label_figure(result, i), paths[-1])
-    return tuple(paths)
-
-
-def slug(label: str) -> str:
-    """A label as a part of a file name: letters and digits of any script, everything else a hyphen."""
-    return re.sub(r"[\W_]+", "-", label).strip("-")[:60] or "label"
 
 
 def relative_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""From files to models. Nothing is unpickled: files are read as tensors only (`weights_only=True`, or safetensors)."""
+"""From checkpoint files to models. Only tensors are read: safetensors, or `weights_only=True`."""
 
 import os
 import pickle
@@ -18,19 +18,23 @@ from torch import Tensor, nn
 
 from clip2sam.errors import ConfigError, WeightsError, one_line
 
+SAM_TYPES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+"""SAM's model types by the width of their image encoder."""
+
 
 def load_clip(
     model: str, checkpoint: str | os.PathLike[str], *, pretrained: str | None = None
 ) -> tuple[nn.Module, Callable[..., Tensor]]:
     """Build one of open_clip's models and fill it from a file.
 
-    Only tensors are read from the file, so one from anywhere runs no code; whether it holds what it says it does,
-    nobody checks here.
+    Only tensors are read from the file, so a file from an unknown source runs no code. No hash is
+    checked here, `fetch_clip` does that.
 
     Args:
         model: open_clip's name of the architecture, such as "ViT-B-16-quickgelu".
         checkpoint: safetensors, or a state dict saved by `torch.save`, in open_clip's key names.
-        pretrained: open_clip's name of the weights, if they have one: then `check_quickgelu` is done.
+        pretrained: open_clip's name of the weights, if they have one: then `check_quickgelu` is
+            called.
 
     Returns:
         (model, tokenizer): on the CPU, fp32, `eval`.
@@ -44,12 +48,9 @@ def load_clip(
         raise ConfigError(
             f"open_clip has no architecture {model!r}; see open_clip.list_models(), e.g. 'ViT-B-16'"
         )
-    path = Path(
-        checkpoint
-    ).resolve()  # a bare name could be taken for one of open_clip's names of weights
-    _read_tensors(
-        path
-    )  # open_clip opens it again; this refuses what holds more than tensors, in our words
+    # Absolute: open_clip could take a bare file name for one of its names of weights.
+    path = Path(checkpoint).resolve()
+    _read_tensors(path)  # open_clip reads it again; this one refuses other files in clear words
     try:
         clip = open_clip.create_model(model, pretrained=str(path), weights_only=True)
     except (RuntimeError, KeyError) as error:
@@ -62,15 +63,16 @@ def load_clip(
 
 
 def check_quickgelu(clip: nn.Module, model: str, pretrained: str) -> None:
-    """Raise a ConfigError unless a model's activation is the one that its weights were trained with.
+    """Raise a ConfigError unless a model has the activation that its weights were trained with.
 
-    Some weights (all of OpenAI's) were trained with QuickGELU, others with GELU. Nothing else differs, so the wrong
-    one loads and runs, and gives similarities that are quietly worse; open_clip only warns.
+    Some weights (all of OpenAI's) were trained with QuickGELU, others with GELU. The two models
+    have the same tensors, so the wrong one loads and runs, with worse similarities; open_clip only
+    warns.
 
     Args:
         clip: the model to check.
         model: open_clip's name of its architecture, with or without "-quickgelu".
-        pretrained: open_clip's name of its weights; nothing is checked for weights that it doesn't know.
+        pretrained: open_clip's name of its weights; unknown names are not checked.
     """
 
     plain = model.removesuffix("-quickgelu")
@@ -79,105 +81,96 @@ def check_quickgelu(clip: nn.Module, model: str, pretrained: str) -> None:
     if source and needed != any(isinstance(module, QuickGELU) for module in clip.modules()):
         names = ("GELU", "QuickGELU")
         raise ConfigError(
-            f"the weights {pretrained!r} of {plain} were trained with {names[needed]}, but {model} was built with "
-            f"{names[not needed]}; use {plain + '-quickgelu' * needed!r}"
+            f"the weights {pretrained!r} of {plain} were trained with {names[needed]}, but {model} "
+            f"was built with {names[not needed]}; use {plain + '-quickgelu' * needed!r}"
         )
 
 
 def load_sam(model_type: str, checkpoint: str | os.PathLike[str]) -> Any:
-    """Build segment-anything's `Sam` and fill it from a file, holding the weights in memory once.
+    """Build segment-anything's `Sam` and fill it from a file, with one copy of the weights in
+    memory.
 
-    The file is mapped, not read: pages come in as they are used. Only tensors are read from it
-    (`weights_only=True`), so one from anywhere runs no code; nobody checks a hash here, `fetch_sam` does.
+    The file is memory-mapped: pages are read when they are used. Only tensors are read from it
+    (`weights_only=True`), so a file from an unknown source runs no code. No hash is checked here,
+    `fetch_sam` does that.
 
     Args:
         model_type: "vit_b", "vit_l" or "vit_h".
-        checkpoint: a state dict in the official key names, saved by `torch.save` or as safetensors; any float
-            dtype.
+        checkpoint: a state dict in the official key names, saved by `torch.save` or as safetensors;
+            any float dtype.
 
     Returns:
-        `segment_anything.modeling.Sam`: on the CPU, fp32, `eval`. The file must not be overwritten in place while
-        the model lives (replacing or deleting it is harmless).
+        `segment_anything.modeling.Sam`: on the CPU, fp32, `eval`. The file must not be overwritten
+        in place while the model lives (replacing or deleting it is harmless).
 
     Raises:
         ConfigError: no such model type.
         WeightsError: the file is missing, isn't plain tensors, or is for another architecture.
     """
 
-    types = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # by the encoder's width
-    if model_type not in types.values():
+    if model_type not in SAM_TYPES.values():
         raise ConfigError(
-            f"SAM has no model type {model_type!r}; choose one of {', '.join(types.values())}"
+            f"SAM has no model type {model_type!r}; choose one of {', '.join(SAM_TYPES.values())}"
         )
     path = Path(checkpoint)
     state = {name: tensor.float() for name, tensor in _read_tensors(path).items()}
-    with torch.device(
-        "meta"
-    ):  # no memory and no random numbers for weights that are replaced at once
+    # On "meta" no memory is allocated and nothing is initialised: all weights are replaced below.
+    with torch.device("meta"):
         sam = sam_model_registry[model_type]()
     try:
         sam.load_state_dict(state, assign=True)
     except RuntimeError as error:
-        embedding = state.get("image_encoder.patch_embed.proj.weight")
-        found = types.get(embedding.shape[0]) if embedding is not None and embedding.ndim else None
-        advice = (
-            f"it looks like {found}, name that"
-            if found
-            else "use an official checkpoint or one in its form"
-        )
         raise WeightsError(
-            f"{path} does not fit SAM {model_type}; {advice}: {one_line(error)}"
+            f"{path} does not fit SAM {model_type}; {_advice(state)}: {one_line(error)}"
         ) from error
-    # Not in the checkpoint: the pixel statistics, whose constructor doesn't heed the device today.
+    # The pixel statistics are not in the checkpoint, and were built on "meta" too.
     sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53], device="cpu").view(3, 1, 1)
     sam.pixel_std = torch.tensor([58.395, 57.12, 57.375], device="cpu").view(3, 1, 1)
     empty = [name for name, t in [*sam.named_parameters(), *sam.named_buffers()] if t.is_meta]
     if empty:
         raise WeightsError(
-            f"{path} left {', '.join(empty[:3])} of SAM {model_type} without values; use another release"
+            f"{path} left {', '.join(empty[:3])} of SAM {model_type} without values; "
+            "use another release"
         )
     return sam.eval()
 
 
-def _is_torchscript(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _kinds(state: Any) -> str:
-    """What a foreign object holds, for a message."""
-    kinds = (
-        sorted({type(value).__name__ for value in state.values()})
-        if isinstance(state, dict)
-        else []
-    )
-    return ", ".join(kinds) or "nothing usable"
+def _advice(state: dict[str, Tensor]) -> str:
+    """What to do with a SAM checkpoint that does not fit, by the width of its image encoder."""
+    embedding = state.get("image_encoder.patch_embed.proj.weight")
+    width = embedding.shape[0] if embedding is not None and embedding.ndim else 0
+    if width in SAM_TYPES:
+        return f"it looks like {SAM_TYPES[width]}, name that"
+    return "use an official checkpoint or one in its form"
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, mapped into memory where the format allows; nothing else is opened."""
+    """The tensors of a checkpoint by name, memory-mapped where the format allows it.
+
+    Raises:
+        WeightsError: no such file, or it holds anything but tensors by name.
+    """
 
     if not path.is_file():
         raise WeightsError(
             f"there is no file {path}; give the path of a checkpoint, or a preset to download one"
         )
-    packed = zipfile.is_zipfile(path)
+    zipped = zipfile.is_zipfile(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        if packed and _is_torchscript(path):
+        if zipped and _is_torchscript(path):
             raise WeightsError(
-                f"{path} is a TorchScript archive, a program, as OpenAI published its CLIP; it is not run. "
-                "Leave the path out to get the same weights as tensors, or give those as .safetensors"
+                f"{path} is a TorchScript archive, a program, as OpenAI published its CLIP; it is "
+                "not run. Leave the path out to get the same weights as tensors, or give those as "
+                ".safetensors"
             )
-        with (
-            warnings.catch_warnings()
-        ):  # what it says of old and odd pickles adds nothing to the refusal
+        with warnings.catch_warnings():  # about old pickles; the refusal below says what matters
             warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except WeightsError:
         raise
-    except Exception as error:  # whatever a parser may raise on foreign bytes
+    except Exception as error:  # parsers raise exceptions of any class on foreign bytes
         refused = isinstance(error, pickle.UnpicklingError)
         reason = (
             "it holds more than tensors, or isn't a checkpoint, and was not opened"
@@ -185,18 +178,26 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             else one_line(error)
         )
         raise WeightsError(
-            f"{path} can't be read as tensors: {reason}; use the official checkpoint or save a state dict"
+            f"{path} can't be read as tensors: {reason}; use the official checkpoint or save a "
+            "state dict"
         ) from error
-    if isinstance(state, dict) and isinstance(
-        state.get("state_dict"), dict
-    ):  # as training programs wrap it
+    return _state_dict(path, state)
+
+
+def _state_dict(path: Path, state: Any) -> dict[str, Tensor]:
+    """What `torch.load` returned, if it is tensors by name; training programs wrap them once."""
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(t, torch.Tensor) for t in state.values())
-    ):
+    values = list(state.values()) if isinstance(state, dict) else []
+    if not values or not all(isinstance(value, torch.Tensor) for value in values):
+        kinds = ", ".join(sorted({type(value).__name__ for value in values})) or "nothing usable"
         raise WeightsError(
-            f"{path} holds a {type(state).__name__} of {_kinds(state)}, expected tensors by name; save a state dict"
+            f"{path} holds a {type(state).__name__} of {kinds}, expected tensors by name; save a "
+            "state dict"
         )
     return state
+
+
+def _is_torchscript(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())

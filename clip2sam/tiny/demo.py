@@ -1,4 +1,4 @@
-"""The main job on pictures that the project draws itself, held against the drawn truth."""
+"""The main job on images that the project draws itself, compared with the drawn truth."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,31 +6,32 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as PILImage
 
-from clip2sam.labelling.segment import draw_overlays
+from clip2sam.data.files import atomic_file
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import Result
-from clip2sam.tiny.scenes import Scene, asked_labels, label_mask, matches, scene, split_seed
+from clip2sam.tiny.scenes import Scene, label_mask, matches, requested_labels, scene, split_seed
 
 SIZES = ((240, 320), (320, 240), (300, 300), (224, 400))
-"""(height, width) of the demo's pictures."""
+"""(height, width) of the demo's images."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One label of one picture, asked and drawn."""
+    """One label of one image, as drawn and as found."""
 
-    picture: str
+    image: str
+    """File name."""
     label: str
     drawn: bool
-    """Whether the picture really shows it."""
+    """Whether the image really shows it."""
     found: bool
     presence: float
     iou: float | None
-    """IoU of the union of its masks with the union of the drawn ones; None where neither exists."""
+    """IoU of the union of its masks with the union of the drawn ones; None if both are empty."""
 
 
 def demo_scenes() -> list[Scene]:
-    """Pictures of the test split, which no model was trained on, each with two objects or more."""
+    """Scenes of the test split, which no model was trained on, each with two objects or more."""
     return [
         scene(
             split_seed("test", 10_000 + i),
@@ -42,11 +43,11 @@ def demo_scenes() -> list[Scene]:
     ]
 
 
-def demo_labels(picture: Scene) -> list[str]:
-    """The labels of each object by colour and shape, and as many that sound alike and aren't there."""
-    there = list(dict.fromkeys(f"{item.colour} {item.shape}" for item in picture.objects))
-    near = [label for label in asked_labels(picture)["colour + shape"] if label not in there]
-    return there + near[: len(there)]
+def demo_labels(image: Scene) -> list[str]:
+    """Colour and shape of each object, and as many similar labels that are absent."""
+    present = list(dict.fromkeys(f"{item.colour} {item.shape}" for item in image.objects))
+    similar = [x for x in requested_labels(image)["colour + shape"] if x not in present]
+    return present + similar[: len(present)]
 
 
 @dataclass(frozen=True)
@@ -58,42 +59,49 @@ class Report:
 
     def summary(self) -> str:
         """The rows in one sentence."""
-        there = [r for r in self.rows if r.drawn]
-        ious = [r.iou or 0.0 for r in there]
-        false = sum(r.found for r in self.rows if not r.drawn)
+        present = [row for row in self.rows if row.drawn]
+        ious = [row.iou or 0.0 for row in present]
+        false = sum(row.found for row in self.rows if not row.drawn)
         return (
-            f"{sum(r.found for r in there)} of {len(there)} drawn labels found, mean IoU {np.mean(ious):.3f}; "
-            f"{false} of {len(self.rows) - len(there)} labels that are not there got a mask"
+            f"{sum(row.found for row in present)} of {len(present)} drawn labels found, "
+            f"mean IoU {np.mean(ious):.3f}; "
+            f"{false} of {len(self.rows) - len(present)} absent labels got a mask"
         )
 
 
 def run_demo(segmenter: Segmenter, output: Path) -> Report:
-    """Draw the scenes into `output/pictures`, segment each from its file, draw the results, compare with the truth."""
-    from clip2sam.visualize import save_figure
+    """Draw the scenes into `output/images`, segment each file, draw the results, compare them with
+    the truth.
+
+    Raises:
+        OutputError: a file can't be written.
+    """
+    # matplotlib is slow to import, and `demo_scenes` needs none
+    from clip2sam.visualize.figures import save_figure
+    from clip2sam.visualize.overlays import draw_overlays
 
     rows: list[Row] = []
     written: list[Path] = []
-    (output / "pictures").mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(demo_scenes(), 1):
-        path = output / "pictures" / f"scene-{i}.png"
-        PILImage.fromarray(picture.pixels).save(path)
-        result = segmenter(path, demo_labels(picture))
-        rows += [_compare(path.name, picture, result, label) for label in result.class_names]
-        save_figure(result.show(), output / f"scene-{i}.png")
-        written += [
-            output / f"scene-{i}.png",
-            *draw_overlays(result, output / "overlays" / path.name, "found"),
-        ]
+    for i, image in enumerate(demo_scenes(), 1):
+        path = output / "images" / f"scene-{i}.png"
+        with atomic_file(path) as file:
+            PILImage.fromarray(image.pixels).save(file, "PNG")
+        result = segmenter(path, demo_labels(image))
+        rows += [_compare(path.name, image, result, label) for label in result.class_names]
+        overview = output / f"scene-{i}.png"
+        save_figure(result.show(), overview)
+        overlays = draw_overlays(result, output / "overlays" / path.name, "found")
+        written += [overview, *overlays]
     return Report(tuple(rows), tuple(written))
 
 
-def _compare(name: str, picture: Scene, result: Result, label: str) -> Row:
-    drawn = any(matches(item, label) for item in picture.objects)
-    mine = [m for m, of in zip(result.masks, result.labels, strict=True) if of == label]
+def _compare(name: str, image: Scene, result: Result, label: str) -> Row:
+    drawn = any(matches(item, label) for item in image.objects)
+    masks = [m for m, of in zip(result.masks, result.labels, strict=True) if of == label]
     index = result.class_names.index(label)
     iou = None
-    if drawn or mine:
-        truth = label_mask(picture, label)
-        found = np.any(mine, axis=0) if mine else np.zeros_like(truth)
+    if drawn or masks:
+        truth = label_mask(image, label)
+        found = np.any(masks, axis=0) if masks else np.zeros_like(truth)
         iou = float((truth & found).sum() / (truth | found).sum())
-    return Row(name, label, drawn, bool(mine), float(result.presence[index]), iou)
+    return Row(name, label, drawn, bool(masks), float(result.presence[index]), iou)

@@ -1,11 +1,13 @@
 """The tiny preset: a small CLIP and a small SAM, trained on `scenes`, that need no network.
 
-Both are the foreign libraries' own models with small sizes, so that everything that works on them works on the large
-ones. What is new is the patch embedding: a stack of 3x3 convolutions in the place of one wide one (a plain patch
-embedding did not learn shapes in the time that two CPU cores have).
+Both are open_clip's and segment-anything's own models with small sizes, so that everything that
+works on them works on the large ones. What is new is the patch embedding: a stack of 3x3
+convolutions in the place of one wide one (a plain patch embedding did not learn shapes in the time
+that two CPU cores have).
 """
 
 import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,17 +28,14 @@ from segment_anything.modeling import (
 from torch import Tensor, nn
 
 from clip2sam.clip.text import TEMPLATES
-from clip2sam.errors import WeightsError
+from clip2sam.errors import WeightsError, one_line
+from clip2sam.tiny.files import CLIP_FILE, SAM_FILE, embedded_file
 from clip2sam.tiny.scenes import COLOURS, SHAPES, TEXTURES
 
-CLIP_FILE = "tiny_clip.safetensors"
-SAM_FILE = "tiny_sam.safetensors"
-
-CONTEXT_LENGTH = (
-    24  # the longest template with a three-word label has 15 tokens; longer labels are cut
-)
+# The longest template with a label of three words has 15 tokens; longer labels are cut.
+CONTEXT_LENGTH = 24
 VOCABULARY_SIZE = 49408
-PICTURE_SIDE = 224
+CLIP_SIDE = 224
 SAM_SIDE = 256
 SAM_PATCH = 16
 STEM_CHANNELS = (24, 48, 64, 96, 96, 160, 160)
@@ -44,10 +43,11 @@ STEM_STRIDES = (2, 2, 1, 2, 1, 2, 1)
 
 
 class LaterConv2d(nn.Conv2d):
-    """A 3x3 convolution of stride 2 that is padded right and below instead of all around.
+    """A 3x3 convolution of stride 2 that is padded right and below instead of on all sides.
 
-    Padded all around it sees half a pixel up and left of its cell's centre. Four in a row see 7.5 pixels beside the
-    centre of a patch of 16, and similarity maps come out shifted by that; one of these as the last mends it.
+    Padded on all sides, its receptive field is centred half a pixel up and left of its cell's
+    centre. Four in a row are 7.5 pixels off the centre of a patch of 16, which shifts similarity
+    maps; one of these as the last layer corrects it.
     """
 
     def forward(
@@ -61,9 +61,13 @@ def conv_stem(
 ) -> nn.Sequential:
     """A patch embedding of 3x3 convolutions, each with batch norm and ReLU, then 1x1 to `width`.
 
-    channels: of each convolution; strides: 1 or 2 each, their product is the patch size; centred: whether a token
-    sees the same distance in every direction, or 8 pixels further up and left.
-    It takes (batch, 3, height, width) to (batch, width, height / patch, width / patch).
+    It maps (batch, 3, height, width) to (batch, width, height / patch, width / patch).
+
+    Args:
+        channels: of each convolution.
+        strides: 1 or 2 each; their product is the patch size.
+        width: channels of the output.
+        centred: whether a token's receptive field is centred on its patch, or 8 pixels up and left.
     """
     layers: list[nn.Module] = []
     last = len(strides) - 1 - tuple(strides)[::-1].index(2)
@@ -80,16 +84,19 @@ def conv_stem(
     return nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1))
 
 
-# --- CLIP ------------------------------------------------------------------------------------------------------------
+# CLIP
 
 
 def build_tiny_clip(rows: int = VOCABULARY_SIZE) -> open_clip.model.CLIP:
-    """The untrained CLIP: 224 pixels, 14 x 14 tokens, 6 blocks of width 192 with heads of 32, embedding 128.
+    """The untrained CLIP: 224 pixels, 14 x 14 tokens, 6 blocks of width 192 with heads of 32,
+    embedding 128.
 
-    rows: of the token embedding. Training uses `known_tokens()` and one row for every other token.
+    Args:
+        rows: of the token embedding. Training uses one row for each of `known_tokens()` and one row
+            for all other tokens.
     """
     vision = open_clip.model.CLIPVisionCfg(
-        layers=6, width=192, head_width=32, patch_size=16, image_size=PICTURE_SIDE, mlp_ratio=4.0
+        layers=6, width=192, head_width=32, patch_size=16, image_size=CLIP_SIDE, mlp_ratio=4.0
     )
     text = open_clip.model.CLIPTextCfg(
         context_length=CONTEXT_LENGTH, vocab_size=rows, width=64, heads=2, layers=2, mlp_ratio=4.0
@@ -109,7 +116,8 @@ def tiny_tokenizer() -> open_clip.SimpleTokenizer:
 
 
 def known_tokens() -> list[int]:
-    """Ids, ascending, of the tokens of the training sentences: templates, label words, start, end, padding."""
+    """Ids, ascending, of the tokens of the training texts: templates, the words of labels, start,
+    end, padding."""
     tokenizer = tiny_tokenizer()
     words = (
         *(t.replace("{}", "") for t in TEMPLATES),
@@ -124,9 +132,10 @@ def known_tokens() -> list[int]:
 
 
 def compact_rows(known: Sequence[int]) -> Int[Tensor, "vocabulary"]:
-    """For each token id its row in the compact embedding: 0 for every unknown token, then the known ones in order.
+    """For each token id its row in the compact embedding: 0 for every unknown token, then the known
+    ones in order.
 
-    The end-of-text token, the highest id, keeps the highest row: open_clip finds it by that.
+    The end-of-text token, the highest id, keeps the highest row: open_clip finds it by argmax.
     """
     rows = torch.zeros(VOCABULARY_SIZE, dtype=torch.long)
     rows[torch.as_tensor(known)] = torch.arange(1, len(known) + 1)
@@ -134,7 +143,8 @@ def compact_rows(known: Sequence[int]) -> Int[Tensor, "vocabulary"]:
 
 
 def save_tiny_clip(model: open_clip.model.CLIP, known: Sequence[int], path: Path) -> None:
-    """Write a CLIP whose token embedding is compact (a row for unknown tokens, then those of `known`) in float16."""
+    """Write a CLIP in fp16 whose token embedding is compact: a row for all unknown tokens, then
+    those of `known`."""
     tensors = {
         name: tensor.half().contiguous()
         for name, tensor in model.state_dict().items()
@@ -144,31 +154,36 @@ def save_tiny_clip(model: open_clip.model.CLIP, known: Sequence[int], path: Path
 
 
 def load_tiny_clip(
-    path: Path | None = None,
+    path: str | os.PathLike[str] | None = None,
 ) -> tuple[open_clip.model.CLIP, open_clip.SimpleTokenizer]:
-    """The trained CLIP, in evaluation mode and float32 on the CPU, and its tokenizer.
+    """The trained CLIP and its tokenizer: on the CPU, fp32, `eval`.
 
-    path: a file of `save_tiny_clip`; by default the one that comes with the package.
-    Raises WeightsError when the file is missing or not a tiny CLIP's.
+    Args:
+        path: a file of `save_tiny_clip`; by default the embedded one.
+
+    Raises:
+        WeightsError: the file is missing or not a tiny CLIP's.
     """
-    tensors, metadata = _read(path or default_path(CLIP_FILE))
+    file = Path(path) if path else embedded_file(CLIP_FILE)
+    tensors, metadata = _read(file)
     known = json.loads(metadata.get("known_tokens", "[]"))
     compact = tensors.get("token_embedding.weight")
     if compact is None or len(compact) != len(known) + 1:
         raise WeightsError(
-            f"expected a tiny CLIP's weights in {path or CLIP_FILE}, got others: restore the file."
+            f"expected a tiny CLIP's weights in {file}, got others: restore the file"
         )
     tensors["token_embedding.weight"] = compact[compact_rows(known)]
     model = build_tiny_clip()
-    _fill(model, tensors, path or default_path(CLIP_FILE))
+    _fill(model, tensors, file)
     return model.eval(), tiny_tokenizer()
 
 
-# --- SAM -------------------------------------------------------------------------------------------------------------
+# SAM
 
 
 def build_tiny_sam() -> Sam:
-    """The untrained SAM of segment-anything's modules: 256 pixels, 16 x 16 tokens, masks of 64 x 64."""
+    """The untrained SAM of segment-anything's modules: 256 pixels, 16 x 16 tokens, low-resolution
+    masks of 64 x 64."""
     width, tokens = 128, SAM_SIDE // SAM_PATCH
     encoder = ImageEncoderViT(
         img_size=SAM_SIDE,
@@ -194,72 +209,59 @@ def build_tiny_sam() -> Sam:
 
 
 def save_tiny_sam(model: Sam, path: Path) -> None:
-    """Write a tiny SAM in float16."""
+    """Write a tiny SAM in fp16."""
     save_file(
         {n: t.half().contiguous() for n, t in model.state_dict().items() if t.is_floating_point()},
         path,
     )
 
 
-def load_tiny_sam(path: Path | None = None) -> Sam:
-    """The trained SAM, in evaluation mode and float32 on the CPU.
+def load_tiny_sam(path: str | os.PathLike[str] | None = None) -> Sam:
+    """The trained SAM: on the CPU, fp32, `eval`.
 
-    path: a file of `save_tiny_sam`; by default the one that comes with the package.
-    Raises WeightsError when the file is missing or not a tiny SAM's.
+    Args:
+        path: a file of `save_tiny_sam`; by default the embedded one.
+
+    Raises:
+        WeightsError: the file is missing or not a tiny SAM's.
     """
-    tensors, _ = _read(path or default_path(SAM_FILE))
+    file = Path(path) if path else embedded_file(SAM_FILE)
+    tensors, _ = _read(file)
     model = build_tiny_sam()
-    _fill(model, tensors, path or default_path(SAM_FILE))
+    _fill(model, tensors, file)
     return model.eval()
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
-def default_path(name: str) -> Path:
-    """Where a weight file comes with the project: inside the installed package, else in the repository's `weights/`.
-
-    Raises WeightsError when it is at neither.
-    """
-    package = Path(__file__).parents[1]
-    places = (package / "embedded" / name, package.parent / "weights" / name)
-    for place in places:
-        if place.is_file():
-            return place
-    raise WeightsError(
-        f"expected the tiny weights {name} at {places[0]} or {places[1]}, found neither: install clip2sam from its "
-        "wheel, or train them with scripts/train_tiny_clip.py and scripts/train_tiny_sam.py."
-    )
+# Files
 
 
 def _read(path: Path) -> tuple[dict[str, Float[Tensor, "..."]], dict[str, str]]:
-    """Every tensor of a safetensors file, in float32, and its metadata."""
+    """Every tensor of a safetensors file, in fp32, and its metadata."""
     if not path.is_file():
         raise WeightsError(
-            f"expected tiny weights at {path}, found no file: give another path, or none."
+            f"expected tiny weights at {path}, found no file: give another path, or none"
         )
     try:
         with safe_open(path, "pt") as file:
-            return {
-                name: file.get_tensor(name).float() for name in file.keys()
-            }, file.metadata() or {}  # noqa: SIM118
-    except (
-        Exception
-    ) as error:  # safetensors raises its own classes, which have no common base but this
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except Exception as error:  # safetensors' own exceptions have no other common base class
         raise WeightsError(
-            f"expected a safetensors file at {path}, got {error}: restore the file."
+            f"expected a safetensors file at {path}, got {error}: restore the file"
         ) from error
 
 
 def _fill(model: nn.Module, tensors: dict[str, Float[Tensor, "..."]], path: Path) -> None:
-    """Load every tensor into its place. Counters of batches, which only training uses, may be missing."""
+    """Load all tensors. Only batch norm's counters, which training alone uses, may be missing."""
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
-        raise WeightsError(f"expected tensors of the tiny model in {path}: {error}") from error
+        raise WeightsError(
+            f"expected tensors of the tiny model in {path}: {one_line(error)}"
+        ) from error
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise WeightsError(
-            f"expected the tiny model's tensors in {path}, missing {missing[:3]}, unexpected {unexpected[:3]}: "
-            "restore the file that belongs to this version."
+            f"expected the tiny model's tensors in {path}, missing {missing[:3]}, unexpected "
+            f"{unexpected[:3]}: restore the file that belongs to this version"
         )

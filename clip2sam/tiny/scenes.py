@@ -1,10 +1,11 @@
-"""Seeded scenes: pictures of coloured, textured shapes on clutter, with exact masks and labels known to be true.
+"""Seeded scenes: images of coloured, textured shapes on clutter, with exact masks and true labels.
 
-The tiny models are trained on them, and tests, the demo and the evaluation stand on them. A scene is a function of its
-seed and size alone. Pixel (row, column) conventions are numpy's; pictures are RGB.
+The tiny models are trained on them; tests, the demo and the evaluation use them. A scene depends on
+its seed, size and ranges alone. Images are RGB uint8 (height, width, 3), masks bool (height,
+width).
 
-A label is up to three words: a colour, a texture and a shape, in this order, each of them optional, or "thing" in the
-place of the shape: "heart", "red thing", "striped star", "red dotted circle".
+A label is up to three words: a colour, a texture and a shape, in this order, each of them optional,
+or "thing" in the place of the shape: "heart", "red thing", "striped star", "red dotted circle".
 """
 
 import colorsys
@@ -47,7 +48,7 @@ _HSV: Mapping[str, tuple[tuple[float, float], tuple[float, float], tuple[float, 
     "pink": ((324, 336), (0.35, 0.5), (0.95, 1.0)),
 }
 
-# Seeds of the three splits never meet: each has a range of its own.
+# Splits share no seed: each has a range of its own.
 _SPLITS = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
 _SPLIT_SIZE = 1_000_000_000
 
@@ -65,7 +66,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is in it. Objects are in drawing order: a later one covers an earlier one."""
+    """An image and its objects, in drawing order: a later object covers an earlier one."""
 
     seed: int
     pixels: UInt8[np.ndarray, "height width 3"]
@@ -78,17 +79,18 @@ class Scene:
 
 
 def split_seed(split: str, index: int) -> int:
-    """The seed of picture `index` of a split: "train", "validation" or "test". Splits share no seed.
+    """The seed of scene `index` of a split: "train", "validation" or "test". Splits share no seed.
 
-    Raises ConfigError for another split or an index outside 0 to 999,999,999.
+    Raises:
+        ConfigError: another split, or an index outside 0 to 999,999,999.
     """
     if split not in _SPLITS:
         raise ConfigError(
-            f'expected the split "train", "validation" or "test", got {split!r}: use one of them.'
+            f'expected the split "train", "validation" or "test", got {split!r}: use one of them'
         )
     if not 0 <= index < _SPLIT_SIZE:
         raise ConfigError(
-            f"expected an index from 0 to {_SPLIT_SIZE - 1}, got {index}: each split ends there."
+            f"expected an index from 0 to {_SPLIT_SIZE - 1}, got {index}: each split ends there"
         )
     return _SPLITS[split] + index
 
@@ -102,25 +104,29 @@ def scene(
 ) -> Scene:
     """Draw the scene of a seed.
 
-    size: the side of a square, or (height, width), in pixels; at least 32 each.
-    objects: the least and the greatest number of objects (fewer are drawn where no room is left).
-    radius: the least and the greatest radius of an object in pixels; by default 9 % to 25 % of the shorter side.
-        Stripes and dots grow with the least.
-    Raises ConfigError for sizes and ranges that can't be drawn.
+    Args:
+        size: the side of a square, or (height, width), in pixels; at least 32 each.
+        objects: the least and the greatest number of objects (fewer are drawn where no room is
+            left).
+        radius: the least and the greatest radius of an object in pixels; by default 9 % to 25 % of
+            the shorter side. The period of stripes and dots is proportional to the least.
+
+    Raises:
+        ConfigError: a size or range that can't be drawn.
     """
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 32:
         raise ConfigError(
-            f"expected a scene of at least 32 x 32 pixels, got {height} x {width}: ask for a larger one."
+            f"expected a scene of at least 32 x 32 pixels, got {height} x {width}: make it larger"
         )
     if not 0 <= objects[0] <= objects[1]:
         raise ConfigError(
-            f"expected objects=(least, greatest) with 0 <= least <= greatest, got {objects}."
+            f"expected objects=(least, greatest) with 0 <= least <= greatest, got {objects}"
         )
     low, high = radius or (0.09 * min(height, width), 0.25 * min(height, width))
     if not 0 < low <= high <= min(height, width) / 2:
         raise ConfigError(
-            f"expected 0 < least radius <= greatest <= half the shorter side, got {(low, high)}."
+            f"expected 0 < least radius <= greatest <= half the shorter side, got {(low, high)}"
         )
     rng = np.random.default_rng(seed)
     pixels = _background(rng, height, width)
@@ -131,12 +137,12 @@ def scene(
     return Scene(seed, _light(rng, pixels), tuple(drawn))
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------------
+# Drawing
 
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> Float[np.ndarray, "rows cols 3"]:
-    """Normal noise, drawn once: cutting a piece is ten times faster than drawing one per picture."""
+    """Normal noise, drawn once: a crop of it is ten times faster than new noise for each image."""
     return np.random.default_rng(7).standard_normal((1024, 1024, 3), dtype=np.float32)
 
 
@@ -156,7 +162,7 @@ def _noise(
 def _background(
     rng: np.random.Generator, height: int, width: int
 ) -> Float[np.ndarray, "height width 3"]:
-    """Muted clouds of two scales, then clutter: blobs and lines without a name, in colours without a name."""
+    """Muted clouds of two scales, then clutter: blobs and lines that no label describes."""
     cells = int(rng.integers(12, 40))
     coarse, fine = (_clouds(rng, n) for n in (4, cells))
     small = (
@@ -184,16 +190,16 @@ def _background(
 
 
 def _clouds(rng: np.random.Generator, cells: int) -> Float[np.ndarray, "cells cells 3"]:
-    """Random tones with a little tint, a cell each."""
+    """Random tones with a little tint, one for each cell."""
     tone = rng.standard_normal((cells, cells, 1), dtype=np.float32)
     return tone + np.float32(0.3) * rng.standard_normal((cells, cells, 3), dtype=np.float32)
 
 
-_SHIFT = 4  # cv2 takes corners as integers with this many binary places
+_SHIFT = 4  # cv2 takes corners as fixed-point integers with this many fractional bits
 
 
 def _fixed(corners: Float[np.ndarray, "corners 2"]) -> np.ndarray:
-    """Corners (x, y), where the first pixel's centre is (0, 0), in cv2's fixed point."""
+    """Corners (x, y), with the first pixel's centre at (0, 0), in cv2's fixed point."""
     return np.round(corners * (1 << _SHIFT)).astype(np.int32)
 
 
@@ -203,7 +209,7 @@ def _circle(radius: float = 1.0, count: int = 40) -> np.ndarray:
 
 
 def _moon() -> np.ndarray:
-    """A full circle of radius 1 less a circle of radius 0.85 whose centre lies 0.7 to the right."""
+    """A disc of radius 1 minus a disc of radius 0.85 whose centre lies 0.7 to the right."""
     x = (1 - 0.85**2 + 0.7**2) / (2 * 0.7)
     outer, inner = math.acos(x), math.atan2(math.sqrt(1 - x * x), x - 0.7)
     back = np.linspace(outer, 2 * math.pi - outer, 30)
@@ -221,7 +227,8 @@ def _heart() -> np.ndarray:
 
 
 def _outlines() -> dict[str, list[np.ndarray]]:
-    """Each shape's contours (x right, y down) in about the unit circle; a second contour is a hole."""
+    """Contours (x right, y down) of each shape, about as large as the unit circle. A second contour
+    is a hole."""
     a = 0.36
     star = _circle(1.0, 10) * np.where(np.arange(10) % 2 == 0, 1.1, 0.48)[:, None]
     quarter = np.array([[0.0, -1.0], [1.0, 0.0]])  # (x, y) -> the same turned by 90 degrees
@@ -231,12 +238,12 @@ def _outlines() -> dict[str, list[np.ndarray]]:
         "triangle": [1.1 * _circle(1.0, 3) @ quarter],
         "star": [star @ quarter],
         "heart": [_heart()],
-        "cross": [np.array([[-a, -1], [a, -1], [a, -a], [1, -a], [1, a], [a, a], [a, 1], [-a, 1], [-a, a],
-                            [-1, a], [-1, -a], [-a, -a]])],
+        "cross": [np.array([[-a, -1], [a, -1], [a, -a], [1, -a], [1, a], [a, a], [a, 1], [-a, 1],
+                            [-a, a], [-1, a], [-1, -a], [-a, -a]])],
         "ring": [_circle(), _circle(0.5)],
         "moon": [_moon()],
-        "arrow": [np.array([[1.05, 0], [0.15, -0.85], [0.15, -0.36], [-0.95, -0.36], [-0.95, 0.36], [0.15, 0.36],
-                            [0.15, 0.85]])],
+        "arrow": [np.array([[1.05, 0], [0.15, -0.85], [0.15, -0.36], [-0.95, -0.36], [-0.95, 0.36],
+                            [0.15, 0.36], [0.15, 0.85]])],
         "diamond": [np.array([[0, -1.15], [0.66, 0], [0, 1.15], [-0.66, 0]])],
     }  # fmt: skip
 
@@ -245,7 +252,7 @@ _OUTLINES = _outlines()
 
 
 def _name_object(rng: np.random.Generator, drawn: Sequence[SceneObject]) -> tuple[str, str, str]:
-    """(shape, colour, texture), each at random; sometimes two of the three are an earlier object's."""
+    """(shape, colour, texture), each at random; in 30 % two of them are an earlier object's."""
     names = [str(rng.choice(SHAPES)), str(rng.choice(COLOURS)), str(rng.choice(TEXTURES))]
     if drawn and rng.random() < 0.3:
         twin = drawn[int(rng.integers(len(drawn)))]
@@ -267,9 +274,12 @@ def _add_object(
     areas: list[int],
     radius: tuple[float, float],
 ) -> tuple[list[SceneObject], list[int]]:
-    """Draw one more object into `pixels`, where it leaves at least 70 % of every other one to be seen.
+    """Draw one more object into `pixels`, at a place where at least 70 % of every other object
+    stays visible.
 
-    Returns the objects with their masks cut by the new one, and their whole areas; the same where no room is left.
+    Returns:
+        The objects, with their masks cut by the new one, and their whole areas. Both unchanged if
+        no such place was found in six tries.
     """
     height, width = pixels.shape[:2]
     shape, colour, texture = _name_object(rng, drawn)
@@ -305,7 +315,8 @@ def _add_object(
 def _paint(
     rng: np.random.Generator, colour: str, texture: str, shape: tuple[int, int], unit: float
 ) -> Float[np.ndarray, "height width 3"]:
-    """The object's surface: its colour, with stripes or dots of a light or dark grey, under a slope of light."""
+    """The object's surface: its colour, with stripes or dots of a light or dark grey, under a
+    linear light gradient."""
     hue, saturation, value = (rng.uniform(*limits) for limits in _HSV[colour])
     ink = colorsys.hsv_to_rgb(hue / 360 % 1, saturation, value)
     y, x = np.ogrid[: shape[0], : shape[1]]
@@ -332,7 +343,7 @@ def _paint(
 def _light(
     rng: np.random.Generator, pixels: Float[np.ndarray, "height width 3"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """One light over the whole picture: gain, a slope from side to side, blur now and then, noise."""
+    """Illumination of the whole image: gain and a linear gradient, in 25 % a blur, and noise."""
     height, width = pixels.shape[:2]
     across = np.linspace(-1, 1, width, dtype=np.float32) * np.float32(rng.uniform(-0.12, 0.12))
     down = np.linspace(-1, 1, height, dtype=np.float32) * np.float32(rng.uniform(-0.12, 0.12))
@@ -347,11 +358,15 @@ def _light(
     )
 
 
-# --- labels ----------------------------------------------------------------------------------------------------------
+# Labels
 
 
 def all_labels(kind: str) -> tuple[str, ...]:
-    """Every label of one of the KINDS, for example the ten shapes. Raises LabelError for another kind."""
+    """Every label of one of the KINDS, for example the ten shapes.
+
+    Raises:
+        LabelError: another kind.
+    """
     if kind == "shape":
         return SHAPES
     if kind == "colour":
@@ -360,62 +375,66 @@ def all_labels(kind: str) -> tuple[str, ...]:
         return tuple(f"{t} {s}" for t in TEXTURES for s in SHAPES)
     if kind == "colour + shape":
         return tuple(f"{c} {s}" for c in COLOURS for s in SHAPES)
-    raise LabelError(f"expected a kind of label out of {KINDS}, got {kind!r}: use one of them.")
+    raise LabelError(f"expected a kind of label out of {KINDS}, got {kind!r}: use one of them")
 
 
 def is_label(label: str) -> bool:
-    """Whether scenes know the label: up to one colour, one texture, and one shape or "thing", in this order."""
+    """Whether it is a label of scenes: at most one colour, one texture, and one shape or "thing",
+    in this order."""
     words = label.split()
     choices: Iterator[tuple[str, ...]] = iter((COLOURS, TEXTURES, (*SHAPES, "thing")))
     return bool(words) and all(any(word in choice for choice in choices) for word in words)
 
 
 def matches(item: SceneObject, label: str) -> bool:
-    """Whether the label is true of the object. A label that scenes don't know is true of none."""
+    """Whether the label is true of the object. What is no label of scenes is true of none."""
     return is_label(label) and all(word in (*_names(item), "thing") for word in label.split())
 
 
-def instance_masks(picture: Scene, label: str) -> list[Bool[np.ndarray, "height width"]]:
-    """The visible masks of the objects that the label is true of, in drawing order; none where it is absent."""
-    return [o.mask for o in picture.objects if matches(o, label)]
+def instance_masks(image: Scene, label: str) -> list[Bool[np.ndarray, "height width"]]:
+    """The visible masks of the objects that the label is true of, in drawing order; an absent label
+    has none."""
+    return [o.mask for o in image.objects if matches(o, label)]
 
 
-def label_mask(picture: Scene, label: str) -> Bool[np.ndarray, "height width"]:
-    """The union of the label's instance masks; all false where it is absent."""
-    union = np.zeros(picture.size, bool)
-    for mask in instance_masks(picture, label):
+def label_mask(image: Scene, label: str) -> Bool[np.ndarray, "height width"]:
+    """The union of the label's instance masks; all false if it is absent."""
+    union = np.zeros(image.size, bool)
+    for mask in instance_masks(image, label):
         union |= mask
     return union
 
 
-def true_labels(picture: Scene) -> dict[str, tuple[str, ...]]:
+def true_labels(image: Scene) -> dict[str, tuple[str, ...]]:
     """By kind, the labels that are true of the scene, in the order of `all_labels`."""
-    return {kind: tuple(x for x in all_labels(kind) if _present(picture, x)) for kind in KINDS}
+    return {kind: tuple(x for x in all_labels(kind) if _present(image, x)) for kind in KINDS}
 
 
-def _present(picture: Scene, label: str) -> bool:
-    return any(matches(o, label) for o in picture.objects)
+def _present(image: Scene, label: str) -> bool:
+    return any(matches(o, label) for o in image.objects)
 
 
-def caption(picture: Scene) -> str:
-    """A sentence that names every object by its three words: "a red solid circle and a blue striped star"."""
-    named = [f"{o.colour} {o.texture} {o.shape}" for o in picture.objects]
+def caption(image: Scene) -> str:
+    """A caption that names every object by its three words, such as "a red solid circle and a blue
+    striped star"."""
+    named = [f"{o.colour} {o.texture} {o.shape}" for o in image.objects]
     phrases = [f"an {n}" if n.startswith("orange") else f"a {n}" for n in named]
     if not phrases:
         return "nothing"
     return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
 
 
-def asked_labels(picture: Scene, count: int = 20) -> dict[str, tuple[str, ...]]:
-    """By kind, labels to ask of the scene: up to two true ones of each kind, the others absent. A function of its seed.
+def requested_labels(image: Scene, count: int = 20) -> dict[str, tuple[str, ...]]:
+    """By kind, labels to request for the scene: at most two true ones of each kind, the others
+    absent. They depend on the scene's seed and objects alone.
 
-    `count` is shared evenly among the four kinds. Of the absent ones, the first half (where there are so many) are
-    hard: they share a word with an object of the scene.
+    `count` is divided evenly among the four kinds. Half of the absent labels, if there are so many,
+    are hard: they share a word with an object of the scene.
     """
-    rng = np.random.default_rng((picture.seed, 1))
-    true = true_labels(picture)
-    words = {word for o in picture.objects for word in _names(o)}
-    asked = {}
+    rng = np.random.default_rng((image.seed, 1))
+    true = true_labels(image)
+    words = {word for o in image.objects for word in _names(o)}
+    requested = {}
     for place, kind in enumerate(KINDS):
         wanted = count // len(KINDS) + (place < count % len(KINDS))
         present = [str(x) for x in rng.permutation(true[kind])[:2]]
@@ -426,17 +445,17 @@ def asked_labels(picture: Scene, count: int = 20) -> dict[str, tuple[str, ...]]:
             : math.ceil((wanted - len(present)) / 2)
         ]
         easy = [x for x in absent if x not in hard]
-        asked[kind] = tuple(str(x) for x in rng.permutation((present + hard + easy)[:wanted]))
-    return asked
+        requested[kind] = tuple(str(x) for x in rng.permutation((present + hard + easy)[:wanted]))
+    return requested
 
 
 def scene_ground_truth(
-    picture: Scene, labels: Sequence[str] | None = None
+    image: Scene, labels: Sequence[str] | None = None
 ) -> dict[str, list[Bool[np.ndarray, "height width"]]]:
-    """Label -> its visible instance masks, for each of `labels` (by default: those of `asked_labels`).
+    """Label -> its visible instance masks, for each of `labels` (default: `requested_labels`).
 
-    Absent labels are there with an empty list, so that an evaluation knows that they were asked.
+    Absent labels have an empty list, so that an evaluation knows that they were requested.
     """
     if labels is None:
-        labels = [x for kind in asked_labels(picture).values() for x in kind]
-    return {x: instance_masks(picture, x) for x in labels}
+        labels = [x for kind in requested_labels(image).values() for x in kind]
+    return {x: instance_masks(image, x) for x in labels}

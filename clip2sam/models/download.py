@@ -1,0 +1,322 @@
+"""Missing weight files from the network, verified before they get their name.
+
+SAM's checkpoints are fetched with pooch's downloader into `<file>.part`, resumed where the server
+can, and renamed once their size and SHA-256 are right. CLIP's come through open_clip into the
+Hugging Face hub's cache.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pooch
+import requests
+from huggingface_hub import constants
+from tqdm import tqdm
+
+from clip2sam.errors import WeightsError, one_line
+from clip2sam.models.files import ENVIRONMENT, file_sha256, local_file
+from clip2sam.models.presets import (
+    ClipWeights,
+    EmbeddedWeights,
+    Preset,
+    SamWeights,
+    get_preset,
+)
+from clip2sam.tiny.files import embedded_file
+
+_log = logging.getLogger(__name__)
+
+TIMEOUT = (10.0, 60.0)
+"""Seconds to connect, and seconds of silence; a slow but steady transfer may take any time."""
+TRIES = 4
+"""Connections in a row that bring nothing new before a download is given up."""
+FIRST_WAIT = 1.0
+"""Seconds before the second try, doubled for each further one."""
+CHUNK = 1 << 18
+"""Bytes that are read and written at once."""
+
+
+def fetch(
+    preset: str | Preset,
+    *,
+    weights_dir: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    progress: bool = True,
+) -> dict[str, Path]:
+    """Both files of a preset, verified, downloaded if need be: {"clip": path, "sam": path}.
+
+    Raises:
+        ConfigError: no such preset.
+        WeightsError: as `fetch_clip` and `fetch_sam`.
+    """
+    return {
+        "clip": fetch_clip(preset, weights_dir=weights_dir, offline=offline),
+        "sam": fetch_sam(preset, weights_dir=weights_dir, offline=offline, progress=progress),
+    }
+
+
+def fetch_sam(
+    which: str | Preset | SamWeights,
+    *,
+    weights_dir: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    progress: bool = True,
+) -> Path:
+    """The verified SAM file of a preset, downloaded if it is missing.
+
+    An interrupted download is resumed, at once or at the next start. Of several processes one
+    downloads and the others wait for it.
+
+    Args:
+        which: a preset, its name, or the weights themselves.
+        weights_dir: the weights folder, see `clip2sam.models.files.weights_dir`.
+        offline: never use the network.
+        progress: show a bar (on a terminal only).
+
+    Raises:
+        ConfigError: no such preset.
+        WeightsError: the file is missing and can't be downloaded, or is not the published one. A
+            wrong file that exists already is neither used nor replaced.
+    """
+    weights = which if isinstance(which, SamWeights) else get_preset(which).sam
+    if isinstance(weights, EmbeddedWeights):
+        return embedded_file(weights.file)
+    local = local_file(weights, weights_dir)
+    path = local.path
+    with _disk_errors(path):
+        if path.exists():
+            return local.check()
+        if offline:
+            raise WeightsError(_missing(weights, path, "the download is forbidden (offline)"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path.with_name(f".{weights.file}.lock")):
+            if not path.exists():
+                _download(weights, path, progress)
+                local.remember(weights.sha256)
+            return local.check()
+
+
+def fetch_clip(
+    which: str | Preset | ClipWeights,
+    *,
+    weights_dir: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+) -> Path:
+    """The CLIP file of a preset, downloaded by open_clip into `hub/` of the weights folder if it is
+    missing.
+
+    A file that a user put into the weights folder under `ClipWeights.file` takes precedence; as no
+    SHA-256 is published for it, its content is not checked. The hub's own file is compared with the
+    SHA-256 that the hub names.
+
+    Args:
+        which: a preset, its name, or the weights themselves.
+        weights_dir: the weights folder, see `clip2sam.models.files.weights_dir`.
+        offline: never use the network (HF_HUB_OFFLINE has the same effect).
+
+    Raises:
+        ConfigError: no such preset.
+        WeightsError: the file is missing and can't be downloaded, or changed after its download.
+    """
+    weights = which if isinstance(which, ClipWeights) else get_preset(which).clip
+    if isinstance(weights, EmbeddedWeights):
+        return embedded_file(weights.file)
+    local = local_file(weights, weights_dir)
+    if not local.path.exists():
+        if offline or constants.HF_HUB_OFFLINE:
+            reason = "the download is forbidden (offline)"
+            raise WeightsError(_missing(weights, local.path, reason))
+        local = replace(local, path=_download_clip(weights, local.path))
+    with _disk_errors(local.path):
+        return local.check()
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the file system into a WeightsError of one line."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsError(
+            f"{path} can't be written or read: {error.strerror or one_line(error)}; give it room "
+            f"and rights, or choose another folder with --weights-dir or {ENVIRONMENT}"
+        ) from error
+
+
+def _missing(weights: ClipWeights | SamWeights, path: Path, reason: str, again: str = "") -> str:
+    return f"{weights.file} is missing: {reason}; {again}get {weights.url} and put it at {path}"
+
+
+def _lock(path: Path) -> Any:
+    """A lock between processes, as a context; the kernel drops it when its process ends, even by
+    kill -9."""
+    lock = filelock.FileLock(path)
+    try:
+        return lock.acquire(timeout=0)
+    except filelock.Timeout:
+        file = path.name.removesuffix(".lock")[1:]
+        _log.warning("another process is downloading %s: waiting for it", file)
+        return lock.acquire()
+
+
+def _download_clip(weights: ClipWeights, by_hand: Path) -> Path:
+    """Let open_clip download into the hub's cache beside `by_hand`; return the file's path."""
+    from open_clip.pretrained import (
+        download_pretrained,
+    )  # imports torch, which `fetch_sam` needs not
+
+    try:
+        # The hub's client retries an address that does not answer for most of a minute. One
+        # request of our own fails sooner.
+        requests.head(weights.url, timeout=TIMEOUT).close()
+        cache = by_hand.with_name("hub")
+        # The slash at the end: a repository, in which open_clip looks for its own file names.
+        return Path(download_pretrained({"hf_hub": f"{weights.hub}/"}, cache_dir=str(cache)))
+    except (OSError, RuntimeError) as error:
+        reason = f"the download failed ({one_line(error)})"
+        raise WeightsError(_missing(weights, by_hand, reason)) from error
+
+
+def _download(weights: SamWeights, path: Path, progress: bool) -> None:
+    """Download a file to `path`, resuming from `.part` if an earlier download left one.
+
+    If a resumed file has the wrong hash it is downloaded once more from the start: the content of
+    an old `.part` is not known.
+    """
+    part = path.with_name(path.name + ".part")
+    left = part.stat().st_size if part.exists() else 0
+    if left > weights.size:
+        part.unlink()
+        left = 0
+    free = shutil.disk_usage(path.parent).free
+    if free < weights.size - left:
+        raise WeightsError(
+            f"{path} needs {weights.size - left} more bytes, but {path.parent} has {free} free; "
+            f"make room or choose another folder with --weights-dir or {ENVIRONMENT}"
+        )
+    _transfer(weights, path, part, progress)
+    sha256 = file_sha256(part)
+    if sha256 != weights.sha256 and left:
+        part.unlink()
+        _transfer(weights, path, part, progress)
+        sha256 = file_sha256(part)
+    if sha256 != weights.sha256:
+        part.unlink()
+        raise WeightsError(
+            f"{weights.url} gave a file with SHA-256 {sha256}, expected {weights.sha256}; it was "
+            f"deleted. Try another network, or get it elsewhere and put it at {path}"
+        )
+    os.replace(part, path)
+
+
+def _transfer(weights: SamWeights, path: Path, part: Path, progress: bool) -> None:
+    """Fill `part` to the expected size over any number of connections, until TRIES of them in a row
+    bring nothing new."""
+    furthest = reached = part.stat().st_size if part.exists() else 0
+    failures, reason = 0, ""
+    with tqdm(
+        desc=weights.file,
+        total=weights.size,
+        initial=reached,
+        unit="B",
+        unit_scale=True,
+        disable=None if progress else True,  # None: shown on a terminal only
+    ) as bar:
+        while reached < weights.size:
+            if failures:
+                _log.info("%s: %s; trying again", weights.url, reason)
+                time.sleep(FIRST_WAIT * 2 ** (failures - 1))
+            reason = "the connection ended early"
+            try:
+                _connect(weights, part, bar)
+            except requests.RequestException as error:
+                reason = one_line(error)
+                if not _may_pass(error):
+                    failed = f"the download failed ({reason})"
+                    raise WeightsError(_missing(weights, path, failed)) from error
+            reached = part.stat().st_size
+            failures = failures + 1 if reached <= furthest else 0
+            furthest = max(furthest, reached)
+            if failures == TRIES:
+                stopped = f"the download stopped at {reached} of {weights.size} bytes ({reason})"
+                raise WeightsError(_missing(weights, path, stopped, "run again to go on, or "))
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _may_pass(error: requests.RequestException) -> bool:
+    """Whether another try may succeed."""
+    if isinstance(error, requests.HTTPError):
+        return error.response.status_code in (408, 429) or error.response.status_code >= 500
+    lost = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    return isinstance(error, lost) and not isinstance(error, requests.exceptions.SSLError)
+
+
+def _connect(weights: SamWeights, part: Path, bar: "tqdm[Any]") -> None:
+    """One connection: append the missing bytes to `part`, or start again if the server can't
+    resume."""
+    with part.open("ab") as file, ExitStack() as stack:
+        have = file.tell()
+
+        def check_headers(response: requests.Response, **_: Any) -> None:
+            """Compare the announced length with the expected one before any content is read."""
+            stack.callback(response.close)
+            if response.status_code == 200:  # the whole file, whether or not a range was requested
+                expected = str(weights.size)
+                offered = response.headers.get("Content-Length", expected)
+            elif response.status_code == 206:
+                expected = f"bytes {have}-{weights.size - 1}/{weights.size}"
+                offered = response.headers.get("Content-Range", "no range")
+            else:
+                return  # a redirection, or an error that pooch raises
+            if offered != expected:
+                raise WeightsError(
+                    f"{weights.url} offers {offered} bytes, expected {expected}: it is another "
+                    f"file, nothing was taken; get {weights.file} elsewhere and put it at "
+                    f"{part.with_suffix('')}"
+                )
+            if response.status_code == 200:
+                file.truncate(0)
+
+        # identity: a compressed answer would have another length.
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        downloader = pooch.HTTPDownloader(
+            progressbar=_Progress(file, weights, bar),
+            chunk_size=CHUNK,
+            timeout=TIMEOUT,
+            headers=headers,
+            hooks={"response": check_headers},
+        )
+        downloader(weights.url, file, None)
+
+
+class _Progress:
+    """pooch reports to it after each chunk: it moves the bar, and stops a file that is too long."""
+
+    def __init__(self, file: Any, weights: SamWeights, bar: "tqdm[Any]") -> None:
+        self.file, self.weights, self.bar, self.total = file, weights, bar, 0
+
+    def update(self, _: int) -> None:
+        position = self.file.tell()
+        if position > self.weights.size:
+            self.file.truncate(0)
+            raise WeightsError(
+                f"{self.weights.url} gave more than the expected {self.weights.size} bytes: it is "
+                f"another file and was deleted; get {self.weights.file} elsewhere"
+            )
+        self.bar.update(position - self.bar.n)
+
+    def reset(self) -> None:
+        """pooch completes its bar at the end of each connection; ours spans all connections."""
+
+    close = reset

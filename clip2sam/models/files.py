@@ -1,0 +1,289 @@
+"""Weight files: where they are, and whether they are the right ones. Imports no torch.
+
+Layout of the weights folder: SAM's files under their own names; CLIP's in `hub/`, the cache of the
+Hugging Face hub, or under `ClipWeights.file` where a user put them by hand. Beside them, the note
+`<file>.verified` holds the SHA-256 that was measured and the file's size, times and inode at that
+moment, so that gigabytes are not hashed at each start.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pooch
+from huggingface_hub import try_to_load_from_cache
+
+from clip2sam.data.files import write_atomically
+from clip2sam.errors import WeightsError
+from clip2sam.models.presets import (
+    HUB_FILES,
+    PRESETS,
+    ClipWeights,
+    EmbeddedWeights,
+    Preset,
+    SamWeights,
+    Weights,
+    get_preset,
+)
+from clip2sam.tiny.files import embedded_path
+
+_log = logging.getLogger(__name__)
+
+ENVIRONMENT = "CLIP2SAM_WEIGHTS"
+"""The environment variable that names the weights folder."""
+
+Kind = Literal["clip", "sam"]
+State = Literal["missing", "present", "verified", "damaged"]
+
+
+def weights_dir(chosen: str | os.PathLike[str] | None = None) -> Path:
+    """The weights folder: `chosen`, else CLIP2SAM_WEIGHTS, else the user's cache folder.
+
+    It is not created here and need not exist.
+    """
+    folder = chosen or os.environ.get(ENVIRONMENT)
+    return Path(folder).expanduser() if folder else Path(pooch.os_cache("clip2sam"))
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits; the file is read in chunks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# The files of all presets
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """One weight file of the presets and what is known about it."""
+
+    kind: Kind
+    file: str
+    presets: tuple[str, ...]
+    """Names of the presets that use it."""
+    path: Path
+    """Where it is or, when it is missing, where to put it by hand."""
+    state: State
+    """`verified`: unchanged since its SHA-256 was measured and found right. `present`: not measured
+    yet, or no SHA-256 is published (embedded files, and CLIP files put there by hand)."""
+    size: int | None
+    """Bytes: on disk, or expected when it is missing; None when that is not known."""
+    sha256: str | None
+    """As measured; None when that was not done since the file last changed."""
+    url: str
+    licence: str
+    problem: str = ""
+    """What is wrong with a damaged file and what to do."""
+
+
+def status(
+    weights_dir: str | os.PathLike[str] | None = None,
+    presets: Iterable[str | Preset] = tuple(PRESETS),
+) -> list[FileStatus]:
+    """The files of some presets (by default of all), each once. No file is read or downloaded.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    return _survey(weights_dir, presets, measure=False)
+
+
+def verify(
+    weights_dir: str | os.PathLike[str] | None = None,
+    presets: Iterable[str | Preset] = tuple(PRESETS),
+) -> list[FileStatus]:
+    """As `status`, but every file that exists is read and hashed, whatever its note says.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    return _survey(weights_dir, presets, measure=True)
+
+
+def paths(
+    preset: str | Preset, *, weights_dir: str | os.PathLike[str] | None = None
+) -> dict[str, Path]:
+    """{"clip": path, "sam": path}: where a preset's files are, or where to put them by hand.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    chosen = get_preset(preset)
+    return {
+        "clip": local_file(chosen.clip, weights_dir).path,
+        "sam": local_file(chosen.sam, weights_dir).path,
+    }
+
+
+def _survey(
+    folder: str | os.PathLike[str] | None, presets: Iterable[str | Preset], measure: bool
+) -> list[FileStatus]:
+    users: dict[tuple[Kind, Weights], list[str]] = {}  # presets share files
+    for preset in map(get_preset, presets):
+        users.setdefault(("clip", preset.clip), []).append(preset.name)
+        users.setdefault(("sam", preset.sam), []).append(preset.name)
+    return [
+        _status_of(kind, tuple(names), local_file(weights, folder), measure)
+        for (kind, weights), names in users.items()
+    ]
+
+
+def _status_of(
+    kind: Kind, presets: tuple[str, ...], local: "LocalFile", measure: bool
+) -> FileStatus:
+    weights, path = local.weights, local.path
+    size = weights.size if isinstance(weights, SamWeights) else None
+    state: State = "missing"
+    sha256, problem = None, ""
+    if path.exists():
+        size, state = path.stat().st_size, "present"
+        try:
+            local.check_size()
+            sha256 = local.measure() if measure else local.remembered()
+            if sha256 is not None:
+                local.check_sha256(sha256)
+                state = "verified" if local.expected_sha256 else "present"
+        except OSError as error:
+            state, problem = "damaged", str(error)
+    return FileStatus(
+        kind,
+        weights.file,
+        presets,
+        path,
+        state,
+        size,
+        sha256,
+        weights.url,
+        weights.licence,
+        problem,
+    )
+
+
+# One file
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A weight file on this machine, and the note of what was measured."""
+
+    weights: Weights
+    path: Path
+    """Where it is, or belongs when it is missing."""
+    note: Path | None
+    """The file that remembers its SHA-256; None for embedded files: an installed package is not
+    written to."""
+
+    def check(self) -> Path:
+        """The path, if the file is right; it is hashed only if it changed since the last time.
+
+        Raises:
+            WeightsError: another size or SHA-256 than published.
+        """
+        self.check_size()
+        if self.expected_sha256 is not None:
+            self.check_sha256(self.remembered() or self.measure())
+        return self.path
+
+    def check_size(self) -> None:
+        """Raise a WeightsError unless it is a regular file of the published size."""
+        path, weights = self.path, self.weights
+        if not path.is_file():
+            raise WeightsError(f"{path} is no regular file; move it away and run again")
+        size = path.stat().st_size
+        if isinstance(weights, SamWeights) and size != weights.size:
+            raise WeightsError(
+                f"{path} has {size} bytes, expected {weights.size}: it is cut or another file; "
+                f"delete it and run again to get {weights.url}"
+            )
+
+    def check_sha256(self, sha256: str) -> None:
+        """Raise a WeightsError unless a measured SHA-256 is the expected one."""
+        path, expected = self.path, self.expected_sha256
+        if expected not in (None, sha256):
+            # In the hub's cache the repository's folder: the link and its blob belong together.
+            wrong = path if isinstance(self.weights, SamWeights) else path.parents[2]
+            raise WeightsError(
+                f"{path} has SHA-256 {sha256}, expected {expected}: its content changed; "
+                f"delete {wrong} and run again to get {self.weights.url}"
+            )
+
+    @property
+    def expected_sha256(self) -> str | None:
+        """The SHA-256 that the file must have, None when none is published."""
+        if isinstance(self.weights, SamWeights):
+            return self.weights.sha256
+        # In the hub's cache the name is a link to a blob, which is named after its SHA-256.
+        blob = Path(os.readlink(self.path)).name if self.path.is_symlink() else ""
+        return blob if len(blob) == 64 and not set(blob) - set("0123456789abcdef") else None
+
+    def remembered(self) -> str | None:
+        """The SHA-256 in the note if the file is unchanged since, else None."""
+        if self.note is None or not self.note.is_file():
+            return None
+        try:
+            memory = json.loads(self.note.read_bytes())
+            return memory["sha256"] if memory["stamp"] == self._stamp() else None
+        except (ValueError, KeyError, TypeError) as error:
+            _log.info("%s can't be read (%s): measuring %s again", self.note, error, self.path)
+            return None
+
+    def measure(self) -> str:
+        """The file's SHA-256, read from the disk and written into the note.
+
+        Raises:
+            WeightsError: the file changed meanwhile.
+        """
+        stamp = self._stamp()
+        sha256 = file_sha256(self.path)
+        if self._stamp() != stamp:
+            raise WeightsError(
+                f"{self.path} changed while it was read; run again when nothing writes to it"
+            )
+        self.remember(sha256)
+        return sha256
+
+    def remember(self, sha256: str) -> None:
+        """Write the note. In a folder without write permission there is none: then the file is
+        hashed at each start."""
+        if self.note is None:
+            return
+        try:
+            memory = json.dumps({"sha256": sha256, "stamp": self._stamp()})
+            write_atomically(self.note, memory.encode())
+        except OSError as error:
+            _log.info("can't remember that %s was measured: %s", self.path, error)
+
+    def _stamp(self) -> list[int]:
+        """Values that change when the content does. The modification time alone can be set back,
+        the change time can't."""
+        stat = self.path.stat()
+        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def local_file(weights: Weights, folder: str | os.PathLike[str] | None = None) -> LocalFile:
+    """The place of a weight file, which may be missing.
+
+    Args:
+        folder: the weights folder, see `weights_dir`.
+    """
+    if isinstance(weights, EmbeddedWeights):
+        return LocalFile(weights, embedded_path(weights.file), None)
+    inside = weights_dir(folder)
+    path = inside / weights.file
+    if isinstance(weights, ClipWeights) and not path.exists():
+        path = _in_hub_cache(weights, inside) or path
+    return LocalFile(weights, path, inside / f"{weights.file}.verified")
+
+
+def _in_hub_cache(weights: ClipWeights, folder: Path) -> Path | None:
+    for name in HUB_FILES:
+        found = try_to_load_from_cache(weights.hub, name, cache_dir=folder / "hub")
+        if isinstance(found, str):
+            return Path(found)
+    return None

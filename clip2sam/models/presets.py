@@ -1,0 +1,158 @@
+"""Presets: a CLIP and a SAM that belong together, with the settings that suit them. No torch.
+
+A preset of your own is a `Preset` object: `load`, `fetch` and `paths` take it where they take a
+name.
+"""
+
+from dataclasses import dataclass, field
+
+from huggingface_hub import hf_hub_url
+
+from clip2sam.config import Config
+from clip2sam.errors import ConfigError
+from clip2sam.tiny.files import CLIP_FILE, SAM_FILE
+from clip2sam.tiny.scenes import COLOURS, SHAPES
+
+HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""Names of the weights in a repository of open_clip's form; open_clip prefers the first."""
+
+
+@dataclass(frozen=True)
+class ClipWeights:
+    """CLIP weights in a repository of the Hugging Face hub, in open_clip's form."""
+
+    model: str
+    """open_clip's name of the architecture."""
+    pretrained: str
+    """open_clip's name of the weights; any name if open_clip does not know them."""
+    hub: str
+    """The repository: "owner/name"."""
+    licence: str = "MIT"
+
+    @property
+    def file(self) -> str:
+        """The file name under which it can be put into the weights folder by hand."""
+        return f"{self.model}-{self.pretrained}.safetensors"
+
+    @property
+    def url(self) -> str:
+        """Where the file is published."""
+        return hf_hub_url(self.hub, HUB_FILES[0])
+
+
+@dataclass(frozen=True)
+class SamWeights:
+    """A SAM checkpoint with its published size and hash."""
+
+    model_type: str
+    """segment-anything's name of the architecture: "vit_b", "vit_l" or "vit_h"."""
+    file: str
+    """Its name in the weights folder."""
+    size: int
+    """Bytes."""
+    sha256: str
+    """64 hexadecimal digits."""
+    url: str
+    licence: str = "Apache-2.0"
+
+
+@dataclass(frozen=True)
+class EmbeddedWeights:
+    """A weight file of a tiny model inside the package."""
+
+    file: str
+    licence: str = "Apache-2.0"
+    url: str = ""
+
+
+Weights = ClipWeights | SamWeights | EmbeddedWeights
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A CLIP and a SAM that belong together, and the settings that suit them."""
+
+    name: str
+    clip: ClipWeights | EmbeddedWeights
+    sam: SamWeights | EmbeddedWeights
+    description: str
+    """One line for `clip2sam weights list`."""
+    resolution: int | None = None
+    """Side of CLIP's square input in pixels; None: the model's own."""
+    config: Config = field(default_factory=Config)
+
+
+def _official_sam(model_type: str, file: str, size: int, sha256: str) -> SamWeights:
+    """Source: https://github.com/facebookresearch/segment-anything#model-checkpoints."""
+    url = f"https://dl.fbaipublicfiles.com/segment_anything/{file}"
+    return SamWeights(model_type, file, size, sha256, url)
+
+
+_SAM_B = _official_sam(
+    "vit_b",
+    "sam_vit_b_01ec64.pth",
+    375042383,
+    "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+)
+_SAM_L = _official_sam(
+    "vit_l",
+    "sam_vit_l_0b3195.pth",
+    1249524607,
+    "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+)
+_SAM_H = _official_sam(
+    "vit_h",
+    "sam_vit_h_4b8939.pth",
+    2564550879,
+    "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+)
+# The published method's CLIP for every SAM: a larger CLIP is not better at localisation (L/14 is
+# often worse).
+_OPENAI = ClipWeights("ViT-B-16-quickgelu", "openai", "timm/vit_base_patch16_clip_224.openai")
+_LAION = ClipWeights("ViT-B-16", "laion2b_s34b_b88k", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K")
+
+# All shapes, colours and their pairs: with them as background prompts, a label's scores hardly
+# depend on the other labels requested.
+_TINY_BACKGROUND = (
+    *SHAPES,
+    *(f"{colour} thing" for colour in COLOURS),
+    *(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES),
+)
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            "tiny",
+            EmbeddedWeights(CLIP_FILE),
+            EmbeddedWeights(SAM_FILE),
+            "inside the package, needs no network; it knows only drawn shapes",
+            config=Config(presence_threshold=0.3, background_prompts=_TINY_BACKGROUND),
+        ),
+        Preset(
+            "vit-b",
+            _OPENAI,
+            _SAM_B,
+            "OpenAI CLIP ViT-B/16 and SAM ViT-B: the fastest for photographs",
+        ),
+        Preset("vit-l", _OPENAI, _SAM_L, "OpenAI CLIP ViT-B/16 and SAM ViT-L"),
+        Preset(
+            "vit-h", _OPENAI, _SAM_H, "OpenAI CLIP ViT-B/16 and SAM ViT-H: the published method"
+        ),
+        Preset("vit-h-laion", _LAION, _SAM_H, "LAION-2B CLIP ViT-B/16 and SAM ViT-H"),
+    )
+}
+"""The presets that have a name."""
+
+
+def get_preset(preset: str | Preset) -> Preset:
+    """The preset of that name; a `Preset` object is returned as it is.
+
+    Raises:
+        ConfigError: no preset has that name.
+    """
+    if isinstance(preset, Preset):
+        return preset
+    if preset not in PRESETS:
+        raise ConfigError(f"no preset is called {preset!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[preset]

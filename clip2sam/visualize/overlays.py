@@ -1,0 +1,35 @@
+"""Drawings of a result as files: for each label its map, grid, points and masks over the image."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from clip2sam.visualize.figures import Drawable, result_label_figure, save_figure
+
+Overlays = Literal["found", "all", "none"]
+"""Which labels are drawn: those that have a mask, all that were requested, or none."""
+
+
+def draw_overlays(result: Drawable, stem: Path, which: Overlays) -> tuple[Path, ...]:
+    """Draw one file for each label, `STEM.NN-LABEL.png`, with NN from 01 in the labels' order.
+
+    Returns:
+        The paths of the files, in the same order.
+
+    Raises:
+        OutputError: a file can't be written.
+    """
+    if which == "none":
+        return ()
+    found = set(result.labels)
+    paths = []
+    for i, name in enumerate(result.class_names):
+        if which == "all" or name in found:
+            paths.append(stem.with_name(f"{stem.name}.{i + 1:02d}-{slug(name)}.png"))
+            save_figure(result_label_figure(result, i), paths[-1])
+    return tuple(paths)
+
+
+def slug(label: str) -> str:
+    """A label as a part of a file name: letters and digits of any script, hyphens for the rest."""
+    return re.sub(r"[\W_]+", "-", label).strip("-")[:60] or "label"
