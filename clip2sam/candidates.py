@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from clip2sam.config import CandidateName
 from clip2sam.similarity import min_max
 from clip2sam.types import Candidates
 
@@ -34,14 +33,14 @@ def by_both(candidates: Candidates, agreement: Quality) -> Quality:
     return agreement + candidates.predicted_iou
 
 
-CANDIDATE_RULES: Mapping[CandidateName, CandidateRule] = {
+CANDIDATE_RULES: Mapping[str, CandidateRule] = {
     "both": by_both,
     "agreement": by_agreement,
     "predicted_iou": by_predicted_iou,
 }
 
 
-def as_rule(candidate: CandidateName | CandidateRule) -> CandidateRule:
+def as_rule(candidate: str | CandidateRule) -> CandidateRule:
     """The rule of that name, or the function itself."""
     return candidate if callable(candidate) else CANDIDATE_RULES[candidate]
 

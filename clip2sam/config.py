@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from clip2sam.clip.methods import CLIP_SURGERY, Method
 from clip2sam.errors import ConfigError
 
 Grid = int | Literal["half"]
-CandidateName = Literal["both", "agreement", "predicted_iou"]
+CANDIDATES = ("both", "agreement", "predicted_iou")
+"""The candidate rules that have a name."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,16 @@ class Config:
     max_positive: int | None = None
     max_negative: int | None = None
     """Caps on each kind of point; None for no cap."""
-    candidate: CandidateName | Callable[..., Any] = "both"
+    candidate: str | Callable[..., Any] = "both"
     """Which of SAM's candidate masks is kept: the one that agrees best with the label's map
     ("agreement"), the one with the highest predicted IoU ("predicted_iou", as published), the one
     with the highest sum of the two ("both"), or a function of your own, see
     `clip2sam.candidates`."""
 
     def __post_init__(self) -> None:
-        names = get_args(CandidateName)
-        if not callable(self.candidate) and self.candidate not in names:
+        if not callable(self.candidate) and self.candidate not in CANDIDATES:
             raise ConfigError(
-                f"candidate must be a function or one of {', '.join(names)}, "
+                f"candidate must be a function or one of {', '.join(CANDIDATES)}, "
                 f"but got {self.candidate!r}"
             )
         prompts = self.background_prompts

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as mask_utils
 
-from clip2sam.coco.document import coco_document, decode_rle
+from clip2sam.coco.document import coco_document
+from clip2sam.coco.rle import decode_rle
 from clip2sam.config import Config
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
@@ -223,10 +224,8 @@ def _as_result(
     kept = [k for k, rle in enumerate(rles) if mask_utils.area(rle) > 0]
     index = prompts.label_index[rows].cpu().numpy()
     score = masks.predicted_iou[rows].clamp(0, 1).cpu().numpy()
-    points = torch.cat(
-        [prompts.coords[rows], prompts.point_labels[rows, :, None].float()], dim=-1
-    ).cpu()
-    points = [p[p[:, 2] >= 0].numpy() for p in points]
+    padded = torch.cat([prompts.coords[rows], prompts.point_labels[rows, :, None].float()], dim=-1)
+    points = [one[one[:, 2] >= 0] for one in padded.cpu().numpy()]
     presence, beaten, present = (
         t[i, :wanted].cpu().numpy() for t in (maps.presence, maps.beaten, maps.present)
     )

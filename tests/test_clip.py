@@ -1,6 +1,7 @@
 """CLIP with surgery: one engine, four methods, and a model that stays as it was."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import open_clip
@@ -18,7 +19,7 @@ from clip2sam.clip import (
     as_method,
     dense_features,
 )
-from clip2sam.clip.surgery import attend, resize_positions
+from clip2sam.clip.surgery import attend, dense_grid, resize_positions
 from clip2sam.clip.text import TEMPLATES, encode_prompts, encode_tokens
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelClass, LabelSet
@@ -111,7 +112,7 @@ def test_the_model_is_not_changed(model):
 
 
 @torch.no_grad()
-def test_a_batch_is_its_pictures(model):
+def test_a_batch_is_its_images(model):
     together = dense_features(model.visual, PIXELS, CLIP_SURGERY)
     alone = torch.cat([dense_features(model.visual, p[None], CLIP_SURGERY) for p in PIXELS])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
@@ -123,6 +124,59 @@ def test_any_size_that_holds_a_patch(model, height, width):
     assert tokens.shape == (1, 1 + (height // 16) * (width // 16), 32)
 
 
+def test_the_grid_has_rows_and_columns(model):
+    tokens, grid = dense_grid(model.visual, torch.randn(1, 3, 64, 256), CLIP_SURGERY)
+    assert grid == (4, 16)
+    assert tokens.shape[1] == 1 + 4 * 16
+
+
+@torch.no_grad()
+def test_an_attention_of_ones_own_is_used(model):
+    """A function in the place of a name; q, k, v are the block's own."""
+
+    def values(q, k, v, bias):
+        assert bias is None
+        return ((v @ v.mT) * v.shape[-1] ** -0.5).softmax(-1) @ v
+
+    own = replace(CLIP_SURGERY, name="own", attention=values)
+    torch.testing.assert_close(
+        dense_features(model.visual, PIXELS, own),
+        dense_features(model.visual, PIXELS, CLIP_SURGERY),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+@torch.no_grad()
+def test_a_prior_is_added_to_the_logits_of_patches(model):
+    """One so strong that each patch attends to its right neighbour alone, by rows and columns."""
+
+    def right(rows, cols):
+        here = torch.arange(rows * cols)
+        there = here - here % cols + (here + 1) % cols
+        return 1e4 * torch.nn.functional.one_hot(there, rows * cols).float()
+
+    visual, pixels = model.visual, torch.randn(1, 3, 32, 64)
+    method = Method("right", "qk", 1, residual=False, feed_forward=False, prior=right)
+    found = dense_features(visual, pixels, method)
+    plain = dense_features(visual, pixels, replace(MASKCLIP, residual=False, feed_forward=False))
+    patches = plain[:, 1:].unflatten(1, (2, 4)).roll(-1, dims=2).flatten(1, 2)
+    torch.testing.assert_close(found[:, 1:], patches, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[:, :1], plain[:, :1], rtol=1e-4, atol=1e-4)
+
+
+def test_methods_that_make_no_sense_are_refused(model):
+    with pytest.raises(ConfigError, match="attention must be a function or one of qk, vv"):
+        replace(CLIP_SURGERY, attention="vw")
+    with pytest.raises(ConfigError, match="blocks must be 0 or more, but got -1"):
+        replace(CLIP_SURGERY, blocks=-1)
+    with pytest.raises(ConfigError, match="the identity has no attention logits"):
+        replace(MASKCLIP, prior=lambda rows, cols: torch.zeros(rows * cols, rows * cols))
+    wrong = replace(CLIP_SURGERY, prior=lambda rows, cols: torch.zeros(3, 3))
+    with pytest.raises(ConfigError, match=r"must have the shape \(16, 16\).*got \(3, 3\)"):
+        dense_features(model.visual, PIXELS, wrong)
+
+
 def test_fewer_blocks_than_surgery_wants():
     shallow = small_clip(layers=3)
     assert torch.isfinite(dense_features(shallow.visual, PIXELS, CLIP_SURGERY)).all()
@@ -131,8 +185,9 @@ def test_fewer_blocks_than_surgery_wants():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_close(model, dtype):
     half = small_clip().to(dtype)
-    ours = SurgeryCLIP(half).encode_image(PIXELS)
-    exact = SurgeryCLIP(model).encode_image(PIXELS)
+    ours, grid = SurgeryCLIP(half).encode_image(PIXELS)
+    exact, _ = SurgeryCLIP(model).encode_image(PIXELS)
+    assert grid == (4, 4)
     assert ours.dtype == torch.float32
     assert float((ours * exact).sum(-1).mean()) > 0.99
 
@@ -217,7 +272,8 @@ def test_what_sentences_share_is_computed_once(model, monkeypatch):
     )
     features = encode_tokens(model, tokens)
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-5)
-    # <start> a photo of a dog . <end> | cat . <end> | (a photo) <end> | (<start>) <end> | the photo of a dog . <end>
+    # <start> a photo of a dog . <end> | cat . <end> | (a photo) <end> | (<start>) <end>
+    # | the photo of a dog . <end>
     assert seen == [(1, 8 + 3 + 1 + 1 + 7)]
     torch.testing.assert_close(
         encode_tokens(model, tokens.flip(0)), features.flip(0), rtol=1e-5, atol=1e-6
@@ -266,10 +322,11 @@ def test_synonyms_are_one_class_and_text_is_encoded_once(model):
     torch.testing.assert_close(clip.encode_labels(label_set(x=["kitten"]))[0], kitten)
 
 
-def test_pictures_are_squashed_not_cropped(model):
+def test_images_are_squashed_not_cropped(model):
     pixels = np.zeros((30, 90, 3), np.uint8)
     pixels[:, :30] = 255
-    square = SurgeryCLIP(model).preprocess([Image(pixels, "array")])
+    clip = SurgeryCLIP(model)
+    square = clip.preprocess([clip.resize(Image(pixels, "array"))])
     bright = square[0, 0].mean(dim=0) > 0
     assert square.shape == (1, 3, 64, 64)
     assert int(bright.sum()) in (21, 22)  # a third of the width

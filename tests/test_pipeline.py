@@ -1,6 +1,7 @@
-"""The rooms composed: what comes out, what never crosses to the host, and what bad input becomes."""
+"""The stages composed: what comes out, what never crosses to the host, and bad input."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,25 +9,26 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import clip2sam
-from clip2sam.clip import SurgeryCLIP
+from clip2sam.clip import CLIP_SURGERY, SurgeryCLIP
 from clip2sam.data.images import Image
 from clip2sam.pipeline import Segmenter
-from clip2sam.sam import PointSAM
+from clip2sam.sam import PromptSAM
+from clip2sam.types import Prediction
 from tests.models import small_clip, small_sam
 
 
 @pytest.fixture(scope="module")
-def models() -> tuple[SurgeryCLIP, PointSAM]:
-    return SurgeryCLIP(small_clip()), PointSAM(small_sam())
+def models() -> tuple[SurgeryCLIP, PromptSAM]:
+    return SurgeryCLIP(small_clip()), PromptSAM(small_sam())
 
 
 @pytest.fixture
 def segmenter(models) -> Segmenter:
     """Every label present: the models' weights are random, so that scores mean nothing."""
-    return Segmenter(*models, clip2sam.Config(presence=-1e9))
+    return Segmenter(*models, clip2sam.Config(presence_threshold=-1e9))
 
 
-def picture(height=90, width=130, seed=0) -> Image:
+def noise(height=90, width=130, seed=0) -> Image:
     return Image(
         np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8),
         "street.png",
@@ -34,7 +36,7 @@ def picture(height=90, width=130, seed=0) -> Image:
 
 
 def test_labels_become_masks(segmenter):
-    result = segmenter(picture(), ["person", "traffic light", "Zebrastreifen ✓"])
+    result = segmenter(noise(), ["person", "traffic light", "Zebrastreifen ✓"])
     assert result.masks.shape == (3, 90, 130)
     assert result.masks.dtype == bool
     assert result.labels == ["person", "traffic light", "Zebrastreifen ✓"]
@@ -48,10 +50,10 @@ def test_labels_become_masks(segmenter):
 
 
 def test_masks_are_the_predictors_on_the_same_points(segmenter):
-    """The candidate that is kept is one of SamPredictor's own three, and the points are the published ones."""
+    """The candidate that is kept is one of SamPredictor's own three, on the published points."""
     from segment_anything import SamPredictor
 
-    image = picture()
+    image = noise()
     result = segmenter.with_config(candidate="predicted_iou")(image, ["cat", "dog"])
     predictor = SamPredictor(segmenter.sam.sam)
     predictor.set_image(image.pixels)
@@ -66,7 +68,7 @@ def test_masks_are_the_predictors_on_the_same_points(segmenter):
 
 
 class NoHostCopies(TorchDispatchMode):
-    """Refuses every operation that brings a tensor's value to the host, as `.item()`, `bool()` and `.cpu()` do."""
+    """Refuses every operation that brings a tensor's value to the host: `.item()`, `bool()`, ..."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -100,25 +102,131 @@ def test_the_guard_sees_host_copies(call):
 @pytest.mark.parametrize("presence", [-1e9, 0.0, None])
 def test_nothing_crosses_to_the_host_before_the_masks(models, presence, monkeypatch):
     """On a device that is no CPU: what depends on values is left out there."""
-    for room in ("sam.model", "sam.decoder", "sam.encoder", "sam.attention", "attention"):
-        monkeypatch.setattr(f"clip2sam.{room}.on_host", lambda tensor: False)
-    segmenter = Segmenter(*models, clip2sam.Config(presence=presence))
+    files = ("sam.model", "sam.decoder", "sam.encoder", "kernels.relative", "kernels.attention")
+    for file in files:
+        monkeypatch.setattr(f"clip2sam.{file}.on_host", lambda tensor: False)
+    segmenter = Segmenter(*models, clip2sam.Config(presence_threshold=presence))
     labels = clip2sam.as_label_set(["a", "b", "c"], distractors=["d"])
-    segmenter.clip.encode_labels(
-        labels
-    )  # tokenised on the host, so its lengths are no crossing; cached from here on
-    image = picture()
+    segmenter.clip.encode_labels(labels)  # tokenised on the host; in memory from here on
     with no_host_copies():
-        prediction = segmenter.predict_torch(image, labels)
-        masks = list(segmenter.sam.upscale(prediction.masks.logits, prediction.masks.size))
-    assert all(m.dtype == torch.bool for m in masks)
-    assert sum(map(len, masks)) == len(prediction.prompts.coords)
+        prediction = segmenter.predict(segmenter.encode([noise(), noise(40, 60)]), labels)
+        counts, masks = prediction.prompts.counts, prediction.masks
+        upscaled = [
+            list(segmenter.sam.upscale(logits, size))
+            for logits, size in zip(masks.logits.split(counts), masks.sizes, strict=True)
+        ]
+    assert all(m.dtype == torch.bool for chunks in upscaled for m in chunks)
+    assert tuple(sum(map(len, chunks)) for chunks in upscaled) == counts
+
+
+def same(one, other):
+    """Whether two results are equal to the last bit."""
+    arrays = ("masks", "scores", "presence", "beaten", "present", "maps", "grids")
+    assert one.record == replace(other.record, image_id=one.record.image_id)
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=name == "grids")
+        for name in arrays
+    )
+
+
+def test_a_batch_gives_what_each_image_gives_alone(models):
+    """Of different sizes; to the last bit, as groups of one image are encoded."""
+    segmenter = Segmenter(*models, clip2sam.Config(presence_threshold=0.02))
+    images = [noise(90, 130), noise(64, 64, seed=1), noise(30, 200, seed=2)]
+    labels = clip2sam.as_label_set(["cat", "dog", "tree"], distractors=["sky"])
+    features = segmenter.encode(images)
+    together = segmenter.results(features, segmenter.predict(features, labels))
+    counts = [len(r.masks) for r in together]
+    assert 0 < sum(counts) < 9, "some labels present, some absent"
+    assert [r.record.image_id for r in together] == [1, 2, 3]
+    for image, result in zip(images, together, strict=True):
+        alone = segmenter(image, labels)
+        assert same(alone, result)
+
+
+def test_groups_are_filled_up_and_change_nothing_but_digits(models):
+    segmenter = Segmenter(*models, clip2sam.Config(presence_threshold=None))
+    images, labels = [noise(seed=i) for i in range(3)], clip2sam.as_label_set(["cat", "dog"])
+    sizes = []
+    encode = segmenter.sam.encode_image
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmenter.sam, "encode_image", lambda p: sizes.append(len(p)) or encode(p))
+        features = segmenter.encode(images, group=2)
+        grouped = segmenter.predict(features, labels)
+    assert sizes == [2, 2]
+    alone = segmenter.predict(segmenter.encode(images), labels)
+    torch.testing.assert_close(grouped.masks.logits, alone.masks.logits, rtol=1e-3, atol=1e-3)
+    assert grouped.prompts.counts == alone.prompts.counts == (2, 2, 2)
+
+
+def test_calling_it_is_the_composition_of_its_stages(segmenter):
+    image, labels = noise(), clip2sam.as_label_set(["cat", "dog"])
+    features = segmenter.encode([image])
+    maps = segmenter.locate(features, labels)
+    prompts = segmenter.prompt(maps)
+    candidates = segmenter.decode(features, prompts)
+    masks = segmenter.choose(maps, prompts, candidates)
+    (result,) = segmenter.results(features, Prediction(maps, prompts, masks))
+    assert same(segmenter(image, labels), result)
+
+
+def test_features_are_kept_and_used_again(segmenter, monkeypatch):
+    """Other labels and thresholds cost no encoder; another method or resolution only CLIP's."""
+    calls = []
+    for model in (segmenter.clip, segmenter.sam):
+        real, name = model.encode_image, type(model).__name__
+        monkeypatch.setattr(
+            model, "encode_image", lambda *a, real=real, name=name: calls.append(name) or real(*a)
+        )
+    features = segmenter.encode([noise()])
+    assert calls == [], "nothing is computed before it is needed"
+    for labels in (["cat"], ["dog", "tree"]):
+        for config in ({}, {"point_threshold": 0.5}):
+            own = segmenter.with_config(**config)
+            own.predict(features, clip2sam.as_label_set(labels))
+    assert calls == ["SurgeryCLIP", "PromptSAM"]
+    labels = clip2sam.as_label_set(["dog", "tree"])
+    six = segmenter.locate(features, labels).raw
+    one_block = replace(CLIP_SURGERY, blocks=1)  # the same name, another method
+    one = segmenter.with_config(method=one_block).locate(features, labels).raw
+    assert not torch.allclose(six, one, atol=1e-4)
+    larger = segmenter.with_config(resolution=128).locate(features, labels).raw
+    assert larger.shape[-2:] == (8, 8)
+    assert calls == ["SurgeryCLIP", "PromptSAM", "SurgeryCLIP", "SurgeryCLIP"]
+
+
+def test_an_image_that_was_prepared_ahead_is_the_same(segmenter):
+    image, labels = noise(), clip2sam.as_label_set(["cat", "dog"])
+    prepared = segmenter.prepare(image)
+    assert prepared.nbytes == 3 * (90 * 130 + 64 * 64 + 89 * 128)
+    features = segmenter.encode([prepared])
+    (result,) = segmenter.results(features, segmenter.predict(features, labels))
+    assert same(segmenter(image, labels), result)
+    larger = segmenter.with_config(resolution=96)
+    features = larger.encode([prepared])  # resized for another resolution: done again
+    (result,) = larger.results(features, larger.predict(features, labels))
+    assert same(larger(image, labels), result)
+
+
+def test_a_candidate_rule_of_ones_own(segmenter):
+    """A function of the candidates and their agreement with the map."""
+    image, labels = noise(), clip2sam.as_label_set(["cat", "dog"])
+    features = segmenter.encode([image])
+
+    def worst(candidates, agreement):
+        assert candidates.predicted_iou.shape == agreement.shape == (2, 3)
+        return -candidates.predicted_iou
+
+    own = segmenter.with_config(candidate=worst).predict(features, labels).masks
+    maps = segmenter.locate(features, labels)
+    candidates = segmenter.decode(features, segmenter.prompt(maps))
+    assert torch.equal(own.predicted_iou, candidates.predicted_iou.amin(dim=-1))
 
 
 def test_absent_labels_are_listed_with_their_score_and_cost_no_sam(models, monkeypatch):
-    segmenter = Segmenter(*models, clip2sam.Config(presence=1e9))
+    segmenter = Segmenter(*models, clip2sam.Config(presence_threshold=1e9))
     monkeypatch.setattr(segmenter.sam, "encode_image", None)  # never called
-    result = segmenter(picture(), ["person", "bench"])
+    result = segmenter(noise(), ["person", "bench"])
     assert len(result.masks) == 0
     assert [a.label for a in result.absent] == ["person", "bench"]
     assert [a.score for a in result.absent] == pytest.approx(result.presence.tolist())
@@ -128,18 +236,18 @@ def test_absent_labels_are_listed_with_their_score_and_cost_no_sam(models, monke
 def test_a_classs_own_threshold_goes_first(segmenter):
     labels = clip2sam.LabelSet(
         (
-            clip2sam.LabelClass("person", ("person",), threshold=1e9),
+            clip2sam.LabelClass("person", ("person",), presence_threshold=1e9),
             clip2sam.LabelClass("dog", ("dog",)),
         )
     )
-    result = segmenter(picture(), labels)
+    result = segmenter(noise(), labels)
     assert result.labels == ["dog"]
     assert [a.label for a in result.absent] == ["person"]
 
 
 def test_distractors_compete_and_are_never_exported(segmenter):
-    alone = segmenter(picture(), ["person", "dog"])
-    result = segmenter(picture(), ["person", "dog"], distractors=["sky", "wall"])
+    alone = segmenter(noise(), ["person", "dog"])
+    result = segmenter(noise(), ["person", "dog"], distractors=["sky", "wall"])
     assert result.class_names == ("person", "dog")
     assert set(result.labels) | {a.label for a in result.absent} == {"person", "dog"}
     assert result.maps.shape[0] == result.grids.shape[0] == len(result.presence) == 2
@@ -148,41 +256,48 @@ def test_distractors_compete_and_are_never_exported(segmenter):
 
 
 def test_one_label_alone_uses_the_empty_string(segmenter):
-    result = segmenter(picture(), ["person"])
+    result = segmenter(noise(), ["person"])
     assert result.labels == ["person"]
     assert np.ptp(result.maps) > 0
 
 
-def test_references_are_asked_along_unseen(segmenter):
-    """The maps are those of asking them too; one that is asked anyway is not asked twice."""
+def test_background_prompts_compete_and_are_no_labels(segmenter):
+    """The maps are those of having them as labels; one that is a label anyway counts once."""
     words = ("tree", "road", "sky")
-    alone = segmenter.with_config(references=words)(picture(), ["cat", "road"])
-    together = segmenter(picture(), ["cat", "road", "tree", "sky"])
+    alone = segmenter.with_config(background_prompts=words)(noise(), ["cat", "road"])
+    together = segmenter(noise(), ["cat", "road", "tree", "sky"])
     np.testing.assert_allclose(alone.maps, together.maps[:2], atol=1e-6)
     assert alone.class_names == ("cat", "road")
     assert set(alone.labels) == {"cat", "road"}
-    one = segmenter.with_config(references=words)(picture(), ["cat"])
-    assert np.abs(one.maps - segmenter(picture(), ["cat"]).maps).max() > 1e-3, (
+    one = segmenter.with_config(background_prompts=words)(noise(), ["cat"])
+    assert np.abs(one.maps - segmenter(noise(), ["cat"]).maps).max() > 1e-3, (
         "not the empty string's"
     )
 
 
-def test_published_is_the_published_recipe():
+def test_published_is_the_published_demo():
     config = clip2sam.published()
-    assert (config.presence, config.grid, config.threshold, config.candidate) == (
-        None,
-        "half",
-        0.8,
-        "predicted_iou",
-    )
-    assert (config.max_positive, config.max_negative, config.method.name) == (None, None, "surgery")
+    assert config.presence_threshold is None
+    assert (config.grid, config.point_threshold) == ("half", 0.8)
+    assert (config.candidate, config.resolution) == ("predicted_iou", 512)
+    assert (config.max_positive, config.max_negative, config.method) == (None, None, CLIP_SURGERY)
+    assert len(set(config.background_prompts)) == 59
+    assert config.background_prompts[::29] == ("airplane", "ground", "wood")
+
+
+def test_the_defaults_are_what_is_documented():
+    config = clip2sam.Config()
+    assert (config.presence_threshold, config.point_threshold, config.grid) == (0.1, 0.8, 7)
+    assert (config.candidate, config.method, config.resolution) == ("both", CLIP_SURGERY, None)
+    assert (config.max_positive, config.max_negative, config.background_prompts) == (None, None, ())
 
 
 def test_features_that_are_not_finite_give_no_mask_and_say_so(models, monkeypatch):
     segmenter = Segmenter(*models, clip2sam.published())
     encode = segmenter.clip.encode_image
-    monkeypatch.setattr(segmenter.clip, "encode_image", lambda *a: encode(*a) * torch.nan)
-    result = segmenter(picture(), ["person", "dog"])
+    broken = lambda *a: (encode(*a)[0] * torch.nan, encode(*a)[1])  # noqa: E731
+    monkeypatch.setattr(segmenter.clip, "encode_image", broken)
+    result = segmenter(noise(), ["person", "dog"])
     assert len(result.masks) == 0
     assert {a.reason for a in result.absent} == {"its map has values that are not finite"}
 
@@ -190,17 +305,16 @@ def test_features_that_are_not_finite_give_no_mask_and_say_so(models, monkeypatc
 def test_a_constant_map_gives_no_mask_and_says_so(models, monkeypatch):
     segmenter = Segmenter(*models, clip2sam.published())
     encode = segmenter.clip.encode_image
-    monkeypatch.setattr(
-        segmenter.clip, "encode_image", lambda *a: encode(*a)[:, :1].expand(-1, 17, -1)
-    )
-    result = segmenter(picture(), ["person", "dog"])
+    flat = lambda *a: (encode(*a)[0][:, :1].expand(-1, 1 + 32 * 32, -1), encode(*a)[1])  # noqa: E731
+    monkeypatch.setattr(segmenter.clip, "encode_image", flat)
+    result = segmenter(noise(), ["person", "dog"])
     assert len(result.masks) == 0
     assert {a.reason for a in result.absent} == {"its map is the same everywhere"}
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9000), (9000, 1), (2, 3)])
 def test_odd_shapes_are_a_documented_result(segmenter, height, width):
-    result = segmenter(picture(height, width), ["person", "dog"])
+    result = segmenter(noise(height, width), ["person", "dog"])
     assert result.masks.shape[1:] == (height, width)
     assert len(result.labels) + len(result.absent) == 2
     for points in result.points:
@@ -212,14 +326,14 @@ def test_many_labels_share_one_encoding(segmenter, monkeypatch):
     calls = []
     encode = segmenter.sam.encode_image
     monkeypatch.setattr(segmenter.sam, "encode_image", lambda p: calls.append(len(p)) or encode(p))
-    result = segmenter(picture(), [f"thing {i}" for i in range(40)])
+    result = segmenter(noise(), [f"thing {i}" for i in range(40)])
     assert calls == [1]
     assert len(result.labels) + len(result.absent) == 40
 
 
 def test_your_own_models_and_bad_loading():
     ours = clip2sam.load(clip=small_clip(), sam=small_sam(), precision="bf16", device="cpu")
-    assert len(ours(picture(), ["person", "dog"]).class_names) == 2
+    assert len(ours(noise(), ["person", "dog"]).class_names) == 2
     assert ours.sam.sam.mask_decoder.iou_token.weight.dtype == torch.float32
     with pytest.raises(
         clip2sam.ConfigError, match="no preset is called 'vit-x'; choose one of tiny, vit-b"
@@ -235,10 +349,12 @@ def test_your_own_models_and_bad_loading():
     "settings",
     [
         {"grid": 1},
-        {"threshold": 0.0},
-        {"threshold": 1.5},
+        {"point_threshold": 0.0},
+        {"point_threshold": 1.5},
         {"max_negative": -1},
-        {"references": (" ",)},
+        {"background_prompts": (" ",)},
+        {"resolution": 0},
+        {"candidate": "best"},
     ],
 )
 def test_settings_out_of_range_are_refused(settings):

@@ -11,11 +11,12 @@ while the original path goes on as in CLIP and supplies the CLS token.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from clip2sam.errors import ConfigError
 
-AttentionName = Literal["qk", "vv", "qq", "kk", "qq+kk", "identity"]
+ATTENTIONS = ("qk", "vv", "qq", "kk", "qq+kk", "identity")
+"""The attentions that have a name."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class Method:
     """
 
     name: str
-    attention: AttentionName | Callable[..., Any]
-    """The new path's attention: which projections give the logits, by name, or a function
-    (q, k, v, bias) -> (batch, heads, tokens, dim) of tensors (batch, heads, tokens, dim); `bias` is
-    the prior's or None."""
+    attention: str | Callable[..., Any]
+    """The new path's attention: one of `ATTENTIONS`, named by the projections that give its logits,
+    or a function (q, k, v, bias) of tensors (batch, heads, tokens, dim) that returns another one;
+    `bias` is the prior's or None."""
     blocks: int
     """How many of the last blocks have the new path; 0 keeps CLIP as it is."""
     residual: bool
@@ -48,10 +49,9 @@ class Method:
     The CLS token has no prior."""
 
     def __post_init__(self) -> None:
-        names = get_args(AttentionName)
-        if not callable(self.attention) and self.attention not in names:
+        if not callable(self.attention) and self.attention not in ATTENTIONS:
             raise ConfigError(
-                f"attention must be a function or one of {', '.join(names)}, "
+                f"attention must be a function or one of {', '.join(ATTENTIONS)}, "
                 f"but got {self.attention!r}"
             )
         if self.blocks < 0:

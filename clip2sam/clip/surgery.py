@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clip2sam.clip.methods import AttentionName, Method
+from clip2sam.clip.methods import Method
 from clip2sam.errors import ConfigError
 from clip2sam.kernels.attention import attend as plain_attention
 
@@ -170,7 +170,7 @@ def attend(
     q: Float[Tensor, "batch heads tokens dim"],
     k: Float[Tensor, "batch heads tokens dim"],
     v: Float[Tensor, "batch heads tokens dim"],
-    attention: AttentionName | Callable[..., Any],
+    attention: str | Callable[..., Any],
     bias: Bias | None = None,
 ) -> Float[Tensor, "batch heads tokens dim"]:
     """The attention of the new path.
