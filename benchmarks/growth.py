@@ -1,11 +1,12 @@
-"""How speed grows with labels, prompts, the picture's size and the batch: pictures a second, and where the time goes.
+"""How speed grows with labels, prompts, the image's size and the batch: images a second, and where
+the time goes.
 
-    python benchmarks/growth.py [--sam vit_b] [--precision bf16] [--repeats 3] --output benchmarks/growth
+    python benchmarks/growth.py [--sam vit_b] [--precision bf16] [--repeats 3] --output FILE
 
-Writes OUTPUT.json and OUTPUT.png. From a JPEG's bytes to RLE, CLIP ViT-B/16 and SAM with seeded weights (speed doesn't
-depend on them), text features ready. Seeded models find nothing, so the number of labels that count as present is set:
-5, unless it is what grows. The limit is the floating-point work of both encoders at the speed of one large matrix
-product on this device, and nothing else.
+Writes FILE.json and FILE.png. From a JPEG's bytes to RLE, CLIP ViT-B/16 and SAM with seeded weights
+(speed doesn't depend on them), text features computed before. Seeded models find nothing, so the
+number of labels that count as present is set: 5, unless it is what grows. The limit is the
+floating-point work of both encoders at the speed of one large matrix product on this device.
 """
 
 import argparse
@@ -26,16 +27,16 @@ from about import about
 from matplotlib.figure import Figure
 from PIL import Image as PILImage
 from segment_anything import sam_model_registry
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import clip2sam
+from clip2sam.clip import TEMPLATES
 from clip2sam.data.images import Image, load_image
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.models.loading import DTYPES, as_device
 from clip2sam.pipeline import Segmenter
-from clip2sam.result import as_result
 from clip2sam.sam.encoder import encode_image
+from clip2sam.types import Prediction
 
 LABELS, PROMPTS, MEGAPIXELS, BATCHES = (
     (1, 20, 80, 1203),
@@ -55,7 +56,7 @@ STAGES = (
 
 
 class Bench:
-    """The models, and one timed way of a picture through them."""
+    """The models, and one timed path of an image through them."""
 
     def __init__(self, sam: str, precision: str, device: str, repeats: int) -> None:
         torch.manual_seed(0)
@@ -72,20 +73,20 @@ class Bench:
     def labels(self, count: int) -> LabelSet:
         """Labels whose text features are ready."""
         named = as_label_set([f"label {i}" for i in range(count)])
+        known = self.segmenter.clip.text_features
         for i, label in enumerate(named.classes):
             feature = torch.nn.functional.normalize(self._texts[i], dim=0).to(self.device)
-            self.segmenter.clip._cache[label.prompts[0], clip2sam.clip.TEMPLATES] = feature
-        self.segmenter.clip._cache["", clip2sam.clip.TEMPLATES] = torch.zeros_like(feature)
+            known[label.prompts[0], TEMPLATES] = feature
+        known["", TEMPLATES] = torch.zeros_like(feature)
         return named
 
     def with_prompts(self, data: bytes, labels: LabelSet, prompts: int) -> Segmenter:
         """The segmenter with the threshold at which so many labels count as present."""
-        scores = (
-            self.segmenter.similarity(load_image(data), labels)
-            .presence.sort(descending=True)
-            .values
+        features = self.segmenter.encode([load_image(data)])
+        scores = self.segmenter.locate(features, labels).presence[0].sort(descending=True).values
+        return self.segmenter.with_config(
+            presence_threshold=float(scores[min(prompts, len(scores)) - 1])
         )
-        return self.segmenter.with_config(presence=float(scores[min(prompts, len(scores)) - 1]))
 
     @torch.no_grad()
     def stages(self, data: bytes, labels: LabelSet, segmenter: Segmenter) -> list[float]:
@@ -97,19 +98,13 @@ class Bench:
             return value
 
         image: Image = done(load_image(data))
-        segmenter.prepare(image)
-        clip_pixels, sam_pixels = done(
-            (segmenter.clip.preprocess([image]), segmenter.sam.preprocess([image]))
-        )
-        tokens: Tensor = done(segmenter.clip.encode_image(clip_pixels, segmenter.config.method))
-        maps = segmenter._maps(tokens, labels)
-        present, grids, prompts = done(segmenter._prompts(image, labels, maps))
-        embedding = done(segmenter.sam.encode_image(sam_pixels)[0])
-        masks = done(
-            segmenter._masks(image, maps, prompts, segmenter._decode(image, prompts, embedding))
-        )
-        prediction = clip2sam.types.Prediction(maps, grids, present, prompts, masks)
-        done(as_result(image, labels, segmenter.config, segmenter.sam, prediction))
+        features = segmenter.encode([done(segmenter.prepare(image))])
+        done(features.tokens(segmenter.config.method))
+        maps = segmenter.locate(features, labels)
+        prompts = done(segmenter.prompt(maps))
+        done(features.embeddings([0]))
+        masks = done(segmenter.choose(maps, prompts, segmenter.decode(features, prompts)))
+        done(segmenter.results(features, Prediction(maps, prompts, masks)))
         return [b - a for a, b in pairwise(marks)]
 
     def _now(self) -> float:
@@ -137,15 +132,14 @@ class Bench:
 
     @torch.no_grad()
     def batch_row(self, data: bytes, batch: int) -> dict[str, Any]:
-        """As `row`, for pictures that the encoders take together; without decoding."""
+        """As `row`, for images that the encoders take together; without decoding."""
         named, image = self.labels(20), load_image(data)
         segmenter = self.with_prompts(data, named, 5)
 
         def run() -> float:
             began = self._now()
-            predictions = segmenter.predict_batch([image] * batch, named, group=batch)
-            for prediction in predictions:
-                as_result(image, named, segmenter.config, segmenter.sam, prediction)
+            features = segmenter.encode([image] * batch, group=batch)
+            segmenter.results(features, segmenter.predict(features, named))
             return (self._now() - began) / batch
 
         run()
@@ -162,11 +156,13 @@ class Bench:
 
     @torch.no_grad()
     def limit(self) -> dict[str, float]:
-        """The encoders' work, the device's speed, and the pictures a second that follow."""
+        """The encoders' work, the device's speed, and the images a second that follow."""
         image, sam = load_image(jpeg(0.3)), self.segmenter.sam
-        encoder, pixels = sam.sam.image_encoder, sam.preprocess([image]).to(self.dtype)
+        encoder = sam.sam.image_encoder
+        pixels = sam.preprocess([sam.resize(image)]).to(self.dtype)
         with FlopCounterMode(display=False) as counter:
-            self.segmenter.clip.encode_image(self.segmenter.clip.preprocess([image]))
+            clip = self.segmenter.clip
+            clip.encode_image(clip.preprocess([clip.resize(image)]))
             # Without a device, as on a CPU it runs through operators that aren't counted.
             encode_image(copy.deepcopy(encoder).to("meta"), pixels.to("meta"))
         side = 8192 if self.device.type == "cuda" else 2048
@@ -174,7 +170,7 @@ class Bench:
         best = min(self._seconds(lambda: a @ a) for _ in range(8))
         peak = 2 * side**3 / best
         return {"work, TFLOP": counter.get_total_flops() / 1e12, "TFLOP/s": peak / 1e12} | {
-            "pictures a second": peak / counter.get_total_flops()
+            "images a second": peak / counter.get_total_flops()
         }
 
     def _seconds(self, run: Callable[[], Any]) -> float:
@@ -210,7 +206,7 @@ def draw(report: dict[str, Any]) -> Figure:
         spread = [[s - 1 / r["most"] for s, r in zip(speed, rows, strict=True)]]
         spread.append([1 / r["least"] - s for s, r in zip(speed, rows, strict=True)])
         over.errorbar(x, speed, spread, marker="o", color="#0072B2")
-        over.axhline(report["limit"]["pictures a second"], color="#D55E00", linestyle="--")
+        over.axhline(report["limit"]["images a second"], color="#D55E00", linestyle="--")
         over.set(
             xscale="log", xlabel=name, ylim=(0, None), xticks=x, xticklabels=[f"{v:g}" for v in x]
         )
@@ -221,14 +217,15 @@ def draw(report: dict[str, Any]) -> Figure:
             under.bar([f"{v:g}" for v in x], height, bottom=bottom, label=stage, color=f"C{i}")
             bottom += height
         under.set(xlabel=name)
-    axes[0, 0].set_ylabel("pictures a second (dashed: limit)")
-    axes[1, 0].set_ylabel("seconds a picture")
+    axes[0, 0].set_ylabel("images a second (dashed: limit)")
+    axes[1, 0].set_ylabel("seconds an image")
     axes[1, 3].axis("off")
     axes[1, 3].legend(
         *axes[1, 0].get_legend_handles_labels(), loc="center", title="where the time goes"
     )
     figure.suptitle(
-        f"{report['models']}, {report['device']}, {report['threads']} threads, commit {report['commit']}"
+        f"{report['models']}, {report['device']}, {report['threads']} threads, "
+        f"commit {report['commit']}"
     )
     return figure
 

@@ -1,8 +1,8 @@
-"""Each stage against the published recipe, side by side in one process, in turn; ratios of medians are of pairs.
+"""Each stage against the published recipe, in turn in one process; ratios are medians of pairs.
 
-    python benchmarks/speed.py [--sam vit_b] [--pairs 5] [--stages text encoder ...] [--output FILE.json]
+    python benchmarks/speed.py [--sam vit_b] [--pairs 5] [--stages text ...] [--output FILE.json]
 
-Weights are seeded: speed doesn't depend on them. "exact" is float32 and agrees with the published result to rounding;
+Weights are seeded: speed doesn't depend on them. fp32 agrees with the published result to rounding;
 the relative error is printed beside every ratio.
 """
 
@@ -28,11 +28,11 @@ from torch import Tensor
 
 from clip2sam.analysis.evaluate import iou, scene_examples
 from clip2sam.clip import SurgeryCLIP
-from clip2sam.coco.document import encode_mask
+from clip2sam.coco.rle import encode_mask
 from clip2sam.data.labels import as_label_set
 from clip2sam.models.loading import load
 from clip2sam.points import point_prompts, pool_grid, select_points
-from clip2sam.sam import PointSAM
+from clip2sam.sam import PromptSAM
 from clip2sam.sam.encoder import encode_image
 from clip2sam.similarity import feature_surgery
 
@@ -45,7 +45,7 @@ WORDS = [
 def compare(
     theirs: Callable[[], Any], ours: Mapping[str, Callable[[], Any]], pairs: int
 ) -> list[dict[str, Any]]:
-    """Time theirs and each of ours in turn, after one warm-up each; a ratio is theirs / ours of the same turn."""
+    """Time theirs and each of ours in turn, after a warm-up; ratios are theirs / ours of one turn."""
     for run in (theirs, *ours.values()):
         run()
     turns = [[seconds(run) for run in (theirs, *ours.values())] for _ in range(pairs)]
@@ -79,7 +79,7 @@ def error(ours: Tensor, theirs: Tensor) -> float:
 
 
 def text(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """20 labels' text features: exact, bf16, and from the cache on disk."""
+    """20 labels' text features: fp32, bf16, and from the cache on disk."""
     model = open_clip.create_model("ViT-B-16-quickgelu").eval()
     tokenizer = open_clip.get_tokenizer("ViT-B-16-quickgelu")
     half, labels = copy.deepcopy(model).bfloat16(), as_label_set(WORDS)
@@ -90,7 +90,7 @@ def text(given: argparse.Namespace) -> list[dict[str, Any]]:
 
         encode(model, Path(folder))
         ours: dict[str, Callable[[], Tensor]] = {
-            "text, 20 labels, exact": lambda: encode(model),
+            "text, 20 labels, fp32": lambda: encode(model),
             "text, 20 labels, bf16": lambda: encode(half),
             "text, 20 labels, from disk": lambda: encode(model, Path(folder)),
         }
@@ -101,7 +101,8 @@ def text(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def surgery(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Feature surgery of 1,025 tokens at 20, 80 and 1,203 labels (the published tensor of the last is 2.5 GB)."""
+    """Feature surgery of 1,025 tokens at 20, 80 and 1,203 labels; the published tensor of the last
+    has 2.5 GB."""
     rows = []
     tokens = F.normalize(torch.randn(1, 1025, 512), dim=-1)
     for labels in (20, 80, 1203):
@@ -117,11 +118,11 @@ def surgery(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def encoder(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """The image encoder at 1024 pixels: exact and bf16."""
+    """The image encoder at 1024 pixels: fp32 and bf16."""
     theirs = sam_model_registry[given.sam]().image_encoder.eval()
     pixels, half = torch.randn(1, 3, 1024, 1024), copy.deepcopy(theirs).bfloat16()
     ours: dict[str, Callable[[], Tensor]] = {
-        f"{given.sam} encoder, exact": lambda: encode_image(theirs, pixels),
+        f"{given.sam} encoder, fp32": lambda: encode_image(theirs, pixels),
         f"{given.sam} encoder, bf16": lambda: encode_image(half, pixels.bfloat16()),
     }
     expected = theirs(pixels)
@@ -132,17 +133,19 @@ def encoder(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def decoder(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """80 labels on one picture of 480 x 640: the decoder by itself, masks and RLE by themselves, and both on noise."""
+    """80 labels on one image of 480 x 640: the mask decoder alone, masks to RLE alone, and both on
+    noise."""
     labels, size = 80, (480, 640)
     sam = sam_model_registry[given.sam]().eval()
-    ours, predictor = PointSAM(sam), SamPredictor(sam)
+    ours, predictor = PromptSAM(sam), SamPredictor(sam)
     predictor.features = torch.randn(1, 256, 64, 64)
     predictor.original_size, predictor.input_size, predictor.is_image_set = size, (768, 1024), True
-    coords, point_labels = select_points(pool_grid(torch.randn(labels, 14, 14)), size)
-    prompts = point_prompts(coords, point_labels, torch.ones(labels, dtype=torch.bool))
+    coords, point_labels = select_points(pool_grid(torch.randn(1, labels, 14, 14)), (size,))
+    everyone = torch.ones(1, labels, dtype=torch.bool)
+    prompts = point_prompts(coords, point_labels, everyone, (size,))
     plain = [
         (xy[kind >= 0].floor().numpy(), kind[kind >= 0].numpy())
-        for xy, kind in zip(coords, point_labels, strict=True)
+        for xy, kind in zip(coords[0], point_labels[0], strict=True)
     ]
     tensors = [
         (
@@ -153,8 +156,8 @@ def decoder(given: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
     def best_logits() -> Tensor:
-        logits, iou = ours.decode(predictor.features[0], prompts, size)
-        return logits[torch.arange(labels), iou.argmax(dim=-1)]
+        found = ours.decode(predictor.features, prompts)
+        return found.logits[torch.arange(labels), found.predicted_iou.argmax(dim=-1)]
 
     def our_rles(logits: Tensor) -> list[dict[str, Any]]:
         return [encode_mask(m.numpy()) for chunk in ours.upscale(logits, size) for m in chunk]
@@ -201,7 +204,8 @@ def decoder(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def blob_logits(labels: int) -> Tensor:
-    """Candidates in one piece, as trained models give them: ellipses, 1 to 30 % of the frame, (labels, 3, 256, 256)."""
+    """Candidates without holes, as trained models give them: ellipses of 1 to 30 % of the frame,
+    (labels, 3, 256, 256)."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:256, :256]
     made = []
@@ -218,17 +222,17 @@ def blob_logits(labels: int) -> Tensor:
 
 
 def agreement(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """What bf16 does to masks, on weights that learned something: `tiny` on 100 validation scenes."""
-    exact, half = (load("tiny", precision=p, device="cpu") for p in ("exact", "bf16"))
+    """What bf16 changes in masks, with trained weights: `tiny` on 100 validation scenes."""
+    full, half = (load("tiny", precision=p, device="cpu") for p in ("fp32", "bf16"))
     ious, same = [], []
     for example in scene_examples("validation", 100):
         one, two = (
             dict(zip(r.labels, r.masks, strict=True))
-            for r in (s(example.image, list(example.truth)) for s in (exact, half))
+            for r in (s(example.image, list(example.truth)) for s in (full, half))
         )
         same += [(label in one) == (label in two) for label in example.truth]
         ious += [iou(one[label], two[label]) for label in one if label in two]
-    row = {"name": "tiny, bf16 against exact", "mask IoU": float(np.mean(ious)), "masks": len(ious)}
+    row = {"name": "tiny, bf16 against fp32", "mask IoU": float(np.mean(ious)), "masks": len(ious)}
     row |= {"IoU, least": min(ious), "IoU, lowest hundredth": float(np.quantile(ious, 0.01))}
     row |= {"same decision on presence": float(np.mean(same))}
     print(json.dumps(row), flush=True)
