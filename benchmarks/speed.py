@@ -45,7 +45,7 @@ WORDS = [
 def compare(
     theirs: Callable[[], Any], ours: Mapping[str, Callable[[], Any]], pairs: int
 ) -> list[dict[str, Any]]:
-    """Time theirs and each of ours in turn, after a warm-up; ratios are theirs / ours of one turn."""
+    """Time theirs and each of ours in turn, after a warm-up; a ratio is of one turn."""
     for run in (theirs, *ours.values()):
         run()
     turns = [[seconds(run) for run in (theirs, *ours.values())] for _ in range(pairs)]
