@@ -172,96 +172,100 @@ def as_results(
     ids: tuple[int, ...] | None = None,
     names: tuple[str, ...] | None = None,
 ) -> list[Result]:
-    """Bring a batch's prediction to the host: the one place where tensors become arrays, and masks
-    become RLE.
-
-    Masks are upscaled to the image's size a few at a time, so memory doesn't grow with the number
-    of labels. A mask without a pixel is no mask: its label is listed as absent.
+    """`as_result` for each image of a batch.
 
     Args:
         images: the batch.
         ids: COCO image ids for the records; by default 1, 2, 3, ...
         names: file names for the records; by default those of the images' origins.
     """
-    grids = pool_grid(prediction.maps.raw, config.grid)
-    ends = np.cumsum(prediction.prompts.counts).tolist()
     return [
-        _as_result(
+        as_result(
             image,
             prediction,
+            i,
             config,
             sam,
-            i,
-            slice(end - count, end),
-            grids[i],
-            ImageRecord(
-                ids[i] if ids else i + 1,
-                names[i] if names else PurePath(image.origin).name.replace("\\", "_"),
-                image.size,
-            ),
+            image_id=ids[i] if ids else i + 1,
+            file_name=names[i] if names else None,
         )
-        for i, (image, count, end) in enumerate(
-            zip(images, prediction.prompts.counts, ends, strict=True)
-        )
+        for i, image in enumerate(images)
     ]
 
 
-def _as_result(
+def as_result(
     image: Image,
     prediction: Prediction,
+    index: int,
     config: Config,
     sam: PromptSAM,
-    i: int,
-    rows: slice,
-    grids: torch.Tensor,
-    record: ImageRecord,
+    *,
+    image_id: int = 1,
+    file_name: str | None = None,
 ) -> Result:
-    """The result of image `i`, whose prompts are those `rows`."""
+    """Bring one image of a batch's prediction to the host: the one place where tensors become
+    arrays, and masks become RLE. May run in another thread than the models.
+
+    Masks are upscaled to the image's size a few at a time, so memory doesn't grow with the number
+    of labels. A mask without a pixel is no mask: its label is listed as absent.
+
+    Args:
+        index: the image's place in the batch.
+        image_id: its COCO id, for the record.
+        file_name: for the record; by default that of the image's origin.
+    """
     maps, prompts, masks = prediction.maps, prediction.prompts, prediction.masks
     labels, wanted = maps.labels, len(maps.labels.wanted)
+    first = sum(prompts.counts[:index])
+    rows = slice(first, first + prompts.counts[index])
     chunks = sam.upscale(masks.logits[rows], image.size)
     rles = [rle for chunk in chunks for rle in encode_masks(chunk)]
     kept = [k for k, rle in enumerate(rles) if mask_utils.area(rle) > 0]
-    index = prompts.label_index[rows].cpu().numpy()
+    label_index = prompts.label_index[rows].cpu().numpy()
     score = masks.predicted_iou[rows].clamp(0, 1).cpu().numpy()
     padded = torch.cat([prompts.coords[rows], prompts.point_labels[rows, :, None].float()], dim=-1)
     points = [one[one[:, 2] >= 0] for one in padded.cpu().numpy()]
     presence, beaten, present = (
-        t[i, :wanted].cpu().numpy() for t in (maps.presence, maps.beaten, maps.present)
+        t[index, :wanted].cpu().numpy() for t in (maps.presence, maps.beaten, maps.present)
     )
-    raw = maps.raw[i, :wanted].cpu().numpy()
+    raw = maps.raw[index : index + 1, :wanted]
+    host_maps = raw[0].cpu().numpy()
     annotations = tuple(
         Annotation(
-            labels.names[index[k]],
+            labels.names[label_index[k]],
             rles[k],
             as_float32(score[k]),
             tuple((as_float32(x), as_float32(y), int(kind)) for x, y, kind in points[k]),
         )
         for k in kept
     )
-    found = {int(index[k]) for k in kept}
+    found = {int(label_index[k]) for k in kept}
     thresholds = labels.thresholds(config.presence_threshold)
     return Result(
         image=image,
         label_set=labels,
         record=ImageRecord(
-            record.image_id,
-            record.file_name,
-            record.size,
+            image_id,
+            PurePath(image.origin).name.replace("\\", "_") if file_name is None else file_name,
+            image.size,
             "done" if annotations else "empty",
             annotations=annotations,
             presence=tuple(as_float32(p) if math.isfinite(p) else None for p in presence),
             beaten=tuple(map(bool, beaten)),
         ),
-        label_indices=index[kept],
+        label_indices=label_index[kept],
         points=tuple(points[k] for k in kept),
         presence=presence,
         beaten=beaten,
         present=present,
-        maps=raw,
-        grids=grids[:wanted].cpu().numpy(),
+        maps=host_maps,
+        grids=pool_grid(raw, config.grid)[0].cpu().numpy(),
         absent=tuple(
-            Absent(c.name, float(presence[n]), why_absent(raw[n], thresholds[n], bool(present[n])))
+            Absent(
+                c.name,
+                float(presence[n]),
+                why_absent(host_maps[n], thresholds[n], bool(present[n])),
+            )
             for n, c in enumerate(labels.wanted)
             if n not in found
         ),
