@@ -1,4 +1,4 @@
-"""A local HTTP server with bad manners, for the tests of downloads."""
+"""A local HTTP server that misbehaves on request, for the tests of downloads."""
 
 import hashlib
 import threading
@@ -9,11 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves `content` under every address but those ending in "missing"; "moved" leads to another one.
+    """Serves `content` at every address, but `files` by the last part of an address; an address
+    that ends in "missing" gives 404, one that ends in "moved" a redirection.
 
-    Each GET takes the first of `manners`, if any are left; "" is good manners:
-    "cut:N" closes the connection after N bytes, "stall:N" falls silent after N bytes, "hold:N" as well until
-    `go_on` is set and then sends the rest, "trickle" sends ten pieces with pauses, an HTTP status refuses.
+    Each GET takes the first of `faults`, if any are left; "" is none:
+    "cut:N" closes the connection after N bytes, "stall:N" falls silent after N bytes, "hold:N" too
+    but sends the rest once `go_on` is set, "trickle" sends ten pieces with pauses, an HTTP status
+    refuses.
     """
 
     daemon_threads = True
@@ -21,11 +23,14 @@ class FileServer(ThreadingHTTPServer):
     def __init__(self, content: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content = content
-        self.manners: list[str] = []
+        self.files: dict[str, bytes] = {}
+        self.faults: list[str] = []
         self.ranges = True
         self.tell_length = True
         self.requested: list[str] = []
         """The Range header of each GET so far, "" without one."""
+        self.encodings: list[str] = []
+        """The Accept-Encoding header of each GET so far, "" without one."""
         self.silent = threading.Event()
         """Set once a handler has fallen silent."""
         self.go_on = threading.Event()
@@ -34,14 +39,18 @@ class FileServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
+    def content_at(self, path: str) -> bytes:
+        """The content of an address."""
+        return self.files.get(path.rpartition("/")[2], self.content)
+
     def stop(self) -> None:
-        """Answer nobody any more: from then on connections are refused."""
+        """Refuse all further connections."""
         self.go_on.set()
         self.shutdown()
         self.server_close()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away in the middle is part of the tests."""
+        """Quiet: clients that disconnect early are part of the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -51,53 +60,54 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def do_HEAD(self) -> None:
-        self._headers(200, len(self.server.content))
+        self._headers(200, len(self.server.content_at(self.path)))
 
     def do_GET(self) -> None:
         server = self.server
         wanted = self.headers.get("Range", "")
         server.requested.append(wanted)
-        manner, _, number = (server.manners.pop(0) if server.manners else "").partition(":")
-        if manner.isdigit() or self.path.endswith("missing"):
-            self._headers(int(manner or 404), 0)
+        server.encodings.append(self.headers.get("Accept-Encoding", ""))
+        fault, _, number = (server.faults.pop(0) if server.faults else "").partition(":")
+        if fault.isdigit() or self.path.endswith("missing"):
+            self._headers(int(fault or 404), 0)
             return
         if self.path.endswith("moved"):
             self._headers(302, 0)
             return
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
-        body = server.content[start:]
+        body = server.content_at(self.path)[start:]
         self._headers(206 if start else 200, len(body), start)
         first = body[: int(number)] if number else body
-        if manner == "trickle":
+        if fault == "trickle":
             self._trickle(body)
             return
         self.wfile.write(first)
         self.wfile.flush()
-        if manner in ("stall", "hold"):
+        if fault in ("stall", "hold"):
             server.silent.set()
             server.go_on.wait(30)
-        if manner == "hold":
+        if fault == "hold":
             self.wfile.write(body[len(first) :])
 
     def _trickle(self, body: bytes) -> None:
         step = len(body) // 10 + 1
-        for place in range(0, len(body), step):
-            self.wfile.write(body[place : place + step])
+        for begin in range(0, len(body), step):
+            self.wfile.write(body[begin : begin + step])
             self.wfile.flush()
             time.sleep(0.05)
 
     def _headers(self, status: int, length: int, start: int = 0) -> None:
+        content = self.server.content_at(self.path)
         self.send_response(status)
         if self.server.tell_length:
             self.send_header("Content-Length", str(length))
         if status == 302:
             self.send_header("Location", "/found")
         if status == 206:
-            total = len(self.server.content)
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        # What the model hub answers: the version, and the file's SHA-256 as its tag.
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        # As the Hugging Face hub answers: the commit, and the file's SHA-256 as its ETag.
         self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", f'"{hashlib.sha256(self.server.content).hexdigest()}"')
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.end_headers()
 
 

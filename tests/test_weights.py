@@ -13,16 +13,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import safetensors.torch
 import torch
 from segment_anything import sam_model_registry
 
+from clip2sam.clip.methods import MASKCLIP
+from clip2sam.config import Config
 from clip2sam.errors import ConfigError, WeightsError
 from clip2sam.models import download, files
 from clip2sam.models.checkpoints import check_quickgelu, load_clip, load_sam
 from clip2sam.models.download import fetch, fetch_clip, fetch_sam
+from clip2sam.models.loading import load
 from clip2sam.models.presets import (
     PRESETS,
     ClipWeights,
@@ -31,7 +35,9 @@ from clip2sam.models.presets import (
     SamWeights,
     get_preset,
 )
+from clip2sam.tiny.models import build_tiny_sam, save_tiny_sam
 from tests.file_server import FileServer, serve
+from tests.models import small_clip, small_sam
 
 CONTENT = random.Random(0).randbytes(400_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -68,7 +74,7 @@ def left_over(folder: Path) -> set[str]:
 
 
 def failure(server: FileServer, folder: Path, **changes) -> str:
-    """The message of a fetch that must fail: on one line, and with no file under the wanted name."""
+    """The message of a fetch that must fail: one line, and no file under the final name."""
     with pytest.raises(WeightsError) as caught:
         fetched(server, folder, **changes)
     message = str(caught.value)
@@ -132,13 +138,13 @@ def test_download(server, tmp_path):
 
 
 def test_cut_connection_is_resumed(server, tmp_path):
-    server.manners = ["cut:300000", "cut:50000", "503"]
+    server.faults = ["cut:300000", "cut:50000", "503", "429"]
     assert fetched(server, tmp_path).read_bytes() == CONTENT
-    first, second, refused, last = server.requested
+    first, second, refused, throttled, last = server.requested
     assert first == ""
-    # A piece that wasn't complete may be lost, what was complete is not asked for again.
+    # An incomplete chunk may be lost, complete ones are not requested again.
     assert second == "bytes=262144-"
-    assert refused == last
+    assert refused == throttled == last
 
 
 def test_later_start_resumes(server, tmp_path):
@@ -155,13 +161,13 @@ def test_complete_part_needs_no_network(server, tmp_path):
 
 
 def test_server_without_ranges_starts_again(server, tmp_path):
-    server.ranges, server.manners = False, ["cut:300000"]
+    server.ranges, server.faults = False, ["cut:300000"]
     assert fetched(server, tmp_path).read_bytes() == CONTENT
     assert server.requested == ["", "bytes=262144-"]
 
 
 def test_server_that_always_cuts_is_given_up(server, tmp_path):
-    server.ranges, server.manners = False, ["cut:300000"] * 20
+    server.ranges, server.faults = False, ["cut:300000"] * 20
     message = failure(server, tmp_path)
     assert "the download stopped at 262144 of 400000 bytes" in message
     assert (
@@ -173,7 +179,7 @@ def test_server_that_always_cuts_is_given_up(server, tmp_path):
 
 def test_many_cuts_are_no_reason_to_give_up(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "CHUNK", 10_000)
-    server.manners = ["cut:45000"] * 8
+    server.faults = ["cut:45000"] * 8
     assert fetched(server, tmp_path).read_bytes() == CONTENT
     assert len(server.requested) > download.TRIES
 
@@ -214,6 +220,12 @@ def test_more_than_expected_from_a_server_that_tells_no_length(server, tmp_path)
     assert (tmp_path / "sam.pth.part").stat().st_size == 0
 
 
+def test_no_compressed_answer_is_requested(server, tmp_path):
+    """A compressed answer has another length, and can't be resumed."""
+    fetched(server, tmp_path)
+    assert server.encodings == ["identity"]
+
+
 def test_no_length_told(server, tmp_path):
     server.tell_length = False
     assert fetched(server, tmp_path).read_bytes() == CONTENT
@@ -233,7 +245,7 @@ def test_moved(server, tmp_path):
 
 
 def test_progress_is_shown_on_a_terminal_only(server, tmp_path, monkeypatch):
-    server.ranges, server.manners = False, ["cut:300000"]
+    server.ranges, server.faults = False, ["cut:300000"]
     for place, terminal in (("terminal", True), ("log", False)):
         screen = io.StringIO()
         monkeypatch.setattr(screen, "isatty", lambda shown=terminal: shown)
@@ -244,19 +256,19 @@ def test_progress_is_shown_on_a_terminal_only(server, tmp_path, monkeypatch):
 
 def test_slow_but_steady(server, tmp_path):
     """A transfer may take longer than the timeout for silence."""
-    server.manners = ["trickle"]
+    server.faults = ["trickle"]
     assert fetched(server, tmp_path).read_bytes() == CONTENT
     assert server.requested == [""]
 
 
 def test_silence_is_given_up_and_resumed(server, tmp_path):
-    server.manners = ["stall:300000"]
+    server.faults = ["stall:300000"]
     assert fetched(server, tmp_path).read_bytes() == CONTENT
     assert server.requested == ["", "bytes=262144-"]
 
 
 def test_silence_for_ever(server, tmp_path):
-    server.manners = ["stall:0"] * 10
+    server.faults = ["stall:0"] * 10
     assert "Read timed out" in failure(server, tmp_path)
     assert len(server.requested) == download.TRIES
 
@@ -281,7 +293,7 @@ def other_process(server: FileServer, folder: Path) -> "subprocess.Popen[str]":
 
 
 def test_parallel_starts_download_once(server, tmp_path):
-    server.manners = ["hold:100000"]
+    server.faults = ["hold:100000"]
     with other_process(server, tmp_path) as first:
         assert server.silent.wait(30)
         with other_process(server, tmp_path) as second:
@@ -294,7 +306,7 @@ def test_parallel_starts_download_once(server, tmp_path):
 
 
 def test_killed_download_is_resumed(server, tmp_path):
-    server.manners = ["hold:300000"]
+    server.faults = ["hold:300000"]
     with other_process(server, tmp_path) as process:
         assert server.silent.wait(30)
         while not (part := tmp_path / "sam.pth.part").exists() or part.stat().st_size == 0:
@@ -316,6 +328,8 @@ def test_no_room(server, tmp_path, monkeypatch):
     assert "needs 300000 more bytes" in message
     assert "has 299999 free" in message
     assert server.requested == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=300_000))
+    assert fetched(server, tmp_path).read_bytes() == CONTENT
 
 
 def test_disk_that_fills_up(server, tmp_path):
@@ -548,7 +562,7 @@ def test_clip_out_of_reach(hub, tmp_path, offline):
 @pytest.fixture
 def architecture(tmp_path):
     """A small CLIP architecture that open_clip knows by name."""
-    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
+    text = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
     vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
     for name, quick in (("weights-test", False), ("weights-test-quickgelu", True)):
         config = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text, "quick_gelu": quick}
@@ -572,7 +586,22 @@ def test_clip_loads(architecture, tmp_path, form):
     clip, tokenizer = load_clip(architecture, path, pretrained="openai")
     assert not clip.training
     assert all(torch.equal(tensor, state[name]) for name, tensor in clip.state_dict().items())
-    assert tokenizer(["a heart"]).shape == (1, 8)
+    assert tokenizer(["a heart"]).shape == (1, 24)
+
+
+def test_open_clip_reads_tensors_only(architecture, tmp_path, monkeypatch):
+    """The file is read twice: by us first, then by open_clip, which must refuse the same files."""
+    path = tmp_path / "clip.pt"
+    torch.save(open_clip.create_model(architecture).state_dict(), path)
+    given = {}
+    create = open_clip.create_model
+    monkeypatch.setattr(
+        open_clip,
+        "create_model",
+        lambda *args, **kwargs: given.update(kwargs) or create(*args, **kwargs),
+    )
+    load_clip(architecture, path)
+    assert given == {"pretrained": str(path), "weights_only": True}
 
 
 def test_clip_of_another_architecture(architecture, tmp_path):
@@ -712,7 +741,10 @@ class Malicious:
 
 
 @pytest.mark.parametrize("form", ["torch", "legacy", "pickle"])
-def test_malicious_checkpoint_runs_nothing(tmp_path, form):
+@pytest.mark.parametrize(
+    ("load_it", "model"), [(load_sam, "vit_b"), (load_clip, "ViT-B-16-quickgelu")]
+)
+def test_malicious_checkpoint_runs_nothing(tmp_path, form, load_it, model):
     path, trace = tmp_path / "sam.pth", tmp_path / "was here"
     state = {"weight": torch.zeros(2), "more": Malicious(trace)}
     if form == "pickle":
@@ -722,7 +754,7 @@ def test_malicious_checkpoint_runs_nothing(tmp_path, form):
     with pytest.raises(
         WeightsError, match="holds more than tensors, or isn't a checkpoint, and was not opened"
     ):
-        load_sam("vit_b", path)
+        load_it(model, path)
     assert not trace.exists()
 
 
@@ -762,6 +794,145 @@ def test_no_such_checkpoint(tmp_path):
         match=r"there is no file .*sam\.pth; give the path of a checkpoint, or a preset",
     ):
         load_sam("vit_b", tmp_path / "sam.pth")
+
+
+# A preset of one's own
+
+
+@pytest.fixture
+def own_preset(hub, architecture, monkeypatch) -> Preset:
+    """Seeded checkpoints in the official formats, published by the local server. "vit_b" stands for
+    a small SAM here."""
+    torch.manual_seed(5)
+    monkeypatch.setitem(sam_model_registry, "vit_b", small_sam)
+    stream = io.BytesIO()
+    torch.save(small_sam(seed=6).state_dict(), stream)
+    hub.files = {
+        "open_clip_model.safetensors": safetensors.torch.save(
+            open_clip.create_model(architecture).state_dict()
+        ),
+        "my_sam.pth": stream.getvalue(),
+    }
+    published = hub.files["my_sam.pth"]
+    return Preset(
+        "mine",
+        ClipWeights(architecture, "my-run", "me/my-clip"),
+        SamWeights(
+            "vit_b",
+            "my_sam.pth",
+            len(published),
+            hashlib.sha256(published).hexdigest(),
+            f"{hub.url}/my_sam.pth",
+        ),
+        "my own",
+        resolution=64,
+        config=Config(method=MASKCLIP, presence_threshold=None, grid=2),
+    )
+
+
+def test_own_preset(hub, own_preset, tmp_path):
+    """A `Preset` object works wherever a preset's name does."""
+    place = files.paths(own_preset, weights_dir=tmp_path)
+    assert place["sam"] == tmp_path / "my_sam.pth"
+    assert place["clip"] == tmp_path / "weights-test-quickgelu-my-run.safetensors"
+    with pytest.raises(WeightsError, match=r"my-run.safetensors is missing: .*\(offline\)"):
+        fetch(own_preset, weights_dir=tmp_path, offline=True)
+
+    found = fetch(own_preset, weights_dir=tmp_path, progress=False)
+    assert found == files.paths(own_preset, weights_dir=tmp_path)
+    assert found["clip"].read_bytes() == hub.files["open_clip_model.safetensors"]
+    assert {row.state for row in files.status(tmp_path, [own_preset])} == {"verified"}
+
+    segmenter = load(own_preset, weights_dir=tmp_path, offline=True, device="cpu")
+    assert segmenter.config == own_preset.config
+    image = np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)
+    result = segmenter(image, ["heart"])
+    assert result.maps.shape == (1, 4, 4), "64 pixels are 4 patches of 16"
+    assert tuple(result.class_names) == ("heart",)
+    expected = torch.load(found["sam"], weights_only=True)
+    for name, tensor in segmenter.sam.sam.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_own_preset_that_was_changed(hub, own_preset, tmp_path):
+    fetch(own_preset, weights_dir=tmp_path, progress=False)
+    path = tmp_path / "my_sam.pth"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(WeightsError, match=r"my_sam.pth has SHA-256 .*: its content changed"):
+        load(own_preset, weights_dir=tmp_path, offline=True)
+
+
+# From a preset to a segmenter
+
+
+def test_resolution_has_an_order():
+    """The argument precedes the settings', that the preset's, that the model's own."""
+    tiny = get_preset("tiny")
+    preset = Preset("mine", tiny.clip, tiny.sam, "", resolution=448, config=tiny.config)
+    image = np.zeros((40, 40, 3), np.uint8)
+
+    def side(*args, **kwargs) -> int:
+        segmenter = load(*args, device="cpu", **kwargs)
+        return segmenter(image, ["heart"]).maps.shape[-1] * 16
+
+    assert side("tiny") == 224
+    assert side(preset) == 448
+    assert side(preset, config=Config(resolution=320)) == 320
+    assert side(preset, config=Config(resolution=320), resolution=112) == 112
+
+
+def test_settings_are_the_presets_unless_given():
+    tiny = load("tiny", device="cpu").config
+    assert tiny == get_preset("tiny").config
+    assert tiny.presence_threshold == 0.3
+    assert len(tiny.background_prompts) == 10 + 8 + 80
+    assert {"heart", "red thing", "blue star"} <= set(tiny.background_prompts)
+    assert load("tiny", device="cpu", config=Config()).config == Config()
+    assert load("tiny", clip=small_clip(), sam=small_sam(), device="cpu").config == tiny
+    assert load(clip=small_clip(), sam=small_sam(), device="cpu").config == Config()
+
+
+def test_what_can_not_be_loaded():
+    for wrong, message in (
+        ({"preset": "vit-x"}, "no preset is called 'vit-x'; choose one of tiny, vit-b"),
+        (
+            {"preset": "vit-x", "clip": 1, "sam": 1},
+            "no preset is called 'vit-x'; choose one of tiny, vit-b",
+        ),
+        ({"sam": 1}, r"give a preset, such as load\(\"tiny\"\), or both models"),
+        ({"preset": "tiny", "device": "gpu"}, "no device is called 'gpu'; use auto, cpu or cuda"),
+        (
+            {"preset": "tiny", "precision": "exact"},
+            "no precision is called 'exact'; choose one of fp32, bf16, fp16",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(**wrong)
+
+
+@pytest.mark.parametrize("form", [str, Path])
+def test_checkpoints_of_the_tiny_models(tmp_path, form):
+    with pytest.raises(WeightsError, match=r"expected tiny weights at .*x, found no file"):
+        load("tiny", device="cpu", sam_checkpoint=form(tmp_path / "x"))
+    with pytest.raises(WeightsError, match=r"expected tiny weights at .*x, found no file"):
+        load("tiny", device="cpu", clip_checkpoint=form(tmp_path / "x"))
+    sam = build_tiny_sam()
+    save_tiny_sam(sam, tmp_path / "sam.safetensors")
+    loaded = load("tiny", device="cpu", sam_checkpoint=form(tmp_path / "sam.safetensors")).sam.sam
+    token = "mask_decoder.iou_token.weight"
+    assert torch.equal(loaded.state_dict()[token], sam.state_dict()[token].half().float())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_precision_is_the_encoders(precision, dtype):
+    loaded = load(clip=small_clip(), sam=small_sam(), precision=precision, device="cpu")
+    assert {p.dtype for p in loaded.clip.model.parameters()} == {dtype}
+    assert {p.dtype for p in loaded.sam.sam.image_encoder.parameters()} == {dtype}
+    assert {p.dtype for p in loaded.sam.sam.mask_decoder.parameters()} == {torch.float32}
+    assert {p.dtype for p in loaded.sam.sam.prompt_encoder.parameters()} == {torch.float32}
 
 
 # The files inside the package

@@ -48,8 +48,9 @@ def load_clip(
         raise ConfigError(
             f"open_clip has no architecture {model!r}; see open_clip.list_models(), e.g. 'ViT-B-16'"
         )
-    # Absolute: open_clip could take a bare file name for one of its names of weights.
-    path = Path(checkpoint).resolve()
+    # Absolute: open_clip could take a bare file name for one of its names of weights. Links are not
+    # resolved: in the hub's cache they end in .safetensors, and the blobs behind them don't.
+    path = Path(os.path.abspath(checkpoint))
     _read_tensors(path)  # open_clip reads it again; this one refuses other files in clear words
     try:
         clip = open_clip.create_model(model, pretrained=str(path), weights_only=True)
