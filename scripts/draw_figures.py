@@ -1,8 +1,8 @@
-"""Draw the README's pictures with the tiny preset: docs/found.png, docs/flow.png and docs/explained.png.
+"""Draw the README's figures with the tiny preset: found.png, flow.png and explained.png.
 
     .venv/bin/python scripts/draw_figures.py [--output docs]
 
-The pictures are scenes of the test split; what is drawn is what the models found, right or wrong.
+The images are scenes of the test split; what is drawn is what the models found, right or wrong.
 """
 
 import argparse
@@ -16,16 +16,16 @@ from clip2sam.tiny.demo import demo_labels, demo_scenes
 from clip2sam.visualize import (
     colour,
     draw_grid,
+    draw_image,
     draw_map,
     draw_masks,
-    draw_picture,
     draw_points,
     save_figure,
 )
 
 
 def draw_found(segmenter: Segmenter) -> Figure:
-    """Two scenes with all the masks that were found; as many of the labels asked are not there."""
+    """Two scenes with all masks found; half of the labels requested are absent."""
     scenes = demo_scenes()[:2]
     widths = [s.pixels.shape[1] / s.pixels.shape[0] for s in scenes]
     figure = Figure(figsize=(3.6 * sum(widths) + 0.2, 3.7), layout="constrained")
@@ -39,7 +39,7 @@ def draw_found(segmenter: Segmenter) -> Figure:
 
 
 def draw_flow(segmenter: Segmenter) -> Figure:
-    """The way of one label through the house: picture and word, map, points, mask."""
+    """One label through the stages: image and label, map, points, mask."""
     scene = demo_scenes()[2]
     labels = demo_labels(scene)
     result = segmenter(scene.pixels, labels)
@@ -67,7 +67,7 @@ def draw_flow(segmenter: Segmenter) -> Figure:
         )
 
     points = result.points[best]
-    draw_picture(scene.pixels, ax=panels[0])
+    draw_image(scene.pixels, ax=panels[0])
     draw_map(scene.pixels, result.maps[index], ax=panels[1])
     draw_points(
         points[:, :2],
@@ -83,7 +83,7 @@ def draw_flow(segmenter: Segmenter) -> Figure:
         ax=panels[3],
     )
     titles = (
-        f'a picture and "{name}"',
+        f'an image and "{name}"',
         "CLIP Surgery: where it is",
         "7 x 7 grid: points",
         "SAM: the mask",
@@ -94,7 +94,7 @@ def draw_flow(segmenter: Segmenter) -> Figure:
 
 
 def draw_explained(segmenter: Segmenter) -> Figure:
-    """The whole chain of the same scene's first label."""
+    """All stages of the same scene's first label."""
     scene = demo_scenes()[2]
     labels = demo_labels(scene)
     return clip2sam.explain(segmenter, scene.pixels, labels, labels[0]).show()
@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the pictures")
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder for the figures")
     folder = parser.parse_args().output
     segmenter = clip2sam.load("tiny", device="cpu")
     save_figure(draw_found(segmenter), folder / "found.png")

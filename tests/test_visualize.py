@@ -1,9 +1,10 @@
-"""Figures are drawn of whatever a result can hold, show the right colours at the right places, and warn of nothing."""
+"""Figures are drawn of all that a result can hold, with the right colours at the right places, and
+without a warning."""
 
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import pytest
@@ -15,23 +16,22 @@ from matplotlib.legend import Legend
 from PIL import Image as PilImage
 
 from clip2sam.data.images import Image
-from clip2sam.errors import ConfigError, ImageError
+from clip2sam.errors import ConfigError, ImageError, OutputError
 from clip2sam.visualize import (
     NEGATIVE,
     POSITIVE,
     colour,
-    contact_sheet,
     draw_grid,
+    draw_image,
     draw_map,
     draw_masks,
-    draw_picture,
     draw_points,
     label_figure,
     overview_figure,
     result_figure,
     result_label_figure,
     save_figure,
-    words,
+    text,
 )
 
 GREY = np.full((60, 90, 3), 128, np.uint8)
@@ -51,7 +51,7 @@ def render(drawn: Figure | Axes) -> np.ndarray:
 
 
 def pixel(ax: Axes, x: float, y: float, drawn: np.ndarray | None = None) -> np.ndarray:
-    """The colour drawn at a place of the picture."""
+    """The colour drawn at a position of the image."""
     drawn = render(ax) if drawn is None else drawn
     col, row = ax.transData.transform((x, y))
     return drawn[int(len(drawn) - row), int(col)]
@@ -159,7 +159,7 @@ def test_points_are_orange_and_blue_at_their_places() -> None:
     ax = draw_points(
         np.array([[70.0, 10.0], [10.0, 50.0], [45.0, 30.0]]),
         np.array([1, 0, -1]),
-        ax=draw_picture(GREY),
+        ax=draw_image(GREY),
     )
     drawn = render(ax)
     assert pixel(ax, 70, 10, drawn) == pytest.approx(POSITIVE, abs=0.02)
@@ -230,7 +230,7 @@ def test_drawing_keeps_to_the_axes_given() -> None:
     render(figure)
 
 
-def test_a_large_picture_is_drawn_small_in_its_own_coordinates() -> None:
+def test_a_large_image_is_drawn_small_in_its_own_coordinates() -> None:
     pixels = np.zeros((3000, 4000, 3), np.uint8)
     mask = np.zeros((1, 3000, 4000), bool)
     mask[0, 1000:1001] = True  # a line one pixel thick, which the smaller drawing must not lose
@@ -241,9 +241,7 @@ def test_a_large_picture_is_drawn_small_in_its_own_coordinates() -> None:
 
 
 def test_masks_of_another_size_are_refused() -> None:
-    with pytest.raises(
-        ImageError, match=r"masks are 30 x 45 .* the picture is 60 x 90: give masks"
-    ):
+    with pytest.raises(ImageError, match=r"masks are 30 x 45 .* the image is 60 x 90: give masks"):
         draw_masks(GREY, np.zeros((1, 30, 45), bool), ["cat"], np.array([0.5]), [colour(0)])
 
 
@@ -368,16 +366,16 @@ def test_names_in_any_script_are_drawn_without_a_warning() -> None:
 
 
 def test_characters_that_no_font_has_are_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "FALLBACK_FONTS", ())
+    monkeypatch.setattr(text, "FALLBACK_FONTS", ())
     ax = draw_masks(GREY, np.ones((1, 60, 90), bool), ["a猫b"], np.array([0.5]), [colour(0)])
     assert tags(ax)[0].get_text() == "a□b 0.50"
 
 
 def test_a_font_that_has_the_character_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     letter = chr(
-        min(words.glyphs("STIXGeneral") - words.glyphs("DejaVu Sans") - set(range(0xE000, 0xF900)))
+        min(text.glyphs("STIXGeneral") - text.glyphs("DejaVu Sans") - set(range(0xE000, 0xF900)))
     )
-    monkeypatch.setattr(words, "FALLBACK_FONTS", ("No Such Font", "STIXGeneral"))
+    monkeypatch.setattr(text, "FALLBACK_FONTS", ("No Such Font", "STIXGeneral"))
     ax = draw_masks(GREY, np.ones((1, 60, 90), bool), [letter], np.array([0.5]), [colour(0)])
     assert tags(ax)[0].get_text() == f"{letter} 0.50"
     assert tags(ax)[0].get_family() == ["DejaVu Sans", "STIXGeneral"]
@@ -388,7 +386,7 @@ def test_a_font_that_has_the_character_is_used(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9000), (9000, 1), (60, 90), (40, 200)])
-def test_pictures_of_any_size_are_drawn(height: int, width: int) -> None:
+def test_images_of_any_size_are_drawn(height: int, width: int) -> None:
     pixels, mask = np.full((height, width, 3), 200, np.uint8), np.ones((1, height, width), bool)
     points = np.array([[width / 2, height / 2, 1.0], [width / 14, height / 14, 0.0]])
     grid = np.linspace(0, 1, 49, dtype=np.float32).reshape(7, 7)
@@ -477,42 +475,33 @@ def test_an_empty_result_is_drawn() -> None:
     assert pixel(figure.axes[0], 44, 46) == pytest.approx([128 / 255] * 3, abs=0.02)
 
 
-def test_a_contact_sheet_has_a_place_for_every_picture() -> None:
-    figure = contact_sheet([GREY, np.zeros((80, 20, 3), np.uint8)] * 4, ["$a", "b"] * 4)
-    assert len(figure.axes) == 8
-    assert [t.get_text() for t in figure.texts] == ["$a", "b"] * 4
-    render(figure)
-    with pytest.raises(ImageError, match="got 1 pictures, 2 titles"):
-        contact_sheet([GREY], ["a", "b"])
-
-
 # -- files
 
 
 def test_a_figure_is_saved_whole(tmp_path: Path) -> None:
     figure = overview_figure(GREY, np.ones((1, 60, 90), bool), ["cat"], np.ones(1), [colour(0)])
-    save_figure(figure, tmp_path / "new" / "picture.png")
-    with PilImage.open(tmp_path / "new" / "picture.png") as saved:
+    save_figure(figure, tmp_path / "new" / "figure.png")
+    with PilImage.open(tmp_path / "new" / "figure.png") as saved:
         saved.load()
         assert saved.format == "PNG"
         assert saved.width > 900
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["picture.png"]
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["figure.png"]
 
 
 def test_a_figure_that_fails_to_save_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Figure, path: Path, **_: Any) -> None:
-        Path(path).write_bytes(b"half")
+    def fail(self: Figure, file: IO[bytes], **_: Any) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    (tmp_path / "picture.png").write_bytes(b"old")
+    (tmp_path / "figure.png").write_bytes(b"old")
     monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="No space left"):
-        save_figure(Figure(), tmp_path / "picture.png")
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"picture.png": b"old"}
+    with pytest.raises(OutputError, match=r"figure\.png: can't be written .No space left"):
+        save_figure(Figure(), tmp_path / "figure.png")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"figure.png": b"old"}
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'picture\.gif': let the name end in \.png"):
-        save_figure(Figure(), tmp_path / "picture.gif")
+    with pytest.raises(ConfigError, match=r"'figure\.gif': let the name end in \.png"):
+        save_figure(Figure(), tmp_path / "figure.gif")

@@ -1,23 +1,27 @@
-"""Pictures of what was found: maps, grids, points and masks drawn over the picture with matplotlib.
+"""Drawings: maps, grids, points and masks over the image, with matplotlib.
 
-Nothing here shows a window: every function returns matplotlib's Figure, of a kind that shows itself in a notebook, or
-Axes for the `draw_*` ones, which draw on the axes they are given or else on a figure of their own (`axes.figure`).
-Axes carry the picture's own continuous pixel coordinates (origin top left, x right, y down) whatever the resolution
-drawn, so more can be drawn on top. A picture over eight times as long as wide is stretched, for it would be a line
-otherwise.
+Nothing here opens a window. Figures are matplotlib's, of a kind that shows itself in a notebook.
+The `draw_*` functions return Axes: those given, or new ones on a figure of their own
+(`axes.figure`). Axes are in the image's own continuous pixel coordinates (origin top left, x right,
+y down) whatever the resolution drawn, so more can be drawn on top. An image whose sides differ by
+more than a factor of eight is stretched; it would be a line otherwise.
 
-    words      a person's words, in any script
-    canvas     colours, axes, and the picture at a size that is quick to draw
-    draw       map, grid, points, masks: one thing over one picture
-    figures    whole figures, and their files
+    text         labels as typed, in any script
+    canvas       axes, and the image at a size that is quick to draw
+    draw         map, grid, points, masks: one thing over one image
+    figures      whole figures of a result, and their files
+    overlays     a figure for each label of a result, as files
+    explanation  one label through all the stages
+    thresholds   presence scores, precision and recall of each label
+    histogram    presence scores of a run
 """
 
-from clip2sam.visualize.canvas import NEGATIVE, POSITIVE, RGB, Picture, colour
-from clip2sam.visualize.draw import draw_grid, draw_map, draw_masks, draw_picture, draw_points
+from clip2sam.data.palette import RGB, colour
+from clip2sam.visualize.canvas import NEGATIVE, POSITIVE, NotebookFigure
+from clip2sam.visualize.draw import draw_grid, draw_image, draw_map, draw_masks, draw_points
 from clip2sam.visualize.figures import (
     Drawable,
     Missing,
-    contact_sheet,
     label_figure,
     overview_figure,
     result_figure,
@@ -31,13 +35,12 @@ __all__ = [
     "RGB",
     "Drawable",
     "Missing",
-    "Picture",
+    "NotebookFigure",
     "colour",
-    "contact_sheet",
     "draw_grid",
+    "draw_image",
     "draw_map",
     "draw_masks",
-    "draw_picture",
     "draw_points",
     "label_figure",
     "overview_figure",

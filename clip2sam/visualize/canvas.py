@@ -1,4 +1,4 @@
-"""What is drawn on: colours that mean the same everywhere, axes in picture coordinates, pictures at a quick size."""
+"""What is drawn on: axes in image coordinates, images at a size that is quick to draw, colours."""
 
 from io import BytesIO
 from typing import Any, Literal, cast
@@ -11,70 +11,50 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image as PILImage
 
-RGB = tuple[float, float, float]
-"""Red, green and blue, each 0 to 1."""
+from clip2sam.data.palette import RGB
 
 POSITIVE: RGB = (0xE6 / 255, 0x9F / 255, 0x00 / 255)
 NEGATIVE: RGB = (0x00 / 255, 0x72 / 255, 0xB2 / 255)
-"""Okabe and Ito's orange and blue are kept for points: no class has them."""
+"""The colours of points, Okabe and Ito's orange and blue: no class has them."""
 
-# The rest of Okabe and Ito's colours, then dark red, violet and aqua: with normal sight, protanopia, deuteranopia
-# and tritanopia (Machado et al. 2009) any two are at least 15 apart in CIELAB.
-_PALETTE = ("#009E73", "#F0E442", "#D55E00", "#CC79A7", "#56B4E9", "#7A0019", "#8400CD", "#00FCCF")
-_HEAT = "inferno"  # perceptually uniform, and brightness alone tells it: where the map is low the picture dims
+_HEAT = "inferno"  # perceptually uniform: brightness alone gives the score
 _LONGEST, _SHORTEST = 1600, 640  # bounds on the longest side of what is drawn, in pixels
 _STRETCH = 8  # the greatest ratio of sides that is drawn true to scale
 
 
-class Picture(Figure):
-    """A matplotlib Figure that shows itself in a notebook, where a plain one does so only if pyplot was set up."""
+class NotebookFigure(Figure):
+    """A matplotlib Figure that shows itself in a notebook; a plain one does so only after pyplot
+    was set up."""
 
     def _repr_png_(self) -> bytes:
-        """The figure as PNG at 72 dots an inch, in 256 colours: small enough to be stored in a notebook."""
-        drawn = BytesIO()
+        """The figure as PNG at 72 dots an inch, in 256 colours: small enough to be stored in a
+        notebook."""
+        drawn, small = BytesIO(), BytesIO()
         self.savefig(drawn, format="png", dpi=72)
-        small = (
-            BytesIO()
-        )  # the octree keeps rare colours, such as the points' blue, where median cut loses them
-        PILImage.open(drawn).convert("RGB").quantize(256, PILImage.Quantize.FASTOCTREE).save(
-            small, "png", optimize=True
-        )
+        # The octree keeps rare colours, such as the points' blue; median cut loses them.
+        few = PILImage.open(drawn).convert("RGB").quantize(256, PILImage.Quantize.FASTOCTREE)
+        few.save(small, "png", optimize=True)
         return small.getvalue()
 
 
-def colour(index: int) -> RGB:
-    """The colour of a class, by its place in the user's list: the same in every picture.
-
-    The first eight can be told apart by colour-blind people, and so can the lighter eight and the darker eight that
-    follow among themselves; then they repeat. Names are written next to masks for that reason.
-    """
-    cycle, place = divmod(index, len(_PALETTE))
-    red, green, blue = (int(_PALETTE[place][i : i + 2], 16) / 255 for i in (1, 3, 5))
-    towards, share = ((0.0, 0.0), (1.0, 0.5), (0.0, 0.4))[cycle % 3]  # as is, whiter, blacker
-    return (
-        red + (towards - red) * share,
-        green + (towards - green) * share,
-        blue + (towards - blue) * share,
-    )
-
-
 def heat_colours() -> Any:
-    """The colour map of similarity maps and grids; what is not finite is grey."""
+    """The colour map of similarity maps and grids; values that are not finite are grey."""
     return colormaps[_HEAT].with_extremes(bad=(0.5, 0.5, 0.5))
 
 
 def ink(fill: RGB) -> RGB:
-    """Black or white: what can be read on a colour (the higher contrast by WCAG's relative luminance)."""
+    """Black or white, whichever contrasts more with a colour, by WCAG's relative luminance."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in fill]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return (0.0, 0.0, 0.0) if luminance > 0.179 else (1.0, 1.0, 1.0)
 
 
-# -- the picture, at a size that is quick to draw
+# -- the image, at a size that is quick to draw
 
 
 def _canvas_size(height: int, width: int) -> tuple[int, int]:
-    """(height, width) to draw at: the longest side within bounds, the other no shorter than an eighth of it."""
+    """(height, width) to draw at: the longest side within bounds, the other at least an eighth of
+    it."""
     longest = min(max(height, width, _SHORTEST), _LONGEST)
     scale = longest / max(height, width)
     least = longest // _STRETCH
@@ -82,7 +62,7 @@ def _canvas_size(height: int, width: int) -> tuple[int, int]:
 
 
 def canvas_of(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "rows cols 3"]:
-    """A copy of the picture to draw on: averaged by area where it shrinks, bilinear where it grows."""
+    """A copy of the image to draw on: area average where it shrinks, bilinear where it grows."""
     height, width = pixels.shape[:2]
     rows, cols = _canvas_size(height, width)
     shrunk = cv2.resize(pixels, (min(cols, width), min(rows, height)), interpolation=cv2.INTER_AREA)
@@ -92,7 +72,8 @@ def canvas_of(pixels: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, 
 def shrunk_mask(
     mask: Bool[np.ndarray, "height width"], rows: int, cols: int
 ) -> Bool[np.ndarray, "rows cols"]:
-    """A mask at the canvas' size. One that is too thin to cover half of any pixel keeps every pixel it touches."""
+    """A mask at the canvas' size. One that is too thin to cover half of any pixel keeps every pixel
+    that it touches."""
     height, width = mask.shape
     cover = cv2.resize(
         mask.astype(np.uint8) * 255,
@@ -103,42 +84,44 @@ def shrunk_mask(
     return cover >= 128 if (cover >= 128).any() else cover > 0
 
 
-# -- axes and their places
+# -- axes and their positions
 
 
 def aspect_of(height: int, width: int) -> Literal["equal", "auto"]:
-    """True to scale, or stretched to its axes where the picture would be a line."""
+    """True to scale, or stretched to its axes where the image would be a line."""
     return "equal" if 1 / _STRETCH <= height / width <= _STRETCH else "auto"
 
 
 def fit(height: int, width: int, most_wide: float, most_high: float) -> tuple[float, float]:
-    """(width, height) in inches of a picture within a box; its ratio of sides is limited as that of the canvas."""
+    """(width, height) in inches of an image within a box; the ratio of its sides is limited as that
+    of the canvas."""
     ratio = min(max(width / height, 1 / _STRETCH), _STRETCH)
     return min(most_wide, most_high * ratio), min(most_high, most_wide / ratio)
 
 
 def place_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """New axes at a place in inches."""
+    """New axes at a position in inches."""
     wide, high = figure.get_size_inches()
     return figure.add_axes((left / wide, bottom / high, width / wide, height / high))
 
 
 def axes_for(height: int, width: int, ax: Axes | None) -> Axes:
-    """Axes in the picture's coordinates: those given, or new ones on a figure of their own, with room for a bar."""
+    """Axes in the image's coordinates: those given, or new ones on a figure of their own, with room
+    for a colour bar."""
     if ax is None:
         wide, high = fit(height, width, 7.0, 6.0)
-        ax = place_axes(Picture(figsize=(wide + 1.0, high + 0.4)), 0.2, 0.2, wide, high)
+        ax = place_axes(NotebookFigure(figsize=(wide + 1.0, high + 0.4)), 0.2, 0.2, wide, high)
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
     ax.set_aspect(aspect_of(height, width))
-    ax.apply_aspect()  # now, so that what is measured in these axes holds
+    ax.apply_aspect()  # now: what is measured in these axes depends on it
     return ax
 
 
 def show_canvas(
     canvas: UInt8[np.ndarray, "rows cols 3"], height: int, width: int, ax: Axes | None
 ) -> Axes:
-    """Put a canvas on axes in the picture's coordinates."""
+    """Put a canvas on axes in the image's coordinates."""
     ax = axes_for(height, width, ax)
     ax.imshow(canvas, extent=(0, width, height, 0), aspect=aspect_of(height, width))
     ax.set_axis_off()
@@ -147,7 +130,7 @@ def show_canvas(
 
 
 def inches(ax: Axes) -> tuple[float, float]:
-    """(width, height) of axes in inches, never nought."""
+    """(width, height) of axes in inches, above 0."""
     box = ax.get_window_extent()
     dpi = cast(Figure, ax.figure).dpi
     return max(box.width / dpi, 0.01), max(box.height / dpi, 0.01)

@@ -1,4 +1,4 @@
-"""One thing over one picture: its map, its grid, its points, or its masks with their tags, each on one pair of axes."""
+"""One thing over one image: its map, its grid, its points, or its masks with their tags."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -10,11 +10,11 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clip2sam.data.palette import RGB
 from clip2sam.errors import ImageError
 from clip2sam.visualize.canvas import (
     NEGATIVE,
     POSITIVE,
-    RGB,
     aspect_of,
     axes_for,
     canvas_of,
@@ -24,19 +24,17 @@ from clip2sam.visualize.canvas import (
     show_canvas,
     shrunk_mask,
 )
-from clip2sam.visualize.words import FONT, short, style
+from clip2sam.visualize.text import FONT, short, style
 
 
-def draw_picture(
+def draw_image(
     pixels: UInt8[np.ndarray, "height width 3"], *, ax: Axes | None = None, grey: bool = False
 ) -> Axes:
-    """The picture alone, in colour, or in light grey to lie under a heat overlay, whose colours are then the map's."""
+    """The image alone, in colour, or in light grey as the background of a heat overlay."""
     canvas = canvas_of(pixels)
     if grey:
-        light = cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)
-        canvas = cv2.cvtColor(
-            (80 + 0.65 * light).astype(np.uint8), cv2.COLOR_GRAY2RGB
-        )  # dark ones stay visible
+        light = 80 + 0.65 * cv2.cvtColor(canvas, cv2.COLOR_RGB2GRAY)  # dark images stay visible
+        canvas = cv2.cvtColor(light.astype(np.uint8), cv2.COLOR_GRAY2RGB)
     return show_canvas(canvas, pixels.shape[0], pixels.shape[1], ax)
 
 
@@ -48,24 +46,22 @@ def draw_map(
     limits: tuple[float, float] | None = None,
     alpha: float = 0.6,
 ) -> Axes:
-    """A similarity map as heat over the grey picture, with a colour bar of the raw scores on the right.
+    """A similarity map as heat over the grey image, with a colour bar of the raw scores.
 
-    The map covers the whole picture and is resized bilinearly. Cells that are not finite are drawn grey.
+    The map covers the whole image and is resized bilinearly. Cells that are not finite are grey.
 
     Args:
         similarity: raw scores of one label.
-        limits: the raw scores of the darkest and the brightest colour; None spreads the colours over this map's own
-            range (what min-max normalising does), given limits make several maps comparable.
-        alpha: how much of the heat there is, 0 to 1.
+        limits: the raw scores of the darkest and the brightest colour, which make several maps
+            comparable; None: this map's own range, as min-max scaling does.
+        alpha: opacity of the heat, 0 to 1.
     """
     height, width = pixels.shape[:2]
-    ax = draw_picture(pixels, ax=ax, grey=True)
+    ax = draw_image(pixels, ax=ax, grey=True)
     finite = np.isfinite(similarity)
     low, high = limits or _range(similarity[finite])
-    filled = np.where(finite, similarity, similarity[finite].mean() if finite.any() else 0).astype(
-        np.float32
-    )
-    heat = cv2.resize(filled, (512, 512), interpolation=cv2.INTER_LINEAR)
+    filled = np.where(finite, similarity, similarity[finite].mean() if finite.any() else 0)
+    heat = cv2.resize(filled.astype(np.float32), (512, 512), interpolation=cv2.INTER_LINEAR)
     bad = cv2.resize((~finite).astype(np.uint8), (512, 512), interpolation=cv2.INTER_NEAREST) > 0
     drawn = ax.imshow(
         np.ma.array(heat, mask=bad),
@@ -90,15 +86,16 @@ def draw_grid(
     ax: Axes | None = None,
     alpha: float = 0.5,
 ) -> Axes:
-    """The pooled grid that points are chosen on: its cells as heat over the grey picture, with their values.
+    """The pooled grid that points are chosen on: its cells as heat over the grey image, with their
+    values.
 
     Args:
-        grid: values 0 to 1, min-max normalised; cells that are not finite are grey and have no value. Values are left
-            out where the cells are too small to be written in.
+        grid: scaled to 0..1; cells that are not finite are grey and have no value. Values are left
+            out where the cells are too small for them.
     """
     height, width = pixels.shape[:2]
     rows, cols = grid.shape
-    ax = draw_picture(pixels, ax=ax, grey=True)
+    ax = draw_image(pixels, ax=ax, grey=True)
     ax.imshow(
         np.ma.masked_invalid(grid),
         extent=(0, width, height, 0),
@@ -116,7 +113,7 @@ def draw_grid(
         np.arange(1, cols) * width / cols, 0, height, colors="white", linewidth=0.5, alpha=0.7
     )
     wide, high = 72 * np.array(inches(ax)) / (cols, rows)  # of a cell, in points, like the font
-    # Values stand in the lower left corner: below or left of a point at the cell's centre, which takes 8 points.
+    # Values are in the lower left corner, beside a point marker at the cell's centre (8 points).
     size = min(FONT, max((high / 2 - 8) / 0.75, (wide / 2 - 8) / 2.3), high * 0.9, wide / 2.7)
     if size >= 5:
         _write_values(ax, grid, width / cols, height / rows, size)
@@ -126,10 +123,11 @@ def draw_grid(
 def draw_points(
     coords: Float[np.ndarray, "points 2"], labels: Int[np.ndarray, "points"], *, ax: Axes
 ) -> Axes:
-    """Points over a picture that is drawn already: positive ones orange plus signs, negative ones blue crosses.
+    """Points over an image that is drawn already: positive ones as orange plus signs, negative ones
+    as blue crosses.
 
     Args:
-        coords: (x, y) in continuous pixels of the original picture.
+        coords: (x, y) in continuous pixels of the original image.
         labels: 1 for positive, 0 for negative; others are not drawn.
     """
     halo = [patheffects.withStroke(linewidth=2.6, foreground="black")]
@@ -165,57 +163,50 @@ def draw_masks(
     numbered: bool = False,
     tagged: bool = True,
 ) -> Axes:
-    """Masks over the picture, filled and outlined, each with a tag of its name and score.
+    """Masks over the image, filled and outlined, each with a tag of its name and score.
 
-    Large masks are drawn first, so that small ones stay visible. Tags keep clear of each other where there is room;
-    one that had to move away from its mask is tied to it with a line.
+    Large masks are drawn first, so that small ones stay visible. Tags don't overlap where there is
+    room; a line connects a tag that had to move away with its mask.
 
     Args:
-        masks: at the picture's own size; an empty mask is not drawn and gets no tag.
-        names: one a mask; an empty one leaves the score alone on the tag.
+        masks: at the image's own size; an empty mask is not drawn and gets no tag.
+        names: one a mask; with an empty one the tag shows the score alone.
         colours: one a mask, see `colour`.
-        numbered: tags show the mask's place in the list, from 1, for where there are too many to name.
+        numbered: tags show the mask's position in the list, from 1: for too many masks to name.
         tagged: False for no tags at all.
 
     Raises:
-        ImageError: the masks are not of the picture's size.
+        ImageError: the masks are not of the image's size.
     """
     height, width = pixels.shape[:2]
     if masks.shape[1:] != (height, width):
         raise ImageError(
-            f"masks are {masks.shape[1]} x {masks.shape[2]} (height x width), the picture is {height} x {width}: "
-            "give masks at the picture's own size"
+            f"masks are {masks.shape[1]} x {masks.shape[2]} (height x width), the image is "
+            f"{height} x {width}: give masks at the image's own size"
         )
     canvas = canvas_of(pixels)
     small = [shrunk_mask(mask, canvas.shape[0], canvas.shape[1]) for mask in masks]
-    order = sorted(
-        (i for i in range(len(small)) if small[i].any()), key=lambda i: -int(small[i].sum())
-    )
+    drawn = [i for i, mask in enumerate(small) if mask.any()]
+    order = sorted(drawn, key=lambda i: -int(small[i].sum()))
     for i in order:
-        canvas[small[i]] = (canvas[small[i]] * 0.5 + np.array(colours[i]) * (255 * 0.5)).astype(
-            np.uint8
-        )
+        mixed = canvas[small[i]] * 0.5 + np.array(colours[i]) * (255 * 0.5)
+        canvas[small[i]] = mixed.astype(np.uint8)
     ax = axes_for(height, width, ax)
-    stroke = (
-        1.5 / 72 * max(canvas.shape[:2]) / max(inches(ax))
-    )  # 1.5 points, in pixels of the canvas
+    stroke = 1.5 / 72 * max(canvas.shape[:2]) / max(inches(ax))  # 1.5 points, in canvas pixels
     for i in order:
         _outline(canvas, small[i], colours[i], stroke)
     show_canvas(canvas, height, width, ax)
     if tagged:
-        tags = [
-            (
-                f"{i + 1}" if numbered else f"{short(names[i], 28)} {scores[i]:.2f}".lstrip(),
-                colours[i],
-            )
+        texts = [
+            f"{i + 1}" if numbered else f"{short(names[i], 28)} {scores[i]:.2f}".lstrip()
             for i in order
         ]
-        _draw_tags(ax, tags, [small[i] for i in order])
+        _draw_tags(ax, texts, [colours[i] for i in order], [small[i] for i in order])
     return ax
 
 
 def _range(values: Float[np.ndarray, "values"]) -> tuple[float, float]:
-    """The least and the greatest, or 0 and 1 where there is nothing."""
+    """The lowest and the highest, or 0 and 1 where there is no value."""
     return (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
 
 
@@ -225,7 +216,7 @@ def _outline(
     fill: RGB,
     stroke: float,
 ) -> None:
-    """Draw a mask's outline in its colour between two dark or light edges, whichever stands off from the colour."""
+    """Draw a mask's outline in its colour between two edges of the contrasting tone."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
     for tone, thickness in ((ink(fill), 2 * stroke), (fill, stroke)):
         cv2.drawContours(
@@ -236,30 +227,33 @@ def _outline(
 def _write_values(
     ax: Axes, grid: Float[np.ndarray, "grid_rows grid_cols"], wide: float, high: float, size: float
 ) -> None:
-    """Write the grid's finite values into its cells of so many picture pixels."""
+    """Write the grid's finite values into its cells, whose sides are in image pixels."""
     halo = [patheffects.withStroke(linewidth=1.6, foreground="black")]
-    style: dict[str, Any] = {
+    look: dict[str, Any] = {
         "color": "white",
         "fontsize": size,
         "va": "baseline",
         "path_effects": halo,
     }
     for row, col in np.argwhere(np.isfinite(grid)):
-        ax.text((col + 0.05) * wide, (row + 0.92) * high, f"{grid[row, col]:.2f}", **style)
+        ax.text((col + 0.05) * wide, (row + 0.92) * high, f"{grid[row, col]:.2f}", **look)
 
 
 # -- tags
 
 
 def _draw_tags(
-    ax: Axes, tags: Sequence[tuple[str, RGB]], masks: Sequence[Bool[np.ndarray, "rows cols"]]
+    ax: Axes,
+    texts: Sequence[str],
+    colours: Sequence[RGB],
+    masks: Sequence[Bool[np.ndarray, "rows cols"]],
 ) -> None:
-    """Write a tag for each mask, the last first: those of small masks, which have the least choice of places."""
-    dots = cast(Figure, ax.figure).dpi / 72  # all that follows is in pixels of the figure, y up
+    """Write a tag for each mask, the last (smallest) first: they have the fewest places to go."""
+    dots = cast(Figure, ax.figure).dpi / 72  # everything below is in figure pixels, y up
     pad = 0.3 * FONT * dots
     frame = np.array(ax.get_window_extent().extents)
     taken = np.zeros((0, 4))
-    for (text, fill), mask in reversed(list(zip(tags, masks, strict=True))):
+    for text, fill, mask in reversed(list(zip(texts, colours, masks, strict=True))):
         tag = ax.text(0, 0, "", fontsize=FONT, color=ink(fill), ha="left", va="bottom", zorder=6)
         tag.set(
             **style(text),
@@ -267,60 +261,62 @@ def _draw_tags(
         )
         box = tag.get_window_extent()
         size = np.array([box.width, box.height]) + 2 * pad
-        heart, bounds = _heart_and_bounds(mask, frame)
-        place = _free_place(size, heart, bounds, frame, taken)
+        centre, bounds = _centre_and_bounds(mask, frame)
+        place = _free_place(size, centre, bounds, frame, taken)
         taken = np.vstack([taken, np.concatenate([place, place + size])])
         tag.set_position(tuple(ax.transData.inverted().transform(place + pad)))
         outside = np.maximum(bounds[:2] - place - size, place - bounds[2:]).max()
-        if outside > size[1] / 2:  # too far from its mask to be read as its own
-            ends = ax.transData.inverted().transform(np.stack([place + size / 2, heart]))
+        if outside > size[1] / 2:  # so far from its mask that it needs a line
+            ends = ax.transData.inverted().transform(np.stack([place + size / 2, centre]))
             edge = [patheffects.withStroke(linewidth=2.4, foreground=ink(fill))]
             ax.plot(ends[:, 0], ends[:, 1], color=fill, linewidth=1, path_effects=edge, zorder=5)
 
 
-def _heart_and_bounds(
+def _centre_and_bounds(
     mask: Bool[np.ndarray, "rows cols"], frame: Float[np.ndarray, "4"]
 ) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "4"]]:
-    """A mask's point farthest from its edge (x, y) and its box (x0, y0, x1, y1), in the frame's y-up coordinates."""
+    """A mask's point farthest from its edge (x, y) and its box (x0, y0, x1, y1), in the frame's
+    coordinates, y up."""
     rows, cols = mask.shape
     depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)
     x, y, wide, high = cv2.boundingRect(mask.astype(np.uint8))
-    deep = np.argwhere(depth >= 0.95 * depth.max())  # of a long shape's whole spine the middle
+    deep = np.argwhere(depth >= 0.95 * depth.max())  # the middle of a long shape's spine
     row, col = deep[((deep - (y + high / 2, x + wide / 2)) ** 2).sum(axis=1).argmin()]
     scale = np.array([(frame[2] - frame[0]) / cols, (frame[1] - frame[3]) / rows])
     corner = np.array([frame[0], frame[3]])
-    heart = corner + scale * (col - 0.5, row - 0.5)
-    return heart, np.concatenate([corner + scale * (x, y + high), corner + scale * (x + wide, y)])
+    centre = corner + scale * (col - 0.5, row - 0.5)
+    return centre, np.concatenate([corner + scale * (x, y + high), corner + scale * (x + wide, y)])
 
 
 def _free_place(
     size: Float[np.ndarray, "2"],
-    heart: Float[np.ndarray, "2"],
+    centre: Float[np.ndarray, "2"],
     bounds: Float[np.ndarray, "4"],
     frame: Float[np.ndarray, "4"],
     taken: Float[np.ndarray, "tags 4"],
 ) -> Float[np.ndarray, "2"]:
-    """The lower left corner of the first place for a tag that covers no other tag, or else of the one covering least.
+    """The lower left corner of the first place where a tag covers no other tag, or else covers the
+    least.
 
-    Places in order: inside the mask if it is larger than the tag, above its box, below, right, left, then anywhere,
-    the nearest first. All within the frame, if the tag fits in it.
+    Places in order: inside the mask if it is larger than the tag, above its box, below, right,
+    left, then anywhere, the nearest first. All are within the frame if the tag fits in it.
     """
     wide, high = size
     low, top = bounds[:2], bounds[2:]
     near = [
         (low[0], top[1]),
         (low[0], low[1] - high),
-        (top[0], heart[1] - high / 2),
-        (low[0] - wide, heart[1] - high / 2),
+        (top[0], centre[1] - high / 2),
+        (low[0] - wide, centre[1] - high / 2),
     ]
     if (top - low > 1.3 * size).all():
-        near.insert(0, tuple(heart - size / 2))
+        near.insert(0, tuple(centre - size / 2))
     step = np.maximum(size / 2, (frame[2:] - frame[:2]) / 40)
     grid = np.meshgrid(
         np.arange(frame[0], frame[2], step[0]), np.arange(frame[1], frame[3], step[1])
     )
     far = np.stack(grid, axis=-1).reshape(-1, 2)
-    far = far[np.argsort(((far + size / 2 - heart) ** 2).sum(axis=1), kind="stable")]
+    far = far[np.argsort(((far + size / 2 - centre) ** 2).sum(axis=1), kind="stable")]
     places = np.concatenate([np.array(near), far])
     places = np.maximum(np.minimum(places, frame[2:] - size), frame[:2])
     covered = np.minimum(places[:, None] + size, taken[:, 2:]) - np.maximum(

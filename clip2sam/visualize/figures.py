@@ -1,10 +1,10 @@
-"""Whole figures: one label in three panels, all masks of a picture, a contact sheet; and their way into a file."""
+"""Whole figures: one label in three panels, all masks of an image; and writing them to a file."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -12,13 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from clip2sam.data.files import atomic_file
 from clip2sam.data.images import Image
-from clip2sam.errors import ConfigError, ImageError
-from clip2sam.visualize.canvas import RGB, Picture, colour, fit, place_axes
-from clip2sam.visualize.draw import draw_grid, draw_map, draw_masks, draw_picture, draw_points
-from clip2sam.visualize.words import FONT, short, style, write
+from clip2sam.data.palette import RGB, colour
+from clip2sam.errors import ConfigError
+from clip2sam.visualize.canvas import NotebookFigure, fit, place_axes
+from clip2sam.visualize.draw import draw_grid, draw_map, draw_masks, draw_points
+from clip2sam.visualize.text import FONT, short, style, write
 
-_TAGGED = 12  # beyond so many masks, tags carry a number and the legend says whose it is
+_TAGGED = 12  # with more masks than this, tags are numbers and the legend explains them
 _ENTRIES = 60  # the legend's length
 
 
@@ -52,7 +54,7 @@ class Drawable(Protocol):
     def scores(self) -> Float[np.ndarray, "masks"]: ...
     @property
     def class_names(self) -> Sequence[str]:
-        """All classes asked, in order; maps, grids and presence have a row for each."""
+        """All classes requested, in order; maps, grids and presence have a row for each."""
 
     @property
     def label_indices(self) -> Int[np.ndarray, "masks"]:
@@ -85,44 +87,56 @@ def label_figure(
     *,
     absent: str = "",
     fill: RGB | None = None,
-) -> Picture:
-    """One label of one picture in three panels: similarity map, grid with points, masks.
+) -> NotebookFigure:
+    """One label of one image in three panels: similarity map, grid with points, masks.
 
-    The panels are side by side, or one above the other where the picture is more than twice as wide as high.
+    The panels are side by side, or one above the other where the image is more than twice as wide
+    as high.
 
     Args:
         similarity: raw scores of the label.
         grid: the pooled grid, 0 to 1.
         points: one array a prompt: x, y in continuous pixels, and 1 (positive) or 0 (negative).
-        masks: this label's masks, at the picture's own size; there may be none.
+        masks: this label's masks, at the image's own size; there may be none.
         presence: the score that the presence decision was taken on.
         absent: why the label has no mask, if it has none.
         fill: the class's colour, `colour(0)` when left out.
 
     Raises:
-        ImageError: the masks are not of the picture's size.
+        ImageError: the masks are not of the image's size.
     """
     figure, (left, middle, right) = _three_panels(pixels.shape[0], pixels.shape[1])
     found = f"absent: {absent}" if absent else "no mask"
     if len(masks):
         found = f"mask score {', '.join(f'{score:.2f}' for score in scores[:8])}"
     wide, high = figure.get_size_inches()
+    line = short(f"presence {presence:.3f}  ·  {found}", int((wide - 0.4) * 13))
     write(figure, 0.2, high - 0.15, short(name, 36), size=13.0)
-    write(
-        figure,
-        0.2,
-        high - 0.42,
-        short(f"presence {presence:.3f}  ·  {found}", int((wide - 0.4) * 13)),
-        size=FONT,
-    )
+    write(figure, 0.2, high - 0.42, line, size=FONT)
 
     draw_map(pixels, similarity, ax=left)
     left.set_title("similarity map, raw scores", fontsize=FONT, y=1.0)
-    draw_grid(pixels, grid, ax=middle)
-    rows = np.concatenate([np.zeros((0, 3)), *points])
-    draw_points(rows[:, :2], rows[:, 2].astype(int), ax=middle)
-    middle.set_title(f"{grid.shape[0]} x {grid.shape[1]} grid and points", fontsize=FONT, y=1.0)
-    middle.legend(
+    draw_grid_and_points(pixels, grid, np.concatenate([np.zeros((0, 3)), *points]), middle)
+    draw_masks(pixels, masks, [""] * len(masks), scores, [fill or colour(0)] * len(masks), ax=right)
+    right.set_title(("no mask", "mask", "masks")[min(len(masks), 2)], fontsize=FONT, y=1.0)
+    return figure
+
+
+def draw_grid_and_points(
+    pixels: UInt8[np.ndarray, "height width 3"],
+    grid: Float[np.ndarray, "grid_rows grid_cols"],
+    points: Float[np.ndarray, "points 3"],
+    ax: Axes,
+) -> None:
+    """The pooled grid with its points, a title and a legend.
+
+    Args:
+        points: x, y in continuous pixels, and 1 (positive) or 0 (negative).
+    """
+    draw_grid(pixels, grid, ax=ax)
+    draw_points(points[:, :2], points[:, 2].astype(int), ax=ax)
+    ax.set_title(f"{grid.shape[0]} x {grid.shape[1]} grid and points", fontsize=FONT, y=1.0)
+    ax.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, 0),
         ncols=2,
@@ -130,9 +144,6 @@ def label_figure(
         fontsize=FONT - 1,
         handletextpad=0.2,
     )
-    draw_masks(pixels, masks, [""] * len(masks), scores, [fill or colour(0)] * len(masks), ax=right)
-    right.set_title(("no mask", "mask", "masks")[min(len(masks), 2)], fontsize=FONT, y=1.0)
-    return figure
 
 
 def overview_figure(
@@ -143,39 +154,27 @@ def overview_figure(
     colours: Sequence[RGB],
     *,
     absent: Sequence[tuple[str, float]] = (),
-) -> Picture:
-    """All masks of one picture, with a legend on the right and the absent labels underneath.
+) -> NotebookFigure:
+    """All masks of one image, with a legend on the right and the absent labels underneath.
 
-    Up to twelve masks carry their name and score; more carry numbers, which the legend explains.
+    Tags show name and score; with more than twelve masks, numbers that the legend explains.
 
     Args:
         masks, names, scores, colours: as for `draw_masks`.
-        absent: labels judged absent, with their presence scores.
+        absent: absent labels with their presence scores.
 
     Raises:
-        ImageError: the masks are not of the picture's size.
+        ImageError: the masks are not of the image's size.
     """
     numbered = len(masks) > _TAGGED
-    if numbered:
-        entries = [
-            (f"{i + 1}  {short(name, 28)} {scores[i]:.2f}", colours[i])
-            for i, name in enumerate(names)
-        ]
-    else:
-        counts = {name: list(names).count(name) for name in names}
-        entries = [
-            (short(name, 28) + (f" ({n})" if n > 1 else ""), colours[list(names).index(name)])
-            for name, n in counts.items()
-        ]
     wide, high = fit(pixels.shape[0], pixels.shape[1], 8.5, 6.5)
-    figure = Picture(figsize=(wide + 0.4, high + 0.8))
+    figure = NotebookFigure(figsize=(wide + 0.4, high + 0.8))
     ax = place_axes(figure, 0.2, 0.4, wide, high)
+    entries = _entries(names, scores, colours, numbered)
     legend_wide, legend_high = _draw_legend(ax, entries, rows=max(10, int(high / 0.22)))
     # The legend's size is known only now: make room for it.
-    total_wide, total_high = (
-        max(wide + 0.4 + legend_wide, 4.0),
-        max(high, legend_high) + (0.75 if absent else 0.5),
-    )
+    total_wide = max(wide + 0.4 + legend_wide, 4.0)
+    total_high = max(high, legend_high) + (0.75 if absent else 0.5)
     figure.set_size_inches(total_wide, total_high)
     ax.set_position(
         (0.2 / total_wide, 1 - (0.35 + high) / total_high, wide / total_wide, high / total_high)
@@ -188,8 +187,8 @@ def overview_figure(
     return figure
 
 
-def result_figure(result: Drawable) -> Picture:
-    """All masks of a result on its picture: `overview_figure` with each class in its own colour."""
+def result_figure(result: Drawable) -> NotebookFigure:
+    """All masks of a result on its image: `overview_figure` with each class in its own colour."""
     colours = [colour(int(i)) for i in result.label_indices]
     absent = [(a.label, a.score) for a in result.absent]
     return overview_figure(
@@ -197,8 +196,8 @@ def result_figure(result: Drawable) -> Picture:
     )
 
 
-def result_label_figure(result: Drawable, index: int) -> Picture:
-    """One class of a result, by its index in `class_names`: `label_figure` with its map, grid, points and masks."""
+def result_label_figure(result: Drawable, index: int) -> NotebookFigure:
+    """`label_figure` of one class of a result, by its index in `class_names`."""
     mine = np.flatnonzero(result.label_indices == index)
     name = result.class_names[index]
     return label_figure(
@@ -215,37 +214,14 @@ def result_label_figure(result: Drawable, index: int) -> Picture:
     )
 
 
-def contact_sheet(images: Sequence[UInt8[np.ndarray, "_ _ 3"]], titles: Sequence[str]) -> Picture:
-    """Many small pictures on one sheet, up to six in a row, each with its title.
-
-    Raises:
-        ImageError: there is not one title for every picture, or there is no picture.
-    """
-    if len(images) != len(titles) or not images:
-        raise ImageError(
-            f"a contact sheet needs one title for every picture: got {len(images)} pictures, {len(titles)} titles"
-        )
-    cols = min(len(images), 6)
-    rows = -(-len(images) // cols)
-    figure = Picture(figsize=(cols * 2.0 + 0.1, rows * 2.2 + 0.1))
-    for i, (pixels, title) in enumerate(zip(images, titles, strict=True)):
-        wide, high = fit(pixels.shape[0], pixels.shape[1], 1.9, 1.9)
-        left, top = 0.1 + 2.0 * (i % cols), figure.get_figheight() - 0.1 - 2.2 * (i // cols)
-        draw_picture(
-            pixels, ax=place_axes(figure, left + (1.9 - wide) / 2, top - 0.2 - high, wide, high)
-        )
-        write(figure, left, top, short(title, 28), size=FONT - 1)
-    return figure
-
-
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure as PNG, JPEG, PDF or SVG by the path's ending, at 150 dots an inch.
 
-    The file appears whole or not at all: it is written beside its place and renamed. Folders are made.
+    The file is written whole or not at all. Missing folders are made.
 
     Raises:
         ConfigError: the path's ending names no known format.
-        OSError: the file can't be written.
+        OutputError: the file can't be written; an older one stays as it was.
     """
     path = Path(path)
     kind = path.suffix.lower().lstrip(".")
@@ -253,37 +229,50 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         raise ConfigError(
             f"can't write a figure as {path.name!r}: let the name end in .png, .jpg, .pdf or .svg"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".clip2sam-{uuid4().hex}.tmp")
-    try:
-        figure.savefig(temporary, format=kind, dpi=150)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        figure.savefig(file, format=kind, dpi=150)
 
 
 # -- panels and legend
 
 
-def _three_panels(height: int, width: int) -> tuple[Picture, list[Axes]]:
-    """A figure with room for two title lines, three panels with titles, a colour bar right of the first, a legend."""
+def _three_panels(height: int, width: int) -> tuple[NotebookFigure, list[Axes]]:
+    """A figure with two title lines, three panels with titles, a colour bar beside the first, and a
+    legend below the second."""
     top, heading, bar, legend = 0.6, 0.3, 0.75, 0.35
     if width > 2 * height:
         wide, high = fit(height, width, 8.0, 4.0)
-        figure = Picture(figsize=(wide + bar + 0.2, top + 3 * (heading + high) + legend + 0.1))
+        figure = NotebookFigure(
+            figsize=(wide + bar + 0.2, top + 3 * (heading + high) + legend + 0.1)
+        )
         tops = [top + heading, top + 2 * heading + high, top + 3 * heading + 2 * high + legend]
         places = [(0.2, figure.get_figheight() - t - high) for t in tops]
     else:
         wide, high = fit(height, width, 4.2, 4.2)
         slot = max(wide, 1.8)
-        figure = Picture(figsize=(3 * slot + bar + 0.6, top + heading + high + legend))
+        figure = NotebookFigure(figsize=(3 * slot + bar + 0.6, top + heading + high + legend))
         lefts = (0.2, 0.2 + slot + bar, 0.4 + 2 * slot + bar)
         places = [(left + (slot - wide) / 2, legend) for left in lefts]
     return figure, [place_axes(figure, left, bottom, wide, high) for left, bottom in places]
 
 
+def _entries(
+    names: Sequence[str],
+    scores: Float[np.ndarray, "masks"],
+    colours: Sequence[RGB],
+    numbered: bool,
+) -> list[tuple[str, RGB]]:
+    """The legend's entries: each mask with its number, or each name with its number of masks."""
+    if numbered:
+        rows = enumerate(zip(names, scores, colours, strict=True), 1)
+        return [(f"{i}  {short(n, 28)} {score:.2f}", fill) for i, (n, score, fill) in rows]
+    fills = dict(zip(reversed(names), reversed(colours), strict=True))  # the first of each name
+    counts = Counter(names)
+    return [(short(n, 28) + (f" ({k})" if k > 1 else ""), fills[n]) for n, k in counts.items()]
+
+
 def _draw_legend(ax: Axes, entries: Sequence[tuple[str, RGB]], rows: int) -> tuple[float, float]:
-    """A legend right of the axes, in columns of so many rows; its (width, height) in inches."""
+    """A legend right of the axes, in columns of `rows` entries; its (width, height) in inches."""
     if not entries:
         return 0.0, 0.0
     shown = list(entries[:_ENTRIES])
@@ -291,7 +280,8 @@ def _draw_legend(ax: Axes, entries: Sequence[tuple[str, RGB]], rows: int) -> tup
     if len(entries) > len(shown):
         shown.append((f"and {len(entries) - len(shown)} more", (0.0, 0.0, 0.0)))
         handles.append(Patch(facecolor="none", edgecolor="none"))
-    # The names are set afterwards: before matplotlib 3.10, legends leave out any that begins with "_".
+    # Names are set afterwards: before matplotlib 3.10, a legend leaves out those that begin with
+    # "_".
     legend = ax.legend(
         handles,
         ["name"] * len(handles),
@@ -311,11 +301,8 @@ def _draw_legend(ax: Axes, entries: Sequence[tuple[str, RGB]], rows: int) -> tup
 
 
 def _absent_line(absent: Sequence[tuple[str, float]]) -> str:
-    """The absent labels, the likeliest first, as many as make sense on a line."""
+    """The absent labels, those with the highest scores first, up to eight."""
     ranked = sorted(absent, key=lambda pair: -pair[1])
+    listed = ", ".join(f"{short(name, 24)} {score:.3f}" for name, score in ranked[:8])
     more = f" and {len(ranked) - 8} more" if len(ranked) > 8 else ""
-    return (
-        "absent: "
-        + ", ".join(f"{short(name, 24)} {score:.3f}" for name, score in ranked[:8])
-        + more
-    )
+    return f"absent: {listed}{more}"

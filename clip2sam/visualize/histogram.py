@@ -1,29 +1,33 @@
-"""The presence scores of a run as histograms, a row a class, with its threshold: what thresholds are chosen from."""
+"""The presence scores of a run as histograms, one row a class, with its threshold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from clip2sam.visualize.words import short, style
+from clip2sam.visualize.text import short, style
 
 DRAWN = 100
-"""Classes on the picture; the summary has them all."""
+"""Classes in the figure; the summary has them all."""
 
 
 @runtime_checkable
 class Scores(Protocol):
     """A class's presence scores."""
 
-    name: str
-    threshold: float | None
-    histogram: dict[float, int]
-    """Lower edge of each bin that is not empty, and number of pictures in it."""
+    @property
+    def name(self) -> str: ...
+    @property
+    def threshold(self) -> float | None: ...
+    @property
+    def histogram(self) -> Mapping[float, int]:
+        """Lower edge of each bin that is not empty, and the number of images in it."""
 
 
 def presence_figure(classes: Sequence[Scores], width: float) -> Figure:
-    """All histograms on one axis of scores, the first class on top. Heights are logarithms, on one scale for all.
+    """All histograms on one axis of scores, the first class on top. Heights are logarithmic, on one
+    scale for all.
 
     Args:
         width: of a bin.
@@ -52,7 +56,6 @@ def presence_figure(classes: Sequence[Scores], width: float) -> Figure:
         tick.set(fontsize=8, **style(short(found.name, 32)))
     ax.set_xlabel("presence score")
     more = f"; the first {DRAWN} of {len(classes)} classes" if len(classes) > DRAWN else ""
-    ax.set_title(
-        f"pictures by presence score (up to {most} in a bin); red: the threshold{more}", fontsize=9
-    )
+    title = f"images by presence score (up to {most} in a bin); red: the threshold{more}"
+    ax.set_title(title, fontsize=9)
     return figure

@@ -1,4 +1,4 @@
-"""How a person's own words are written into figures: as they are, in any script."""
+"""How labels are written into figures: as typed, in any script."""
 
 import unicodedata
 from functools import lru_cache
@@ -41,18 +41,16 @@ def glyphs(family: str) -> frozenset[int]:
 
 
 def style(text: str) -> dict[str, Any]:
-    """How to write a person's words, as properties of a matplotlib Text: as they are, "$" and "\\" included.
+    """How to write a label, as properties of a matplotlib Text: as typed, "$" and "\\" included.
 
-    A character that no installed font has is drawn as an empty box (install a font such as Noto Sans CJK for it),
-    control characters as spaces.
+    A character that no installed font has is drawn as an empty box (install a font such as Noto
+    Sans CJK for it), control characters as spaces.
     """
     families, written = ["DejaVu Sans"], ""
     for letter in text:
         kind = unicodedata.category(letter)
-        if (
-            kind == "Cf" and letter not in "\u200c\u200d"
-        ):  # invisible, and could turn the writing's direction
-            continue
+        if kind == "Cf" and letter not in "\u200c\u200d":
+            continue  # invisible, and may change the direction of writing
         if kind in ("Cc", "Zs", "Zl", "Zp"):
             letter = " "
         family = next(
@@ -67,7 +65,7 @@ def style(text: str) -> dict[str, Any]:
 
 
 def short(text: str, columns: int) -> str:
-    """A text cut with an ellipsis to so many columns; those of East Asian scripts take two."""
+    """A text cut to a number of columns, with an ellipsis; East Asian letters take two columns."""
     used = 0
     for i, letter in enumerate(text):
         used += 2 if unicodedata.east_asian_width(letter) in "WF" else 1
@@ -77,6 +75,7 @@ def short(text: str, columns: int) -> str:
 
 
 def write(figure: Figure, left: float, top: float, text: str, size: float = FONT + 1) -> None:
-    """A line of text whose upper left corner is at a place in inches, from the left and the bottom."""
+    """A line of text; its upper left corner is (left, top) inches from the figure's lower left
+    one."""
     wide, high = figure.get_size_inches()
     figure.text(left / wide, top / high, "", fontsize=size, va="top").set(**style(text))
