@@ -1,4 +1,4 @@
-"""COCO files: what pycocotools makes of them, masks there and back, every fault found, no file half written."""
+"""COCO: masks there and back, documents that pycocotools reads, every fault found."""
 
 import copy
 import io
@@ -16,21 +16,14 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from clip2sam.coco.document import (
-    area_and_box,
-    coco_document,
-    coco_results,
-    decode_rle,
-    encode_mask,
-    rle_to_polygons,
-    run_lengths,
-    write_atomically,
-    write_coco,
-)
+from clip2sam.coco.document import coco_document
+from clip2sam.coco.polygons import joined_polygons, rle_to_polygons
+from clip2sam.coco.rle import area_and_box, decode_rle, encode_mask, run_lengths
 from clip2sam.coco.validate import Violation, validate
-from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
+from clip2sam.coco.write import write_coco
+from clip2sam.data.labels import LabelClass, as_label_set
 from clip2sam.data.records import Annotation, ImageRecord
-from clip2sam.errors import CocoError
+from clip2sam.errors import CocoError, OutputError
 
 # pycocotools' own decoding
 pytestmark = pytest.mark.filterwarnings(
@@ -62,39 +55,44 @@ def area_by_corners(polygon: list[float]) -> float:
     return abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
-LABELS = LabelSet(
-    (
-        LabelClass("person", ("person",)),
-        LabelClass("traffic light", ("traffic light",), supercategory="street"),
-        LabelClass("犬", ("dog",)),
-        LabelClass("sky", ("sky",), distractor=True),
-    )
+CLASSES = (
+    LabelClass("person", ("person",)),
+    LabelClass("traffic light", ("traffic light",), supercategory="street"),
+    LabelClass("犬", ("dog",)),
 )
-RECORDS = [
-    ImageRecord("b/one.jpg", 60, 80),
-    ImageRecord("empty.png", 5, 7),
-    ImageRecord("a.jpg", 40, 40),
-]
 
 
 def annotation(label: str, mask: np.ndarray, score: float) -> Annotation:
     return Annotation(label, encode_mask(mask), score)
 
 
-FOUND = [
-    [
-        annotation("traffic light", ring(), 0.75),
-        annotation("person", disk(60, 80, 10, 10, 8), 0.5),
-        annotation("person", np.zeros((60, 80), bool), 0.9),
-    ],
-    [],
-    [annotation("犬", disk(40, 40, 40, 40, 20), 1.0), annotation("犬", disk(40, 40, 5, 5, 2), 0.0)],
-]
+RECORDS = (
+    ImageRecord(
+        1,
+        "b/one.jpg",
+        (60, 80),
+        annotations=(
+            annotation("traffic light", ring(), 0.75),
+            annotation("person", disk(60, 80, 10, 10, 8), 0.5),
+            annotation("person", np.zeros((60, 80), bool), 0.9),
+        ),
+    ),
+    ImageRecord(2, "empty.png", (5, 7), "empty"),
+    ImageRecord(
+        3,
+        "a.jpg",
+        (40, 40),
+        annotations=(
+            annotation("犬", disk(40, 40, 40, 40, 20), 1.0),
+            annotation("犬", disk(40, 40, 5, 5, 2), 0.0),
+        ),
+    ),
+)
 
 
 @pytest.fixture
 def document() -> dict:
-    return coco_document(RECORDS, FOUND, LABELS)
+    return coco_document(RECORDS, CLASSES)
 
 
 # --- masks ---
@@ -152,7 +150,7 @@ def test_polygons_are_exactly_their_mask(mask):
     assert all(type(v) is float for p in polygons for v in p)
     assert all(v == round(v) for p in polygons for v in p)
     assert len(polygons) == len(rle_to_polygons(encode_mask(mask.T)))
-    # two ways to fill that know nothing of each other: by columns, and by the corners alone, where a hole must count
+    # two independent areas: from the corners alone, where a hole must count, and by filling
     assert sum(map(area_by_corners, polygons)) == mask.sum()
     if mask.any():
         assert np.array_equal(drawn(polygons, *mask.shape), mask)
@@ -178,6 +176,15 @@ def test_each_part_has_a_polygon_and_holes_are_cut_out_of_theirs():
     assert sum(map(area_by_corners, polygons)) == mask.sum()
 
 
+def test_parts_and_holes_of_a_mask_survive_as_one_ring():
+    mask = ring()
+    mask[0:3, 0:3] = True
+    mask[50:55, 70:80] = True
+    joined = joined_polygons(rle_to_polygons(encode_mask(mask)))
+    assert np.array_equal(drawn([joined.ravel().tolist()], 60, 80), mask)
+    assert area_by_corners(joined.ravel().tolist()) == mask.sum()
+
+
 # --- documents ---
 
 
@@ -200,61 +207,71 @@ def test_the_document(document):
     assert {r["iscrowd"] for r in rows} == {0}
     assert (document["licenses"], type(document["info"])) == ([], dict)
     assert validate(document) == []
-    assert coco_document(RECORDS, FOUND, LABELS) == document
-    assert coco_document(RECORDS, FOUND, LABELS, info={"year": 2001})["info"] == {"year": 2001}
+    assert coco_document(iter(RECORDS), CLASSES) == document
+    assert coco_document(RECORDS, CLASSES, info={"year": 2001})["info"] == {"year": 2001}
+
+
+def test_boxes_are_x_y_width_height_of_a_mask_off_the_origin_and_off_the_diagonal():
+    mask = np.zeros((30, 50), bool)
+    mask[4:9, 20:32] = True  # rows 4 to 8: y and height; columns 20 to 31: x and width
+    found = (annotation("person", mask, 0.123456789),)
+    for polygons in (False, True):
+        document = coco_document(
+            [ImageRecord(7, "a.png", (30, 50), annotations=found)], CLASSES, polygons=polygons
+        )
+        (row,) = document["annotations"]
+        assert (row["bbox"], row["area"]) == ([20, 4, 12, 5], 60)
+        assert (row["id"], row["image_id"], row["category_id"]) == (1, 7, 1)
+        assert (row["iscrowd"], row["score"]) == (0, 0.123456789)
+        assert document["images"] == [{"id": 7, "file_name": "a.png", "height": 30, "width": 50}]
+        assert validate(document) == []
+
+
+def test_an_image_whose_masks_are_all_empty_stays_without_annotations():
+    empty = annotation("person", np.zeros((5, 7), bool), 0.9)
+    document = coco_document([ImageRecord(1, "a.png", (5, 7), annotations=(empty,))], CLASSES)
+    assert (len(document["images"]), document["annotations"]) == (1, [])
 
 
 def test_the_document_shares_nothing_with_what_it_is_made_of(document):
-    before = copy.deepcopy(FOUND[0][0].rle)
+    before = copy.deepcopy(RECORDS[0].annotations[0].rle)
     document["annotations"][0]["segmentation"]["size"].reverse()
-    assert FOUND[0][0].rle == before
+    assert RECORDS[0].annotations[0].rle == before
+
+
+def one(*annotations: Annotation, size=(60, 80), name="x") -> list[ImageRecord]:
+    return [ImageRecord(1, name, size, annotations=annotations)]
 
 
 @pytest.mark.parametrize(
-    ("records", "found", "words"),
+    ("records", "words"),
     [
-        (RECORDS, FOUND[:2], "expected annotations for each of 3 images, got 2"),
-        ([RECORDS[0]] * 2, [[], []], "image 2: 'b/one.jpg' is given twice, first as image 1"),
         (
-            [ImageRecord("/a.jpg", 2, 2)],
-            [[]],
-            "image 1: expected a POSIX path .* got the absolute '/a.jpg'",
+            [RECORDS[0], ImageRecord(5, "b/one.jpg", (60, 80))],
+            "image 5: 'b/one.jpg' is given twice, first as image 1",
         ),
+        ([*one(), ImageRecord(1, "y", (2, 2))], "image 1: expected an id of its own, 'x' has it"),
+        (one(name="/a.jpg"), "image 1: expected a POSIX path .* got the absolute '/a.jpg'"),
+        (one(annotation("cat", ring(), 0.5)), r"x, 'cat': expected one of the labels \['per"),
+        (one(annotation("person", ring(), 1.5)), "expected a score from 0 to 1, got 1.5"),
+        (one(annotation("person", ring(), np.nan)), "expected a score from 0 to 1, got nan"),
         (
-            [ImageRecord("x", 60, 80)],
-            [[annotation("cat", ring(), 0.5)]],
-            r"x, 'cat': expected one of the labels \['per",
-        ),
-        (
-            [ImageRecord("x", 60, 80)],
-            [[annotation("sky", ring(), 0.5)]],
-            "x, 'sky': expected one of the labels",
-        ),
-        (
-            [ImageRecord("x", 60, 80)],
-            [[annotation("person", ring(), 1.5)]],
-            "expected a score from 0 to 1, got 1.5",
-        ),
-        (
-            [ImageRecord("x", 60, 80)],
-            [[annotation("person", ring(), np.nan)]],
-            "expected a score from 0 to 1, got nan",
-        ),
-        (
-            [ImageRecord("x", 80, 60)],
-            [[annotation("person", ring(), 0.5)]],
+            one(annotation("person", ring(), 0.5), size=(80, 60)),
             r"width\] \[80, 60\], got \[60, 80\]",
         ),
         (
-            [ImageRecord("x", 2, 2)],
-            [[Annotation("person", {"size": [2, 2], "counts": "9"}, 0.5)]],
-            "that sum to 4",
+            one(Annotation("person", {"size": [2, 2], "counts": "9"}, 0.5), size=(2, 2)),
+            "x, 'person': .* that sum to 4",
+        ),
+        (
+            [ImageRecord(4, "cut.jpg", state="failed", reason="it is cut")],
+            r"image 4: 'cut\.jpg' failed \(it is cut\); leave it out",
         ),
     ],
 )
-def test_what_would_not_be_coco_is_refused(records, found, words):
+def test_what_would_not_be_coco_is_refused(records, words):
     with pytest.raises(CocoError, match=words):
-        coco_document(records, found, LABELS)
+        coco_document(records, CLASSES)
 
 
 def coco_of(path: Path) -> COCO:
@@ -264,19 +281,17 @@ def coco_of(path: Path) -> COCO:
 
 @pytest.mark.parametrize("polygons", [False, True])
 def test_pycocotools_loads_it_and_it_agrees_with_itself(tmp_path, polygons):
-    document = coco_document(RECORDS, FOUND, LABELS, polygons=polygons)
-    results = coco_results(document)
+    document = coco_document(RECORDS, CLASSES, polygons=polygons)
     write_coco(tmp_path / "data.json", document)
-    write_coco(tmp_path / "results.json", results)
+    write_coco(tmp_path / "results.json", results_of(RECORDS))
     assert validate(tmp_path / "data.json") == []
     assert validate(tmp_path / "results.json", tmp_path / "data.json") == []
-    assert all(set(r) == {"image_id", "category_id", "segmentation", "score"} for r in results)
     truth = coco_of(tmp_path / "data.json")
     for row, record in zip(
         document["annotations"], [RECORDS[0]] * 2 + [RECORDS[2]] * 2, strict=True
     ):
         mask = truth.annToMask(row)
-        assert mask.shape == (record.height, record.width)
+        assert mask.shape == record.size
         assert mask.sum() == row["area"]
     for kind in ("segm", "bbox"):
         with redirect_stdout(io.StringIO()):
@@ -287,10 +302,10 @@ def test_pycocotools_loads_it_and_it_agrees_with_itself(tmp_path, polygons):
         assert evaluation.stats[0] == pytest.approx(1.0), kind
 
 
-def test_results_need_scores(document):
-    del document["annotations"][2]["score"]
-    with pytest.raises(CocoError, match="annotation 3: expected a score, got none"):
-        coco_results(document)
+def results_of(records) -> list[dict]:
+    """COCO results of records: the rows of the dataset with nothing but masks and scores."""
+    keys = ("image_id", "category_id", "segmentation", "score")
+    return [{k: row[k] for k in keys} for row in coco_document(records, CLASSES)["annotations"]]
 
 
 # --- files ---
@@ -308,7 +323,7 @@ def test_the_file_is_utf8_and_the_same_each_time(tmp_path, document):
 
 def test_file_names_that_are_not_utf8_survive(tmp_path):
     name = os.fsdecode(b"caf\xe9 \xf0\x9f\x90\x95.jpg")
-    write_coco(tmp_path / "data.json", coco_document([ImageRecord(name, 2, 2)], [[]], LABELS))
+    write_coco(tmp_path / "data.json", coco_document([ImageRecord(1, name, (2, 2))], CLASSES))
     (tmp_path / "data.json").read_text(encoding="utf-8")
     assert coco_of(tmp_path / "data.json").imgs[1]["file_name"] == name
     assert validate(tmp_path / "data.json") == []
@@ -328,46 +343,9 @@ def test_an_invalid_document_is_not_written(tmp_path, document):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
-def test_a_failing_write_leaves_the_old_file_and_nothing_else(
-    tmp_path, monkeypatch, document, step
-):
-    path = tmp_path / "data.json"
-    path.write_text("the old one")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(step, full)
-    with pytest.raises(
-        CocoError, match=r"data\.json: can't be written \(No space left on device\)"
-    ):
-        write_coco(path, document)
-    assert path.read_text() == "the old one"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_killed_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "data.json"
-    path.write_text("the old one")
-    child = os.fork()
-    if child == 0:
-        try:
-            os.fsync = lambda _: os._exit(
-                9
-            )  # after the bytes are written, before the file has its name
-            write_atomically(path, b"x" * 100_000)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-    assert path.read_text() == "the old one"
-
-
-def test_places_that_can_t_be_written(tmp_path, document):
-    for path in (tmp_path / "missing" / "data.json", tmp_path):
-        with pytest.raises(CocoError, match="can't be written"):
-            write_coco(path, document)
+def test_a_document_that_can_t_be_written_is_an_error_of_the_output(tmp_path, document):
+    with pytest.raises(OutputError, match="can't be written"):
+        write_coco(tmp_path, document)
 
 
 # --- validation ---
@@ -584,8 +562,8 @@ def test_polygons_that_overlap_may_have_either_area(document):
         (b"\xef\xbb\xbf{}", "expected JSON, got: Unexpected UTF-8 BOM"),
         (b"[" * 200_000, "nested too deep"),
         (b"1" * 5000, "expected JSON, got: Exceeds the limit"),
-        (b'"text"', "expected an object (a data set) or a list (results), got 'text'"),
-        (b"null", "expected an object (a data set) or a list (results), got None"),
+        (b'"text"', "expected an object (a dataset) or a list (results), got 'text'"),
+        (b"null", "expected an object (a dataset) or a list (results), got None"),
         (b"\x80\x04K\x01.", "expected UTF-8"),
     ],
 )
@@ -621,7 +599,7 @@ def test_what_only_a_file_can_have(tmp_path, document):
 
 
 def test_results(document):
-    results = coco_results(document)
+    results = results_of(RECORDS)
     assert validate([]) == []
     assert validate(results) == []
     assert validate(results, document) == []
@@ -641,7 +619,7 @@ def test_results(document):
     assert [v.place for v in validate(results, "missing.json")] == ["against"]
     no_image = copy.deepcopy(results)
     no_image[0]["image_id"] = 99
-    assert validate(no_image) == [], "without the data set, nobody can know"
+    assert validate(no_image) == [], "without the dataset, nobody can know"
 
 
 json_values = st.recursive(
@@ -656,7 +634,7 @@ json_values = st.recursive(
 @settings(max_examples=60)
 @given(data=st.data())
 def test_garbage_anywhere_is_a_report_and_no_traceback(data):
-    document = coco_document(RECORDS, FOUND, LABELS)
+    document = coco_document(RECORDS, CLASSES)
     node = document
     while isinstance(node, dict | list) and node:
         keys = list(node) if isinstance(node, dict) else list(range(len(node)))
@@ -690,19 +668,19 @@ def test_the_real_file_is_valid():
         pytest.skip(f"{REAL_FILE} is not here")
     assert validate(REAL_FILE) == []
     document = json.loads(REAL_FILE.read_text())
-    labels = as_label_set([c["name"] for c in document["categories"]])
+    classes = as_label_set([c["name"] for c in document["categories"]]).wanted
     coco = coco_of(REAL_FILE)
-    records = [ImageRecord(i["file_name"], i["height"], i["width"]) for i in document["images"][:8]]
-    found = [
-        [
-            Annotation(
-                coco.cats[a["category_id"]]["name"],
-                encode_mask(coco.annToMask(a).astype(bool)),
-                1.0,
-            )
-            for a in coco.imgToAnns[image["id"]]
-        ]
+    records = [
+        ImageRecord(
+            image["id"],
+            image["file_name"],
+            (image["height"], image["width"]),
+            annotations=tuple(
+                annotation(coco.cats[a["category_id"]]["name"], coco.annToMask(a).astype(bool), 1.0)
+                for a in coco.imgToAnns[image["id"]]
+            ),
+        )
         for image in document["images"][:8]
     ]
     for polygons in (False, True):
-        assert validate(coco_document(records, found, labels, polygons=polygons)) == []
+        assert validate(coco_document(records, classes, polygons=polygons)) == []

@@ -1,4 +1,4 @@
-"""Everything that `load_image` is given in the wild, made here: no picture is stored."""
+"""Everything that `load_image` is given in the wild, made here: no image file is stored."""
 
 import inspect
 import io
@@ -16,15 +16,15 @@ import PIL.ImageFile
 import PIL.PngImagePlugin
 import pytest
 
-from clip2sam.data.images import find_images, load_image, printable
+from clip2sam.data.images import load_image, printable
 from clip2sam.errors import ImageError
 
 ORIENTATION = 0x0112
 
 
-def encoded(picture: PIL.Image.Image, kind: str = "PNG", **options) -> bytes:
+def encoded(pil: PIL.Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    pil.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -37,7 +37,7 @@ def colours() -> np.ndarray:
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
 def test_lossless_files_come_out_as_they_went_in(tmp_path, colours, kind):
-    path = tmp_path / f"picture.{kind.lower()}"
+    path = tmp_path / f"image.{kind.lower()}"
     path.write_bytes(encoded(PIL.Image.fromarray(colours), kind))
     image = load_image(path)
     assert image.pixels.dtype == np.uint8
@@ -53,15 +53,15 @@ def test_lossy_files_come_out_nearly_as_they_went_in(colours, kind):
     assert image.origin == "bytes"
     assert (
         np.abs(image.pixels.astype(int) - colours).mean() < 12
-    )  # colours bleed; another picture differs by 80
+    )  # colours bleed; another image differs by 80
 
 
 def test_arrays_and_pil_images_are_copied(colours):
-    from_array, picture = load_image(colours), PIL.Image.fromarray(colours)
-    from_pil = load_image(picture)
+    from_array, pil = load_image(colours), PIL.Image.fromarray(colours)
+    from_pil = load_image(pil)
     before = colours.copy()
     colours[:] = 0
-    picture.paste("black", (0, 0, 64, 48))
+    pil.paste("black", (0, 0, 64, 48))
     assert load_image(from_array) is from_array
     assert (from_array.origin, from_pil.origin) == ("array", "PIL image")
     assert np.array_equal(from_array.pixels, before)
@@ -99,7 +99,8 @@ def test_other_types_are_refused():
         unchecked(None)
 
 
-# What EXIF orientation n asks of the stored pixels, from the standard's "row 0 is ..., column 0 is ..." table.
+# What EXIF orientation n does to the stored pixels, from the standard's table
+# "row 0 is ..., column 0 is ...".
 UPRIGHT = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -128,10 +129,10 @@ def test_exif_orientation_is_applied(colours, kind, orientation):
 def test_exif_orientation_of_a_pil_image_is_applied_and_the_image_left_alone(colours):
     exif = PIL.Image.Exif()
     exif[ORIENTATION] = 6
-    picture = PIL.Image.open(io.BytesIO(encoded(PIL.Image.fromarray(colours), exif=exif)))
-    assert load_image(picture).size == (64, 48)
-    assert picture.size == (64, 48)  # PIL's order is (width, height): still lying
-    assert picture.getexif()[ORIENTATION] == 6
+    pil = PIL.Image.open(io.BytesIO(encoded(PIL.Image.fromarray(colours), exif=exif)))
+    assert load_image(pil).size == (64, 48)
+    assert pil.size == (64, 48)  # PIL's order is (width, height): still lying
+    assert pil.getexif()[ORIENTATION] == 6
 
 
 @pytest.mark.parametrize("block", [b"garbage", b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\x20\0"])
@@ -167,8 +168,8 @@ def test_sixteen_bits_are_scaled_not_clipped(kind):
 def test_a_big_endian_sixteen_bit_file_is_scaled():
     pgm = b"P5 2 1 65535\n" + struct.pack(">HH", 65535, 514)
     assert load_image(pgm).pixels[0, :, 1].tolist() == [255, 2]
-    picture = PIL.Image.frombytes("I;16B", (2, 1), struct.pack(">HH", 65535, 514))
-    assert load_image(picture).pixels[0, :, 1].tolist() == [255, 2]
+    pil = PIL.Image.frombytes("I;16B", (2, 1), struct.pack(">HH", 65535, 514))
+    assert load_image(pil).pixels[0, :, 1].tolist() == [255, 2]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_values_without_a_fixed_white_are_scaled(values, expected):
     assert load_image(tiff).pixels[0, :, 2].tolist() == expected
 
 
-def test_nan_in_a_picture_is_refused():
+def test_nan_in_an_image_is_refused():
     tiff = encoded(PIL.Image.fromarray(np.array([[0.0, np.nan]], np.float32)), "TIFF")
     with pytest.raises(ImageError, match="bytes: holds values that are NaN or infinite"):
         load_image(tiff)
@@ -212,25 +213,25 @@ def test_alpha_is_laid_on_white():
 
 @pytest.mark.parametrize("transparency", [0, b"\x00\xff", None])
 def test_palettes_with_and_without_transparency(transparency):
-    picture = PIL.Image.new("P", (2, 1))
-    picture.putpalette([255, 0, 0, 0, 0, 255])
-    picture.putpixel((1, 0), 1)
+    pil = PIL.Image.new("P", (2, 1))
+    pil.putpalette([255, 0, 0, 0, 0, 255])
+    pil.putpixel((1, 0), 1)
     options = {} if transparency is None else {"transparency": transparency}
     first = [255, 0, 0] if transparency is None else [255, 255, 255]
-    assert load_image(encoded(picture, **options)).pixels[0].tolist() == [first, [0, 0, 255]]
+    assert load_image(encoded(pil, **options)).pixels[0].tolist() == [first, [0, 0, 255]]
 
 
 @pytest.mark.parametrize(
-    ("picture", "key"),
+    ("pil", "key"),
     [
         (PIL.Image.new("RGB", (1, 1), (1, 2, 3)), (1, 2, 3)),
         (PIL.Image.new("L", (1, 1), 7), 7),
         (PIL.Image.fromarray(np.full((1, 1), 300, np.uint16)), 300),
     ],
 )
-def test_a_colour_declared_transparent_shows_white(picture, key):
-    assert load_image(encoded(picture, transparency=key)).pixels[0, 0].tolist() == [255] * 3
-    assert load_image(encoded(picture)).pixels[0, 0].tolist() != [255] * 3
+def test_a_colour_declared_transparent_shows_white(pil, key):
+    assert load_image(encoded(pil, transparency=key)).pixels[0, 0].tolist() == [255] * 3
+    assert load_image(encoded(pil)).pixels[0, 0].tolist() != [255] * 3
 
 
 def test_one_bit_is_black_and_white():
@@ -355,7 +356,7 @@ def test_threads_leave_pillow_as_they_found_it(colours):
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"hello, this is no picture", "text that starts with 'hello, this is no picture'"),
+        (b"hello, this is no image", "text that starts with 'hello, this is no image'"),
         ("Grüße ".encode() * 20, "text that starts with 'Grüße"),
         (b"<svg xmlns='x'/>", "an SVG drawing"),
         (b"%PDF-1.7 ...", "a PDF document"),
@@ -365,8 +366,8 @@ def test_threads_leave_pillow_as_they_found_it(colours):
         (b"\xff\xd8\xff", "bytes that start with ff d8 ff"),
     ],
 )
-def test_what_is_no_picture_is_named(tmp_path, content, found):
-    path = tmp_path / "picture.jpg"
+def test_what_is_no_image_is_named(tmp_path, content, found):
+    path = tmp_path / "image.jpg"
     path.write_bytes(content)
     with pytest.raises(ImageError) as caught:
         load_image(path)
@@ -420,47 +421,6 @@ def test_names_that_are_not_utf8_load_and_print(tmp_path, colours):
     assert np.array_equal(image.pixels, colours)
     assert image.origin.endswith("/caf%E9%0A%1B[31m.png")
     image.origin.encode("utf-8")
-    assert find_images(tmp_path) == [Path(path)]
     assert printable("\ud800\u200b") == "%ED%A0%80%E2%80%8B"
     assert printable("a\\b") == "a%5Cb"
     assert printable("Straße 7/犬.png") == "Straße 7/犬.png"
-
-
-def test_find_images_is_sorted_and_recursive(tmp_path):
-    names = ["b.JPG", "a.jpeg", "sub/deep/c.webp", "sub/x.tiff", "d.tif", "e.gif", "f.bmp", "Z.png"]
-    for name in [*names, "notes.txt", "sub/readme.md", "jpg"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "sub" / "again").symlink_to(tmp_path)
-    (tmp_path / "link.png").symlink_to("Z.png")
-    found = find_images(tmp_path)
-    assert [p.relative_to(tmp_path).as_posix() for p in found] == sorted([*names, "link.png"])
-    assert find_images(str(tmp_path)) == found
-
-
-def test_find_images_takes_files_and_several_folders(tmp_path):
-    for name in ("one/a.png", "two/b.png", "two/odd.name"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    odd = tmp_path / "two" / "odd.name"
-    assert find_images(odd) == [odd]
-    tops = [tmp_path / "two", odd, tmp_path / "one", tmp_path / "one" / "a.png"]
-    assert find_images(tops) == [tmp_path / "one/a.png", tmp_path / "two/b.png", odd]
-
-
-def test_find_images_never_comes_back_empty(tmp_path, monkeypatch):
-    (tmp_path / "notes.txt").touch()
-    for nothing in (tmp_path, []):
-        with pytest.raises(
-            ImageError, match=r"no picture found in .*: looked for names ending in \.bmp"
-        ):
-            find_images(nothing)
-    with pytest.raises(ImageError, match="no such file or folder"):
-        find_images([tmp_path / "missing"])
-
-    def denied(path: object) -> None:
-        raise PermissionError(13, "Permission denied", os.fspath(path))
-
-    monkeypatch.setattr("os.scandir", denied)
-    with pytest.raises(ImageError, match=r"this folder can't be read \(Permission denied\)"):
-        find_images(tmp_path)

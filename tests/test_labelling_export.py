@@ -1,24 +1,16 @@
-"""Deciding anew from the journal, and every format read back by its own ecosystem's reader or rules."""
+"""Deciding anew from the journal, and exporting a run."""
 
-import json
-import xml.etree.ElementTree as ET
 from dataclasses import asdict, replace
 
-import cv2
 import numpy as np
 import pytest
-import yaml
-from PIL import Image as PILImage
-from pycocotools import mask as mask_utils
-from pycocotools.coco import COCO
 
 from clip2sam import Config, LabelClass
-from clip2sam.coco.document import decode_rle, encode_mask
+from clip2sam.coco.rle import decode_rle, encode_mask
 from clip2sam.coco.validate import validate
 from clip2sam.data.records import FoundMask, Labelled
 from clip2sam.data.sources import Source
-from clip2sam.errors import CocoError, ConfigError, RunError
-from clip2sam.export.other_files import joined_polygons
+from clip2sam.errors import ConfigError, RunError
 from clip2sam.labelling.decide import Decision, decide, decided_thresholds
 from clip2sam.labelling.export import export
 from clip2sam.labelling.journal import Journal, read_index
@@ -211,196 +203,8 @@ def test_a_journal_of_another_run_is_refused(make_run):
         pour(other, read_index(run.journal, 4), Decision(), [])
 
 
-@pytest.mark.parametrize("polygons", [False, True])
-def test_coco_loads_in_pycocotools(make_run, tmp_path, polygons):
-    run = make_run(ids=(10, 4, 5, 6))
-    export(run.path, tmp_path / "coco.json", polygons=polygons)
-    assert validate(tmp_path / "coco.json") == []
-    coco = COCO(str(tmp_path / "coco.json"))
-    assert [i["id"] for i in coco.dataset["images"]] == [10, 4, 5], "the failed one is not there"
-    assert coco.cats[1] == {"id": 1, "name": "cat", "supercategory": "animal"}
-    ring = next(a for a in coco.anns.values() if a["category_id"] == 2)
-    np.testing.assert_array_equal(coco.annToMask(ring).astype(bool), RING)
-    assert (ring["area"], ring["bbox"], ring["score"]) == (int(RING.sum()), [2, 5, 48, 31], 0.7)
-
-
-def test_results_load_in_pycocotools(make_run, tmp_path):
+def test_the_runs_own_files_are_no_outputs(make_run):
     run = make_run()
-    export(run.path, tmp_path / "coco.json")
-    export(run.path, tmp_path / "results.json", "results")
-    assert validate(tmp_path / "results.json", tmp_path / "coco.json") == []
-    results = COCO(str(tmp_path / "coco.json")).loadRes(str(tmp_path / "results.json"))
-    assert len(results.anns) == 4
-
-
-def test_merging_leaves_what_is_there_untouched(make_run, tmp_path):
-    run = make_run()
-    there = {
-        "info": {"year": 2019, "note": "ünser"},
-        "images": [
-            {"id": 90, "file_name": "sub/b ü.png", "height": 40, "width": 60, "flickr": "x"},
-            {"id": 7, "file_name": "elsewhere.png", "height": 5, "width": 5},
-        ],
-        "annotations": [
-            {"id": 33, "image_id": 90, "category_id": 5, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0,
-             "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}
-        ],
-        "categories": [{"id": 5, "name": "person", "supercategory": ""}, {"id": 8, "name": "cat", "keypoints": ["a"]}],
-        "custom": [1, 2],
-    }  # fmt: skip
-    (tmp_path / "there.json").write_text(json.dumps(there))
-    export(run.path, tmp_path / "merged.json", merge=tmp_path / "there.json")
-    merged = json.loads((tmp_path / "merged.json").read_text())
-    assert (merged["info"], merged["custom"]) == (there["info"], there["custom"])
-    for section in ("images", "annotations", "categories"):
-        assert merged[section][: len(there[section])] == there[section]
-    assert [(i["id"], i["file_name"]) for i in merged["images"][2:]] == [
-        (91, "a.png"),
-        (92, "sub/c.png"),
-    ]
-    assert [(c["id"], c["name"]) for c in merged["categories"][2:]] == [(9, CLASSES[1].name)]
-    added = merged["annotations"][1:]
-    assert [(a["id"], a["image_id"], a["category_id"]) for a in added] == [
-        (34, 91, 8),
-        (35, 91, 9),
-        (36, 90, 8),
-        (37, 90, 8),
-    ]
-    assert len(COCO(str(tmp_path / "merged.json")).anns) == 5
-    assert json.loads((tmp_path / "there.json").read_text()) == there
-
-
-def test_merging_needs_a_data_set_of_the_same_pictures(make_run, tmp_path):
-    run = make_run()
-    for content, message in (
-        ("{", "no JSON"),
-        ("[]", "expected a COCO data set"),
-        ('{"images": [{"id": "x"}]}', r"images\[0\]: expected an object with an id and file_name"),
-        ('{"images": {}}', "expected a list"),
-        (
-            '{"images": [{"id": 1, "file_name": "a.png", "height": 1, "width": 1}]}',
-            "'a.png' is 40 x 60 .*but 1 x 1",
-        ),
-    ):
-        (tmp_path / "there.json").write_text(content)
-        with pytest.raises(CocoError, match=message):
-            export(run.path, tmp_path / "merged.json", merge=tmp_path / "there.json")
-        assert not (tmp_path / "merged.json").exists()
-    with pytest.raises(CocoError, match="can't be read"):
-        export(run.path, tmp_path / "merged.json", merge=tmp_path / "nowhere.json")
-
-
-def test_yolo_follows_its_rules_and_loads_in_supervision(make_run, tmp_path):
-    run = make_run()
-    export(run.path, tmp_path / "yolo", "yolo")
-    data = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
-    assert data["names"] == {0: "cat", 1: CLASSES[1].name}
-    lines = (tmp_path / "yolo" / "labels" / "a.txt").read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["0", "1"]
-    for line in lines:
-        shares = np.array(line.split()[1:], float)
-        assert len(shares) % 2 == 0
-        assert len(shares) >= 6
-        assert ((shares >= 0) & (shares <= 1)).all()
-    assert (tmp_path / "yolo" / "labels" / "sub" / "c.txt").read_text() == ""
-    assert not (tmp_path / "yolo" / "labels" / "sub" / "d.txt").exists()
-
-    supervision = pytest.importorskip("supervision")
-    for name in ("a", "sub"):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        if name == "a":
-            PILImage.new("RGB", (60, 40)).save(tmp_path / "images" / "a.png")
-    labels = tmp_path / "yolo" / "labels"
-    dataset = supervision.DetectionDataset.from_yolo(
-        str(tmp_path / "images"),
-        str(labels),
-        str(tmp_path / "yolo" / "data.yaml"),
-        force_masks=True,
-    )
-    assert dataset.classes == ["cat", CLASSES[1].name]
-    (_, _, detections), *_ = list(dataset)
-    assert detections.class_id.tolist() == [0, 1]
-    ring = np.array(lines[1].split()[1:], float).reshape(-1, 2) * (60, 40)
-    drawn = cv2.polylines(RING.astype(np.uint8), [ring.astype(np.int32)], True, 1)
-    grown = cv2.dilate(drawn, np.ones((3, 3), np.uint8)).astype(bool)
-    assert (detections.mask[1] >= RING).all()
-    assert (detections.mask[1] <= grown).all(), (
-        "it fills the pixels on the outline and on the joining line, no others"
-    )
-
-
-def test_parts_and_holes_of_a_mask_survive_as_one_ring():
-    from clip2sam.coco.document import rle_to_polygons
-
-    ring = joined_polygons(rle_to_polygons(encode_mask(RING)))
-    rle = mask_utils.merge(mask_utils.frPyObjects([ring.ravel().tolist()], 40, 60))
-    np.testing.assert_array_equal(mask_utils.decode(rle).astype(bool), RING)
-
-
-def test_yolo_cannot_tell_endings_apart(make_run, tmp_path):
-    run = make_run((RECORDS[0], replace(RECORDS[1], key="a.jpg")))
-    with pytest.raises(ConfigError, match=r"'a\.png' and 'a\.jpg' would share one"):
-        export(run.path, tmp_path / "yolo", "yolo")
-
-
-def test_label_studio_gets_the_documented_form(make_run, tmp_path):
-    run = make_run()
-    export(run.path, tmp_path / "tasks.json", "labelstudio", image_prefix="s3://bucket/")
-    tasks = json.loads((tmp_path / "tasks.json").read_text())
-    assert [t["data"]["image"] for t in tasks] == ["s3://bucket/a.png", "s3://bucket/sub/b%20%C3%BC.png",
-                                                   "s3://bucket/sub/c.png"]  # fmt: skip
-    regions = tasks[0]["predictions"][0]["result"]
-    assert len({r["id"] for r in regions}) == len(regions) == 3, "a region for each part"
-    drawn = {name: np.zeros((40, 60), bool) for name in ("cat", CLASSES[1].name)}
-    for r in regions:
-        assert (r["type"], r["from_name"], r["to_name"]) == ("polygonlabels", "label", "image")
-        assert (r["original_width"], r["original_height"], r["image_rotation"]) == (60, 40, 0)
-        corners = np.array(r["value"]["points"]) / 100 * (60, 40)
-        rle = mask_utils.merge(mask_utils.frPyObjects([corners.ravel().tolist()], 40, 60))
-        (name,) = r["value"]["polygonlabels"]
-        drawn[name] |= mask_utils.decode(rle).astype(bool)
-    np.testing.assert_array_equal(drawn[CLASSES[1].name], RING)
-    np.testing.assert_array_equal(drawn["cat"], box(0, 0, 20, 10))
-    assert tasks[2]["predictions"][0]["result"] == []
-    view = ET.parse(tmp_path / "tasks.xml").getroot()
-    assert [e.attrib["value"] for e in view.iter("Label")] == [c.name for c in CLASSES]
-    assert view.find("PolygonLabels").attrib == {"name": "label", "toName": "image"}
-
-
-def test_label_studios_own_checker_takes_it(make_run, tmp_path):
-    interface = pytest.importorskip(
-        "label_studio_sdk.label_interface", reason="scripts/setup installs it"
-    )
-    run = make_run()
-    export(run.path, tmp_path / "tasks.json", "labelstudio")
-    checker = interface.LabelInterface((tmp_path / "tasks.xml").read_text())
-    for task in json.loads((tmp_path / "tasks.json").read_text()):
-        assert checker.validate_task({"data": task["data"]})
-        assert all(checker.validate_prediction(p) for p in task["predictions"])
-
-
-def test_pngs_hold_class_numbers(make_run, tmp_path):
-    run = make_run(keep_above=0.0)
-    export(run.path, tmp_path / "png", "png", Decision(presence=0.0))
-    with PILImage.open(tmp_path / "png" / "a.png.png") as picture:
-        assert picture.mode == "P"
-        assert picture.getpalette()[:3] == [0, 0, 0]
-        index = np.array(picture)
-    np.testing.assert_array_equal(index, np.where(box(0, 0, 20, 10), 1, np.where(RING, 2, 0)))
-    with PILImage.open(tmp_path / "png" / "sub" / "b ü.png.png") as picture:
-        assert np.array(picture)[15, 15] == 1, "the better score is on top"
-    assert (tmp_path / "png" / "classes.txt").read_text() == f"1 cat\n2 {CLASSES[1].name}\n"
-
-
-def test_options_of_other_formats_and_own_files_are_refused(make_run, tmp_path):
-    run = make_run()
-    for format_, settings, message in (
-        ("voc", {}, "no format is called 'voc'; choose one of coco, results"),
-        ("yolo", {"polygons": True}, "are for the format coco, not yolo"),
-        ("png", {"merge": tmp_path / "x"}, "are for the format coco"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            export(run.path, tmp_path / "x", format_, **settings)
     with pytest.raises(ConfigError, match="is the run's own file"):
         export(run.path, run.path / "manifest.json")
 

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, load_labels
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, labels_yaml
 from clip2sam.errors import LabelError
 
 unchecked = inspect.unwrap(
@@ -20,7 +20,10 @@ FULL = """\
 # what to look for
 classes:
   - person
-  - {name: traffic light, prompts: [traffic light, stoplight], threshold: 0.1, supercategory: street}
+  - name: traffic light
+    prompts: [traffic light, stoplight]
+    presence_threshold: 0.1
+    supercategory: street
   - name: Löwe 獅子
     prompts: lion
 distractors: [sky, "road"]
@@ -74,14 +77,18 @@ def test_a_label_set_comes_back_and_takes_more():
 
 def test_a_file_in_its_full_form(tmp_path):
     path = written(tmp_path, FULL)
-    assert load_labels(path) == as_label_set(path) == as_label_set(str(path)) == FULL_SET
+    assert as_label_set(path) == as_label_set(str(path)) == FULL_SET
 
 
 def test_the_same_file_as_json_with_tabs_and_escapes(tmp_path):
     document = {
         "classes": [
             "person",
-            {"name": "traffic light", "prompts": ["traffic light", "stoplight"], "threshold": 0.1}
+            {
+                "name": "traffic light",
+                "prompts": ["traffic light", "stoplight"],
+                "presence_threshold": 0.1,
+            }
             | {"supercategory": "street"},
             {"name": "Löwe 獅子", "prompts": "lion"},
         ],
@@ -90,19 +97,19 @@ def test_the_same_file_as_json_with_tabs_and_escapes(tmp_path):
     }
     for ascii_only in (True, False):
         text = json.dumps(document, indent="\t", ensure_ascii=ascii_only)
-        assert load_labels(written(tmp_path, text, "labels.json")) == FULL_SET
+        assert as_label_set(written(tmp_path, text, "labels.json")) == FULL_SET
 
 
 def test_the_short_forms(tmp_path):
-    names = load_labels(written(tmp_path, "- person\n- traffic light\n"))
+    names = as_label_set(written(tmp_path, "- person\n- traffic light\n"))
     assert names == as_label_set(["person", "traffic light"])
-    mapping = load_labels(
+    mapping = as_label_set(
         written(tmp_path, "person:\ntv: television\nlight: [traffic light, stoplight]\n")
     )
     assert mapping == as_label_set(
         {"person": "person", "tv": "television", "light": ["traffic light", "stoplight"]}
     )
-    both = load_labels(written(tmp_path, "classes: {tv: television}\ndistractors: [sky]\n"))
+    both = as_label_set(written(tmp_path, "classes: {tv: television}\ndistractors: [sky]\n"))
     assert both == as_label_set({"tv": "television"}, distractors=["sky"])
     assert as_label_set(written(tmp_path, "- a\n"), distractors=["b"]).names == ("a", "b")
 
@@ -124,15 +131,17 @@ def test_what_yaml_would_take_for_something_else_stays_text(tmp_path):
         "True",
         "c#",
     ]
-    assert load_labels(written(tmp_path, "".join(f"- {t}\n" for t in typed))).names == tuple(typed)
-    assert load_labels(written(tmp_path, "".join(f"{t}: x\n" for t in typed))).names == tuple(typed)
-    assert load_labels(written(tmp_path, '["no", 1, true]', "labels.json")).names == (
+    assert as_label_set(written(tmp_path, "".join(f"- {t}\n" for t in typed))).names == tuple(typed)
+    assert as_label_set(written(tmp_path, "".join(f"{t}: x\n" for t in typed))).names == tuple(
+        typed
+    )
+    assert as_label_set(written(tmp_path, '["no", 1, true]', "labels.json")).names == (
         "no",
         "1",
         "true",
     )
-    named = load_labels(
-        written(tmp_path, "- {name: no, prompts: [off, 12], threshold: 1e-1}\n")
+    named = as_label_set(
+        written(tmp_path, "- {name: no, prompts: [off, 12], presence_threshold: 1e-1}\n")
     ).classes[0]
     assert named == LabelClass("no", ("off", "12"), 0.1)
 
@@ -148,16 +157,16 @@ def test_any_text_survives_json_exactly(tmp_path_factory, names):
     folder = tmp_path_factory.getbasetemp()
     for ascii_only in (True, False):
         path = written(folder, json.dumps(names, ensure_ascii=ascii_only), "any.json")
-        assert list(load_labels(path).names) == names
+        assert list(as_label_set(path).names) == names
 
 
 def test_a_byte_order_mark_and_odd_file_names(tmp_path):
     path = tmp_path / os.fsdecode(b"l\xe9.yaml")
     path.write_bytes(b"\xef\xbb\xbf- person\n")
-    assert load_labels(path).names == ("person",)
+    assert as_label_set(path).names == ("person",)
     path.write_bytes(b"- ''\n")
     with pytest.raises(LabelError, match=r"l%E9\.yaml, line 1: expected a label"):
-        load_labels(path)
+        as_label_set(path)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +202,8 @@ def test_a_byte_order_mark_and_odd_file_names(tmp_path):
         (
             "person",
             {},
-            "labels: expected a list of texts or the path of a labels file, got 'person'; write ['person']",
+            "labels: expected a list of texts or the path of a labels file, got 'person'; "
+            "write ['person']",
         ),
         (
             ["a"],
@@ -212,12 +222,12 @@ def test_a_byte_order_mark_and_odd_file_names(tmp_path):
         (
             LabelSet((LabelClass("a", ("a",), float("nan")),)),
             {},
-            "expected a finite number as threshold, got nan",
+            "expected a finite number as presence_threshold, got nan",
         ),
         (
             LabelSet((LabelClass("a", ("a",), float("inf")),)),
             {},
-            "expected a finite number as threshold, got inf",
+            "expected a finite number as presence_threshold, got inf",
         ),
         (LabelSet((LabelClass("a", ()),)), {}, "label 1: expected prompts for 'a', got none"),
     ],
@@ -252,22 +262,26 @@ def test_what_no_one_can_mean_is_refused(labels, options, words):
         ),
         ("- a: b\n", "line 1: unknown key 'a'"),
         ("classes: [a]\nclasses: [b]\n", "line 2: the key 'classes' is given twice"),
+        (
+            "- a\n- {name: b, threshold: 0.1}\n",
+            "line 2: the key 'threshold' is now 'presence_threshold'; rename it",
+        ),
         ("- {prompts: c}\n", "line 1: expected a name in this class, got none"),
         (
-            "- {name: a, threshold: high}\n",
-            "line 1: expected a finite number as threshold, got 'high'",
+            "- {name: a, presence_threshold: high}\n",
+            "line 1: expected a finite number as presence_threshold, got 'high'",
         ),
         (
-            "- {name: a, threshold: .nan}\n",
-            "line 1: expected a finite number as threshold, got '.nan'",
+            "- {name: a, presence_threshold: .nan}\n",
+            "line 1: expected a finite number as presence_threshold, got '.nan'",
         ),
         (
-            "- a\n- {name: b, threshold: nan}\n",
-            "line 2: expected a finite number as threshold, got nan",
+            "- a\n- {name: b, presence_threshold: nan}\n",
+            "line 2: expected a finite number as presence_threshold, got nan",
         ),
         (
-            "- {name: a, threshold: yes}\n",
-            "line 1: expected a finite number as threshold, got 'yes'",
+            "- {name: a, presence_threshold: yes}\n",
+            "line 1: expected a finite number as presence_threshold, got 'yes'",
         ),
         ("- {name: [a]}\n", "line 1: expected a text, got a list"),
         ("- {name: a, prompts: []}\n", "line 1: expected prompts for 'a', got none"),
@@ -294,7 +308,7 @@ def test_what_no_one_can_mean_is_refused(labels, options, words):
 )
 def test_a_file_s_faults_have_their_line(tmp_path, text, words):
     with pytest.raises(LabelError) as caught:
-        load_labels(written(tmp_path, text))
+        as_label_set(written(tmp_path, text))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -303,9 +317,11 @@ def test_a_json_file_must_be_json(tmp_path):
     with pytest.raises(
         LabelError, match=r"labels\.json: expected labels in YAML or JSON.*line 1 column 1"
     ):
-        load_labels(written(tmp_path, "- person\n", "labels.json"))
+        as_label_set(written(tmp_path, "- person\n", "labels.json"))
     with pytest.raises(LabelError, match=r"labels\.json, line 3: unknown key 'promts'"):
-        load_labels(written(tmp_path, '[\n\t"a",\n\t{"name": "b", "promts": []}\n]', "labels.json"))
+        as_label_set(
+            written(tmp_path, '[\n\t"a",\n\t{"name": "b", "promts": []}\n]', "labels.json")
+        )
 
 
 def test_a_file_that_can_t_be_read(tmp_path, monkeypatch):
@@ -316,12 +332,12 @@ def test_a_file_that_can_t_be_read(tmp_path, monkeypatch):
         ("pipe.yaml", "no file"),
     ):
         with pytest.raises(LabelError, match=f"expected a labels file .*{words}"):
-            load_labels(tmp_path / name)
+            as_label_set(tmp_path / name)
     with pytest.raises(LabelError, match="found nothing there"):
         as_label_set("missing.yml")
     (tmp_path / "latin.yaml").write_bytes(b"- L\xf6we\n")
     with pytest.raises(LabelError, match=r"latin\.yaml: expected text in UTF-8, got .* at byte 3"):
-        load_labels(tmp_path / "latin.yaml")
+        as_label_set(tmp_path / "latin.yaml")
 
     def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -331,4 +347,48 @@ def test_a_file_that_can_t_be_read(tmp_path, monkeypatch):
     with pytest.raises(
         LabelError, match=r"labels\.yaml: this file can't be read \(Permission denied\)"
     ):
-        load_labels(path)
+        as_label_set(path)
+
+
+def test_each_class_has_its_own_threshold_or_the_default():
+    labels = LabelSet(
+        (
+            LabelClass("a", ("a",)),
+            LabelClass("b", ("b",), presence_threshold=0.0),
+            LabelClass("c", ("c",), distractor=True),
+        )
+    )
+    assert labels.thresholds(0.3) == (0.3, 0.0, 0.3), "0 is a threshold too"
+    assert labels.thresholds(None) == (None, 0.0, None)
+
+
+# --- written files
+
+names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(str.strip)
+rows = st.tuples(
+    names,
+    st.lists(names, min_size=1, max_size=3).map(tuple),
+    st.none() | st.floats(-1e6, 1e6),
+    st.just("") | names,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(rows, min_size=1, max_size=3, unique_by=lambda row: row[0]),
+    st.lists(names, max_size=2, unique=True),
+    st.none() | st.just(("a photo of a {}.", "{}")),
+)
+def test_a_written_labels_file_reads_back_the_same(tmp_path_factory, rows, others, templates):
+    wanted = [LabelClass(*row) for row in rows]
+    own = {c.name for c in wanted}
+    distractors = [LabelClass(n, (n,), distractor=True) for n in others if n not in own]
+    labels = LabelSet((*wanted, *distractors), templates)
+    path = written(tmp_path_factory.getbasetemp(), labels_yaml(labels), "written.yaml")
+    assert as_label_set(path) == labels
+
+
+def test_names_that_yaml_takes_for_other_things_stay_names(tmp_path):
+    typed = ["no", "1", "null", "~", "猫: x", "- a", "#b", "a\tb", "a\x85b", "\u2028c", "d\ne"]
+    path = written(tmp_path, labels_yaml(as_label_set(typed)))
+    assert as_label_set(path).names == tuple(typed)

@@ -1,12 +1,13 @@
-"""What is labelled: lists from every kind of source, and names that must not lead anywhere else."""
+"""Sources: listings of every kind, names that must not lead elsewhere, outputs that are refused."""
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from clip2sam.data.sources import checked_key, find_source, locate
-from clip2sam.errors import ImageError
+from clip2sam.data.sources import FileSource, Source, check_output, checked_key, find_source
+from clip2sam.errors import ConfigError, ImageError
 
 
 @pytest.fixture
@@ -21,12 +22,49 @@ def tree(tmp_path):
 def test_a_folder_is_listed_through_all_levels_sorted_by_bytes(tree):
     source = find_source(tree)
     assert source.keys == ("a.PNG", "b.jpg", "sub/a.png", "sub/deep/c.webp", "ä/ö.png")
-    assert source.root == str(tree)
-    assert [source.image_id(i) for i in range(5)] == [1, 2, 3, 4, 5]
+    assert source.root == source.origin == str(tree)
+    assert source.ids == (1, 2, 3, 4, 5)
+    assert find_source(str(tree)) == find_source([tree]) == source
+    assert isinstance(source, Source)
 
 
-def test_links_to_folders_are_not_followed(tree):
+def test_every_suffix_of_images_is_listed_in_any_case(tmp_path):
+    names = ["b.JPG", "a.jpeg", "sub/deep/c.webp", "sub/x.tiff", "d.tif", "e.gif", "f.bmp", "Z.png"]
+    for name in [*names, "notes.txt", "sub/readme.md", "jpg"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "link.png").symlink_to("Z.png")
+    assert list(find_source(tmp_path).keys) == sorted([*names, "link.png"])
+
+
+def test_the_root_of_one_folder_is_that_folder_whatever_is_in_it(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "a.png").touch()
+    assert find_source(tmp_path / "in").keys == ("deep/a.png",)
+    below = find_source(tmp_path / "in" / "deep", tmp_path)
+    assert (below.root, below.keys) == (str(tmp_path), ("in/deep/a.png",))
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(ImageError, match=r"a\.png: this image lies outside of the root .*--root"):
+        find_source(tmp_path / "in", tmp_path / "elsewhere")
+
+
+def test_names_that_are_not_utf8_are_listed_sorted_by_bytes_and_read(tmp_path):
+    for name in (b"caf\xe9.png", b"z.png", "ä.png".encode(), b"new\nline.png"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
+    expected = tuple(
+        map(os.fsdecode, (b"caf\xe9.png", b"new\nline.png", b"z.png", "ä.png".encode()))
+    )
+    for source in (find_source(tmp_path), find_source(f"{tmp_path}/*.png")):
+        assert source.keys == expected
+        assert os.path.isfile(source.read(source.keys[0]))
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*"])
+def test_links_to_folders_are_not_followed(tree, pattern):
     (tree / "sub" / "loop").symlink_to(tree)
+    (tree / "sub" / "again").symlink_to(tree)  # two of them have 2**40 paths
+    keys = find_source(f"{tree}{pattern}").keys
+    assert [k for k in keys if not k.endswith(".txt")] == list(find_source(tree).keys)
     assert len(find_source(tree).keys) == 5
 
 
@@ -39,15 +77,51 @@ def test_links_to_folders_are_not_followed(tree):
         ("[!b].*", ["a.PNG"]),
         ("su?/[a-b].png", ["sub/a.png"]),
         ("*", ["a.PNG", "b.jpg"]),
+        ("**", ["a.PNG", "b.jpg", "sub/a.png", "sub/deep/c.webp", "sub/notes.txt", "ä/ö.png"]),
+        ("**/deep/**/*.webp", ["sub/deep/c.webp"]),
+        ("s**/*.png", ["sub/a.png"]),
     ],
 )
 def test_globs(tree, pattern, keys):
     assert list(find_source(f"{tree}/{pattern}").keys) == keys
 
 
+def test_a_glob_takes_hidden_files_too(tree):
+    (tree / ".hidden").mkdir()
+    for name in (".hidden/x.jpg", ".x.jpg"):
+        (tree / name).touch()
+    assert find_source(f"{tree}/**/*.jpg").keys == (".hidden/x.jpg", ".x.jpg", "b.jpg")
+
+
 def test_a_name_with_a_bracket_that_exists_is_no_glob(tree):
     (tree / "x[1].png").write_bytes(b"")
     assert find_source(tree / "x[1].png").keys == ("x[1].png",)
+    (tree / "run[1]").mkdir()
+    (tree / "run[1]" / "a.png").touch()
+    inside = find_source(f"{tree}/run[1]/*.png")
+    assert (inside.root, inside.keys) == (f"{tree}/run[1]", ("a.png",))
+
+
+def test_several_files_folders_and_globs_have_the_deepest_common_folder(tree, tmp_path):
+    odd = tree / "sub" / "notes.txt"
+    source = find_source([tree / "ä", tree / "sub" / "deep", tree / "sub" / "deep" / "c.webp"])
+    assert (source.root, source.keys) == (str(tree), ("sub/deep/c.webp", "ä/ö.png"))
+    assert source.ids == (1, 2)
+    assert find_source([tree / "sub" / "a.png", tree / "sub" / "deep"]).keys == (
+        "a.png",
+        "deep/c.webp",
+    )
+    assert find_source([f"{tree}/*.jpg", tree / "ä"], tmp_path).keys == ("in/b.jpg", "in/ä/ö.png")
+    assert find_source([tree / "b.jpg", str(tree / "b.jpg")]) == find_source(tree / "b.jpg")
+    with pytest.raises(ImageError, match=r"notes\.txt: expected folders, globs .*file alone"):
+        find_source([tree, odd])
+    with pytest.raises(ImageError, match=r"missing: no such file or folder"):
+        find_source([tree, tree / "missing"])
+
+
+def test_a_file_given_by_name_is_taken_whatever_its_suffix(tree):
+    (tree / "scan").touch()
+    assert find_source(tree / "scan").keys == ("scan",)
 
 
 def test_lists_are_relative_to_their_own_folder_or_to_the_root(tree, tmp_path):
@@ -70,12 +144,12 @@ def test_a_coco_files_own_ids_are_kept(tree):
     (tree / "data.json").write_text(json.dumps({"images": images}))
     source = find_source(tree / "data.json")
     assert source.keys == ("a.PNG", "b.jpg", "sub/a.png")
-    assert [source.image_id(i) for i in range(3)] == [9, 3, 7]
+    assert source.ids == (9, 3, 7)
 
 
 @pytest.mark.parametrize("name", ["../x.png", "/etc/passwd", "a/../../x", "a\0.png", "", "."])
 def test_names_that_lead_out_are_refused_with_their_line(tree, name):
-    with pytest.raises(ImageError, match=r"here: expected the path of a picture below the root"):
+    with pytest.raises(ImageError, match=r"here: expected the path of an image below the root"):
         checked_key(name, "here")
     if name and "\0" not in name:
         (tree / "list.txt").write_text(f"b.jpg\n{name}\n")
@@ -95,7 +169,7 @@ def test_names_that_lead_out_are_refused_with_their_line(tree, name):
         (["a"], "expected a file_name"),
         ([{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "given twice"),
         ([{"id": 1, "file_name": "a"}, {"id": 2, "file_name": "a"}], "twice, under two ids"),
-        ([], "no picture found"),
+        ([], "no image found"),
         (None, "a list of images"),
     ],
 )
@@ -110,18 +184,21 @@ def test_links_lead_out_of_the_root_nowhere(tree, tmp_path):
     (tree / "out.png").symlink_to(tmp_path / "secret.png")
     (tree / "outside").symlink_to(tmp_path)
     (tree / "in.png").symlink_to(tree / "b.jpg")
-    assert locate(str(tree), "in.png") == str(tree / "b.jpg")
+    source = find_source(tree)
+    assert source.read("in.png") == str(tree / "b.jpg")
     for key in ("out.png", "outside/secret.png"):
         with pytest.raises(ImageError, match="leads out of"):
-            locate(str(tree), key)
+            source.read(key)
     (tmp_path / "alias").symlink_to(tree)
-    assert locate(str(tmp_path / "alias"), "b.jpg") == str(tree / "b.jpg")
+    assert find_source(tmp_path / "alias").read("b.jpg") == str(tree / "b.jpg")
 
 
 def test_nothing_to_label_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="no picture found"):
+    with pytest.raises(ImageError, match=r"no image found in .*: looked for names ending in \.bmp"):
         find_source(tmp_path / "empty")
+    with pytest.raises(ImageError, match="no image found in an empty list of paths"):
+        find_source([])
     with pytest.raises(ImageError, match="no such file or folder"):
         find_source(tmp_path / "nowhere")
     with pytest.raises(ImageError, match="no such folder"):
@@ -133,9 +210,71 @@ def test_nothing_to_label_is_an_error(tmp_path):
         find_source(tmp_path / "x.json")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_cannot_be_read_is_an_error(tree):
-    (tree / "sub").chmod(0)
-    with pytest.raises(ImageError, match="can't be read"):
+def test_a_folder_that_cannot_be_read_is_an_error(tree, monkeypatch):
+    def denied(path: object) -> None:
+        raise PermissionError(13, "Permission denied", os.fspath(path))
+
+    monkeypatch.setattr("os.scandir", denied)  # a mode of 000 would not stop root
+    with pytest.raises(ImageError, match=r"this folder can't be read \(Permission denied\)"):
         find_source(tree)
-    (tree / "sub").chmod(0o755)
+
+
+# --- outputs
+
+
+def listed(tree: Path, name: str) -> Path:
+    """A list or COCO file in the folder above, of b.jpg and sub/a.png below `tree`."""
+    path = tree.parent / name
+    rows = [{"id": i, "file_name": n} for i, n in enumerate(("in/b.jpg", "in/sub/a.png"), 1)]
+    lines = "\n".join(row["file_name"] for row in rows)
+    path.write_text(json.dumps({"images": rows}) if name.endswith(".json") else lines)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("source", "refused", "allowed"),
+    [
+        ("in", ["in", "in/out", "in/sub/out.json", "link/out"], [".", "out", "in2", "in.json"]),
+        ("in/**/*.png", ["in", "in/out", "in/ä/x"], [".", "out", "in2"]),
+        ("in/sub/*.png", ["in/sub", "in/sub/out"], ["in/out", "in"]),
+        (["in/sub", "in/b.jpg"], ["in", "in/sub/out", "in/b.jpg"], ["in/out", "out", "."]),
+        ("in/b.jpg", ["in", "in/b.jpg"], ["in/out", "."]),
+        ("list.txt", [".", "list.txt", "in", "in/sub", "in/b.jpg"], ["out", "in/out", "x.json"]),
+        ("data.json", [".", "data.json", "in", "in/sub", "in/sub/a.png"], ["out", "in/out"]),
+    ],
+)
+def test_what_is_read_is_never_written_to(tree, source, refused, allowed):
+    top = tree.parent
+    (top / "link").symlink_to(tree)
+    if isinstance(source, str) and source.endswith((".txt", ".json")):
+        listed(tree, source)
+    found = find_source(
+        f"{top}/{source}" if isinstance(source, str) else [top / name for name in source]
+    )
+    for output in refused:
+        with pytest.raises(ConfigError, match="which is never written to; give one elsewhere"):
+            check_output(found, top / output)
+    for output in allowed:
+        check_output(found, top / output)
+
+
+def test_a_relative_output_and_a_list_that_is_gone_are_checked_too(tree, monkeypatch):
+    listed(tree, "list.txt")
+    found = find_source(tree.parent / "list.txt")
+    (tree.parent / "list.txt").unlink()
+    monkeypatch.chdir(tree)
+    with pytest.raises(ConfigError, match=r"the output \. lies where images are read"):
+        check_output(found, ".")
+    check_output(found, "out")
+
+
+def test_a_source_of_ones_own_is_a_source():
+    class Numbers:
+        origin, keys, ids = "numbers", ("1", "2"), (1, 2)
+
+        def read(self, key):
+            return key.encode()
+
+    assert isinstance(Numbers(), Source)
+    check_output(Numbers(), "anywhere")
+    assert not isinstance(Numbers(), FileSource)

@@ -1,4 +1,5 @@
-"""Reads COCO data without trusting it: every fault is found and named with its place, and none is a traceback.
+"""COCO data checked without trusting it: every fault is found and named with its place, and no
+input leads to a traceback.
 
 Source of the format: https://cocodataset.org/#format-data
 """
@@ -37,13 +38,19 @@ def validate(
     source: dict[str, Any] | list[Any] | str | os.PathLike[str],
     against: dict[str, Any] | str | os.PathLike[str] | None = None,
 ) -> list[Violation]:
-    """All faults of a COCO data set (an object) or of COCO results (a list), given as such or as a JSON file's path.
+    """All faults of a COCO dataset (an object) or of COCO results (a list).
 
-    Ids may be any whole numbers from 1, with gaps. Boxes and areas are compared with their masks: to the pixel for
-    RLE, within what rounding a polygon to pixels can do for polygons. A document in memory must be JSON as it stands:
-    no numpy integers, no bytes. For results, `against` is the data set that they belong to: its images and categories.
+    Ids may be any whole numbers from 1, with gaps. Boxes and areas are compared with their masks:
+    to the pixel for RLE, within the rounding of a polygon to pixels for polygons. A document in
+    memory must be JSON as it is: no numpy integers, no bytes.
 
-    Returns an empty list for valid data. Raises nothing for invalid data, whatever it is.
+    Args:
+        source: the data, or the path of a JSON file.
+        against: the dataset that results belong to: its images and categories.
+
+    Returns:
+        The faults; an empty list for valid data. Nothing is raised for invalid data, whatever it
+        is.
     """
     report = _Report()
     value = _load(source, report)
@@ -57,7 +64,7 @@ def validate(
         _check_document(value, report)
     else:
         report.add(
-            "file", f"expected an object (a data set) or a list (results), got {shortly(value)}"
+            "file", f"expected an object (a dataset) or a list (results), got {shortly(value)}"
         )
     return report.violations
 
@@ -128,18 +135,19 @@ class _Report:
 
 @dataclass(frozen=True)
 class _Known:
-    """What annotations may refer to: images with their (height, width), None where that is faulty, and categories."""
+    """What annotations may refer to: images by id, each with its (height, width) or None where
+    that is faulty, and ids of categories."""
 
     images: dict[int, tuple[int, int] | None]
     categories: set[int]
 
 
 def _known(document: Any, report: _Report) -> _Known | None:
-    """Of a data set that results are compared with, whose own faults are not under test."""
+    """What results may refer to in their dataset, whose own faults are not reported."""
     if isinstance(document, dict):
         return _Known(_check_images(document, _Report()), _check_categories(document, _Report()))
     if document is not _NOTHING:
-        report.add("against", f"expected a data set, an object, got {shortly(document)}")
+        report.add("against", f"expected a dataset, an object, got {shortly(document)}")
     return None
 
 
@@ -168,9 +176,10 @@ def _load(source: Any, report: _Report, place: str = "file") -> Any:
 
 
 def _check_json(root: Any, report: _Report) -> None:
-    """What json writes and every reader reads, wherever it stands: finite numbers, text keys, each key once."""
+    """Everything, at any depth, is JSON that every reader takes: finite numbers, text keys, no key
+    twice."""
     rest: list[tuple[Any, str]] = [(root, "")]
-    seen: set[int] = set()  # by identity: what contains itself ends too
+    seen: set[int] = set()  # by identity, so that a list that contains itself ends
     while rest:
         node, place = rest.pop()
         if isinstance(node, dict | list) and id(node) not in seen and not _are_numbers(node):
@@ -267,7 +276,7 @@ def _check_results(results: list[Any], known: _Known | None, report: _Report) ->
 def _check_references(
     record: dict[str, Any], place: str, known: _Known | None, report: _Report
 ) -> tuple[int, int] | None:
-    """Image and category exist; returns the image's (height, width) where it is known."""
+    """Image and category exist; returns the image's (height, width) if it is known."""
     image = report.get(record, place, "image_id", _is_whole, _WHOLE)
     category = report.get(record, place, "category_id", _is_whole, _WHOLE)
     if known is None:
@@ -286,7 +295,7 @@ def _check_references(
 
 @dataclass(frozen=True)
 class _Shape:
-    """What a mask says of its box and area."""
+    """The box and area that a mask has."""
 
     corners: tuple[int | float, ...]
     """Left, top, right, bottom."""
@@ -352,7 +361,7 @@ def _check_polygons(
         return None
     rings = [np.array(p, np.float64).reshape(-1, 2) for p in polygons]
     for i, ring in enumerate(rings):
-        # off by one is common
+        # coordinates that are off by one are common in real files
         if size is not None and (
             ring.min() < -1 or (ring.max(axis=0) > (size[1] + 1, size[0] + 1)).any()
         ):
@@ -373,14 +382,14 @@ def _polygon_area_fits(
     rings: list[Float[np.ndarray, "_ 2"]],
     size: tuple[int, int] | None,
 ) -> bool:
-    """Areas of polygons are taken in two ways: from the corners, or by counting pixels, where parts may overlap."""
+    """Tools compute a polygon's area by two methods: from its corners, or by counting the pixels of
+    all parts together, where parts may overlap. Either is right."""
     outline = sum(float(np.abs(np.diff(r, axis=0, append=r[:1])).sum()) for r in rings)
     x_y = [(r[:, 0], r[:, 1]) for r in rings]
     from_corners = sum(abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2 for x, y in x_y)
     fits = abs(given - from_corners) <= 1 + outline / 2
-    if (
-        fits or size is None or size[0] * size[1] >= 2**31 or outline > 1e6
-    ):  # counting costs memory for each step
+    # counting takes memory for each pixel of the outline
+    if fits or size is None or size[0] * size[1] >= 2**31 or outline > 1e6:
         return fits
     counted = int(mask_utils.area(mask_utils.merge(mask_utils.frPyObjects(polygons, *size))))
     return abs(given - counted) <= 1 + outline / 2
@@ -434,7 +443,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return _is_int(value) and 1 <= value < 2**53  # beyond, readers that use floats mix numbers up
+    return _is_int(value) and 1 <= value < 2**53  # beyond, readers that use floats confuse ids
 
 
 def _is_number(value: Any) -> bool:
@@ -442,10 +451,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _are_numbers(value: Any) -> bool:
-    """A list of such numbers, told at the speed that long outlines need."""
+    """A list of such numbers: by built-in functions, as outlines are long."""
     if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
         return False
-    # comparisons pass over NaN, sums don't; the comparisons go first, as Python can't add a float to a huge integer
+    # Comparisons ignore NaN, a sum doesn't; they come first, as float plus huge int is an error.
     return not value or (min(value) > -1e15 and max(value) < 1e15 and math.isfinite(sum(value)))
 
 
@@ -463,7 +472,7 @@ def _is_box(value: Any) -> bool:
 
 
 def _below(place: str, key: Any) -> str:
-    """The place of what a list or an object at `place` holds."""
+    """The place of an item of the list or object at `place`."""
     if isinstance(key, int):
         return f"{place}[{key}]"
     return f"{place}.{printable(str(key))}" if place else printable(str(key))

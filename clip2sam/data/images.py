@@ -1,6 +1,6 @@
-"""The first room: anything that holds a picture becomes an `Image`, RGB uint8 (height, width, 3), upright.
+"""Images: whatever holds one becomes an `Image`, RGB uint8 (height, width, 3), upright.
 
-Decoding is Pillow's, made strict: a cut file is an error, never a picture with grey filler.
+Decoding is Pillow's, made strict: a cut file is an error, never an image padded with grey.
 """
 
 import io
@@ -25,7 +25,7 @@ from clip2sam.errors import ImageError
 
 @dataclass(frozen=True)
 class Image:
-    """A decoded picture: RGB, orientation applied."""
+    """A decoded image: RGB, EXIF orientation applied."""
 
     pixels: UInt8[np.ndarray, "height width 3"]
     origin: str
@@ -69,10 +69,10 @@ class Image:
 ImageSource = Image | str | os.PathLike[str] | bytes | np.ndarray | PIL.Image.Image
 
 MAX_PIXELS = 100_000_000
-"""What `load_image` accepts unless told otherwise: 300 MB of RGB."""
+"""The limit of `load_image` unless another is given: 300 MB of RGB."""
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""The file names that `find_images` takes for pictures, in any case."""
+"""Endings of the names that are taken for images when a folder is searched, in any case."""
 
 # Raster formats only. Pillow would also hand PostScript to an interpreter, among others.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
@@ -106,23 +106,29 @@ _OPENINGS = (
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
-    """Read one picture: RGB uint8 (height, width, 3), EXIF orientation applied.
+    """Read one image: RGB uint8 (height, width, 3), EXIF orientation applied.
 
-    `source` is a path, a file's bytes, a uint8 array (height, width, 3) in RGB or (height, width) in grey,
-    or a PIL image (at its current frame). Arrays and PIL images are copied, never changed. An `Image` is handed back.
+    Colours: CMYK, Lab, palettes and 1-bit become RGB. Transparent pixels are laid on white. Of an
+    animation or a file with several pages the first frame is taken. 16-bit values are divided down
+    to 8 bits. Values that have no fixed white (32-bit integers, floats) are read as 0..1, 0..255
+    (floats) or 0..65535, the first of these that holds them all, else stretched from the lowest to
+    the highest. An orientation that can't be read counts as upright; ICC profiles are not applied.
 
-    Colours: CMYK, Lab, palettes and 1-bit become RGB. Transparent places show white. Of an animation or a
-    file with several pages the first frame is taken. 16-bit values are divided down to 8 bits. Values that have
-    no fixed white (32-bit integers, floats) are read as 0..1, 0..255 (floats) or 0..65535, the first of
-    these that holds them all, else stretched from the lowest to the highest. Orientation that can't be read
-    counts as upright; ICC profiles are not applied.
+    Args:
+        source: a path, a file's bytes, a uint8 array (height, width, 3) in RGB or (height, width)
+            in grey, or a PIL image (at its current frame). Arrays and PIL images are copied, never
+            changed. An `Image` is returned as it is.
+        max_pixels: the limit of height times width, compared with the file's header before
+            anything is decoded.
 
-    `max_pixels` (height times width) is compared with the file's header, before anything is decoded.
+    Returns:
+        The image. Its `origin` is the path as given, made `printable`, or "bytes", "array" or "PIL
+        image".
 
-    `origin` of the result is the path as given, made `printable`, or "bytes", "array" or "PIL image".
-
-    Raises `ImageError`, which names the origin, for a file that is missing, empty, unreadable or not regular
-    (a folder, a pipe, a device), not a picture, cut, damaged or too large, and for an array of another shape or dtype.
+    Raises:
+        ImageError: a file that is missing, empty, unreadable or not regular (a folder, a pipe, a
+            device), that holds no image, is cut, damaged or too large; an array of another shape or
+            dtype. The message names the origin.
     """
     if isinstance(source, Image):
         return source
@@ -134,7 +140,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
         return Image(_decode(io.BytesIO(source), "bytes", max_pixels), "bytes")
     if not isinstance(source, str | os.PathLike):
         raise ImageError(
-            "expected a path, bytes, a numpy array or a PIL image as the picture, "
+            "expected a path, bytes, a numpy array or a PIL image as the image, "
             f"got {type(source).__name__}; convert it to one of these"
         )
     origin = printable(os.fspath(source))
@@ -145,13 +151,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
 def find_images(
     sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
 ) -> list[Path]:
-    """The picture files in folders, sorted by path, each once.
-
-    `sources` is a file or folder, or several. Folders are searched through all levels for names that end in
-    one of `SUFFIXES`; links to folders inside them are not followed. A file given by name is taken whatever its ending.
-
-    Raises `ImageError` for a path that doesn't exist, a folder that can't be read, and when there is no picture at all.
-    """
+    """Goes: see `clip2sam.data.sources.find_source`."""
     tops = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     found: set[Path] = set()
     for top in map(Path, tops):
@@ -161,14 +161,14 @@ def find_images(
     if not found:
         where = ", ".join(printable(top) for top in tops) or "an empty list"
         raise ImageError(
-            f"no picture found in {where}: looked for names ending in {', '.join(SUFFIXES)}"
+            f"no image found in {where}: looked for names ending in {', '.join(SUFFIXES)}"
         )
     return sorted(found, key=os.fsencode)
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A path as text for terminals and COCO files: control characters and undecodable bytes become %XX, as in an URL,
-    and so does a backslash, except where it stands between folders.
+    """A path as text for terminals and messages: control characters and bytes that can't be decoded
+    become %XX, as in a URL, and so does a backslash that doesn't separate folders.
     """
     odd = "\\" if os.sep == "/" else ""
     return "".join(c if c.isprintable() and c != odd else _percent(c) for c in os.fsdecode(path))
@@ -185,7 +185,7 @@ def _percent(c: str) -> str:
 def _in_folder(top: Path) -> Iterator[Path]:
     def unreadable(error: OSError) -> None:
         raise ImageError(
-            f"{printable(error.filename)}: this folder can't be read ({error.strerror}); check its permissions"
+            f"{printable(error.filename)}: this folder can't be read ({error.strerror})"
         ) from error
 
     for folder, _, names in os.walk(top, onerror=unreadable):
@@ -193,13 +193,13 @@ def _in_folder(top: Path) -> Iterator[Path]:
 
 
 def _open_regular(path: str | os.PathLike[str], origin: str) -> io.BufferedReader | io.BytesIO:
-    """Open a file for reading. Its kind is asked first: opening a pipe would wait for a writer."""
+    """Open a file for reading. Its kind is checked first: opening a pipe waits for a writer."""
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
-            kind = next((words for is_kind, words in _KINDS if is_kind(mode)), "a special file")
+            kind = next((kind for is_kind, kind in _KINDS if is_kind(mode)), "a special file")
             raise ImageError(
-                f"{origin}: expected a picture file, found {kind}; give the path of a file"
+                f"{origin}: expected an image file, found {kind}; give the path of a file"
             )
         return open(path, "rb")
     except FileNotFoundError as error:
@@ -221,31 +221,32 @@ def _decode(file: io.BufferedReader | io.BytesIO, origin: str, max_pixels: int) 
     except OSError as error:
         raise ImageError(f"{origin}: reading failed ({error}); check the disk") from error
     if not start:
-        raise ImageError(f"{origin}: expected a picture, found nothing: it is empty (0 bytes)")
+        raise ImageError(f"{origin}: expected an image, found nothing: it is empty (0 bytes)")
     with _strict_pillow(max_pixels):
         try:
-            picture = PIL.Image.open(file, formats=_FORMATS)
+            pil = PIL.Image.open(file, formats=_FORMATS)
         except PIL.UnidentifiedImageError as error:
             raise ImageError(
-                f"{origin}: expected a picture (JPEG, PNG, WebP, TIFF, BMP, GIF, ...), found {_describe(start)}; "
-                "convert it or leave it out"
+                f"{origin}: expected an image (JPEG, PNG, WebP, TIFF, BMP, GIF, ...), found "
+                f"{_describe(start)}; convert it or leave it out"
             ) from error
         except PIL.Image.DecompressionBombError as error:
             raise ImageError(_too_large(origin, max_pixels, str(error))) from error
         except Exception as error:  # Pillow's readers raise whatever a damaged header leads them to
             raise _damaged(origin, error) from error
-        with picture:
-            if picture.format in ("JPEG", "MPO") and not _has_end_marker(file):
+        with pil:
+            if pil.format in ("JPEG", "MPO") and not _has_end_marker(file):
                 raise ImageError(
                     f"{origin}: this JPEG is cut: its end marker is missing; get a whole copy of it"
                 )
-            return _pixels(picture, origin, max_pixels)
+            return _pixels(pil, origin, max_pixels)
 
 
 def _has_end_marker(file: io.BufferedReader | io.BytesIO) -> bool:
-    """Whether a JPEG goes on to its end marker. Pillow's reader has gone past the headers and their thumbnails.
+    """Whether the rest of a JPEG has its end marker. Pillow has read past the headers, whose
+    thumbnails have end markers of their own.
 
-    The decoder itself takes a tail of zeros, as a broken download leaves it, for pixels.
+    Without this check a tail of zeros, which a broken download leaves, is decoded as pixels.
     """
     last = b""
     while block := file.read(1 << 20):
@@ -255,9 +256,9 @@ def _has_end_marker(file: io.BufferedReader | io.BytesIO) -> bool:
     return False
 
 
-def _pixels(picture: PIL.Image.Image, origin: str, max_pixels: int) -> np.ndarray:
+def _pixels(pil: PIL.Image.Image, origin: str, max_pixels: int) -> np.ndarray:
     """Check the size, decode, turn upright, convert to RGB: an array of its own."""
-    width, height = picture.size
+    width, height = pil.size
     if width * height > max_pixels:
         raise ImageError(
             _too_large(origin, max_pixels, f"{height} x {width} pixels (height x width)")
@@ -268,9 +269,9 @@ def _pixels(picture: PIL.Image.Image, origin: str, max_pixels: int) -> np.ndarra
         )
     with _strict_pillow(max_pixels):
         try:
-            picture.load()
-            upright = _UPRIGHT.get(_orientation(picture))
-            rgb = _to_rgb(picture)
+            pil.load()
+            upright = _UPRIGHT.get(_orientation(pil))
+            rgb = _to_rgb(pil)
             return np.array(rgb if upright is None else rgb.transpose(upright))
         except ImageError as error:
             raise ImageError(f"{origin}: {error}") from error
@@ -278,38 +279,38 @@ def _pixels(picture: PIL.Image.Image, origin: str, max_pixels: int) -> np.ndarra
             raise _damaged(origin, error) from error
 
 
-def _orientation(picture: PIL.Image.Image) -> int:
-    """EXIF orientation, 1 (upright) to 8; 1 where the EXIF block is damaged, which costs no pixel."""
+def _orientation(pil: PIL.Image.Image) -> int:
+    """EXIF orientation, 1 (upright) to 8; 1 if the EXIF block is damaged, as the pixels are not."""
     try:
-        return int(picture.getexif().get(0x0112, 1))
+        return int(pil.getexif().get(0x0112, 1))
     except Exception:
         return 1
 
 
-def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
-    if picture.mode.startswith(("I", "F")):
-        return PIL.Image.fromarray(_to_eight_bits(picture)).convert("RGB")
-    if picture.has_transparency_data:
-        if picture.mode in ("La", "RGBa"):  # premultiplied; Pillow undoes it in one step only
-            picture = picture.convert(picture.mode[:-1] + "A")
-        picture = picture.convert("RGBA")
-        white = PIL.Image.new("RGBA", picture.size, "white")
-        picture = PIL.Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+def _to_rgb(pil: PIL.Image.Image) -> PIL.Image.Image:
+    if pil.mode.startswith(("I", "F")):
+        return PIL.Image.fromarray(_to_eight_bits(pil)).convert("RGB")
+    if pil.has_transparency_data:
+        if pil.mode in ("La", "RGBa"):  # premultiplied; Pillow undoes it in one step only
+            pil = pil.convert(pil.mode[:-1] + "A")
+        pil = pil.convert("RGBA")
+        white = PIL.Image.new("RGBA", pil.size, "white")
+        pil = PIL.Image.alpha_composite(white, pil)
+    return pil.convert("RGB")
 
 
-def _to_eight_bits(picture: PIL.Image.Image) -> np.ndarray:
+def _to_eight_bits(pil: PIL.Image.Image) -> np.ndarray:
     """Grey values deeper than 8 bits, scaled to 0..255: uint8 (height, width)."""
-    values = np.asarray(picture).astype(np.float64)
+    values = np.asarray(pil).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise ImageError(
-            "holds values that are NaN or infinite; replace them before using the picture"
+            "holds values that are NaN or infinite; replace them before using the image"
         )
-    whites = [65535.0] if picture.mode.startswith("I") else [1.0, 255.0, 65535.0]
+    whites = [65535.0] if pil.mode.startswith("I") else [1.0, 255.0, 65535.0]
     fitting = next((w for w in whites if low >= 0 and high <= w), None)
     black, white = (low, max(high, low + 1)) if fitting is None else (0.0, fitting)
-    key = picture.info.get("transparency")  # the value that a 16-bit PNG declares transparent
+    key = pil.info.get("transparency")  # the value that a 16-bit PNG declares transparent
     scaled: np.ndarray = np.rint((values - black) * (255 / (white - black))).astype(np.uint8)
     scaled[values == key] = 255
     return scaled
@@ -336,11 +337,12 @@ _restore = ExitStack()
 
 @contextmanager
 def _strict_pillow(max_pixels: int) -> Iterator[None]:
-    """Hold Pillow's process-wide switches strict and quiet for as long as any thread decodes here.
+    """Keep Pillow's process-wide switches strict and quiet while any thread decodes here.
 
-    Cut files fail even where a program has asked Pillow to fill them, Pillow's own size limit doesn't come before
-    `max_pixels`, and its warnings (size, palettes, EXIF) stay silent: what matters in them becomes an ImageError.
-    The first to come sets the switches, the last to go puts them back, so threads can't undo each other's.
+    Cut files fail even if the program has told Pillow to fill them, Pillow's own size limit is not
+    below `max_pixels`, and its warnings (size, palettes, EXIF) are silent: those that matter become
+    an ImageError. The first thread that enters sets the switches, the last that leaves restores
+    them, so threads can't undo each other's.
     """
     global _decoding, _restore
     with _switches:
@@ -368,18 +370,18 @@ def _strict_pillow(max_pixels: int) -> Iterator[None]:
 def _too_large(origin: str, max_pixels: int, found: str) -> str:
     return (
         f"{origin}: expected at most {max_pixels:,} pixels, the header says {found}; "
-        "make the picture smaller or raise max_pixels"
+        "make the image smaller or raise max_pixels"
     )
 
 
 def _damaged(origin: str, error: Exception) -> ImageError:
     reason = "".join(filter(str.isprintable, str(error))) or type(error).__name__
-    return ImageError(f"{origin}: the picture is cut or damaged ({reason}); get a whole copy of it")
+    return ImageError(f"{origin}: the image is cut or damaged ({reason}); get a whole copy of it")
 
 
 def _describe(start: bytes) -> str:
-    """What a file that is no picture looks like, from its first bytes."""
-    named = next((words for opening, words in _OPENINGS if start.startswith(opening)), None)
+    """What a file that is no image looks like, from its first bytes."""
+    named = next((kind for opening, kind in _OPENINGS if start.startswith(opening)), None)
     if named is not None:
         return named
     if start[4:8] == b"ftyp":

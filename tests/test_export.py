@@ -1,0 +1,433 @@
+"""Exporters over records: each format read back by its own ecosystem's reader or rules."""
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from PIL import Image as PILImage
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+
+from clip2sam.coco.document import coco_document
+from clip2sam.coco.rle import encode_mask
+from clip2sam.coco.validate import validate
+from clip2sam.coco.write import write_coco
+from clip2sam.data.labels import LabelClass
+from clip2sam.data.records import Annotation, ImageRecord
+from clip2sam.errors import CocoError, ConfigError, OutputError
+from clip2sam.export import EXPORTERS, Exporter, exporter_for
+from clip2sam.export.coco import CocoExporter
+from clip2sam.export.label_studio import LabelStudioExporter
+from clip2sam.export.png import PngExporter
+from clip2sam.export.results import ResultsExporter
+from clip2sam.export.yolo import YoloExporter
+
+# pycocotools' arrays, under numpy 2
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+)
+
+CLASSES = (
+    LabelClass("cat", ("cat",), supercategory="animal"),
+    LabelClass('<dog> & "co"', ("dog",), presence_threshold=0.3),
+)
+CAT, DOG = (c.name for c in CLASSES)
+
+
+def box(x, y, width, height, size=(40, 60)):
+    mask = np.zeros(size, bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def found(label, mask, score=0.9):
+    return Annotation(label, encode_mask(mask), score, ((1.5, 2.5, 1), (30.0, 3.0, 0)))
+
+
+RING = box(30, 5, 20, 20) & ~box(35, 10, 5, 5) | box(2, 30, 6, 6)
+"""A square with a hole, and another square."""
+
+RECORDS = (
+    ImageRecord(
+        10,
+        "a.png",
+        (40, 60),
+        annotations=(found(CAT, box(0, 0, 20, 10), 0.95964926), found(DOG, RING, 0.7)),
+    ),
+    ImageRecord(
+        4,
+        "sub/b ü.png",
+        (40, 60),
+        annotations=(
+            found(CAT, box(0, 0, 20, 20), 0.8),
+            found(CAT, box(1, 0, 20, 20), 0.9),
+            found(DOG, box(10, 10, 20, 20), 0.6),
+        ),
+    ),
+    ImageRecord(5, "sub/c.png", (10, 10), "empty"),
+)
+"""In an order of ids that is not the numbers'; ids with gaps."""
+
+
+def test_every_named_exporter_is_one_and_an_object_of_ones_own_too():
+    class Names:
+        def write(self, records, classes, output):
+            output.write_text(" ".join(r.file_name for r in records))
+
+    for made in (*(exporter_for(name) for name in EXPORTERS), Names()):
+        assert isinstance(made, Exporter)
+    assert list(EXPORTERS) == ["coco", "results", "yolo", "labelstudio", "png"]
+    assert exporter_for("coco", polygons=True, merge=None) == CocoExporter(polygons=True)
+    assert exporter_for("yolo", merge=None) == YoloExporter(), "None: not given"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("voc", {}, "no format is called 'voc'; choose one of coco, results, yolo, "),
+        ("yolo", {"polygons": True}, "the option polygons is for the format coco, not yolo; leave"),
+        ("png", {"merge": "x"}, "the option merge is for the format coco, not png"),
+        ("coco", {"image_prefix": "x"}, "image_prefix is for the format labelstudio, not coco"),
+        ("coco", {"scale": 2}, r"scale is for the format \(none\), not coco"),
+    ],
+)
+def test_unknown_formats_and_options_of_other_formats_are_refused(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        exporter_for(name, **options)
+
+
+def test_neither_torch_nor_matplotlib_is_loaded_for_data_coco_and_export():
+    rooms = (
+        "data.images data.labels data.sources data.files data.records data.presence data.palette "
+        "coco.rle coco.polygons coco.document coco.write coco.validate "
+        "export export.coco export.results export.yolo export.label_studio export.png"
+    )
+    program = (
+        "import sys, importlib\n"
+        f"for room in {rooms.split()!r}: importlib.import_module('clip2sam.' + room)\n"
+        "heavy = {'torch', 'matplotlib', 'open_clip', 'segment_anything', 'torchvision'}\n"
+        "print(*heavy & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.split() == []
+
+
+# --- COCO
+
+
+@pytest.mark.parametrize("polygons", [False, True])
+def test_coco_loads_in_pycocotools(tmp_path, polygons):
+    path = tmp_path / "new" / "coco.json"
+    CocoExporter(polygons=polygons).write(iter(RECORDS), CLASSES, path)
+    assert validate(path) == []
+    coco = COCO(str(path))
+    assert [i["id"] for i in coco.dataset["images"]] == [10, 4, 5]
+    assert coco.dataset["images"][0] == {
+        "id": 10,
+        "file_name": "a.png",
+        "height": 40,
+        "width": 60,
+    }
+    assert list(coco.cats.values()) == [
+        {"id": 1, "name": CAT, "supercategory": "animal"},
+        {"id": 2, "name": DOG, "supercategory": ""},
+    ]
+    assert list(coco.anns) == [1, 2, 3, 4, 5]
+    assert [a["image_id"] for a in coco.anns.values()] == [10, 10, 4, 4, 4]
+    assert {a["iscrowd"] for a in coco.anns.values()} == {0}
+    ring = coco.anns[2]
+    np.testing.assert_array_equal(coco.annToMask(ring).astype(bool), RING)
+    assert (ring["area"], ring["bbox"], ring["score"]) == (int(RING.sum()), [2, 5, 48, 31], 0.7)
+    assert '"score":0.95964926}' in path.read_text(), "as the record has it"
+    assert len(list(path.parent.iterdir())) == 1
+
+
+def test_the_file_written_row_by_row_is_the_document_written_at_once(tmp_path):
+    for polygons in (False, True):
+        CocoExporter(polygons=polygons).write(RECORDS, CLASSES, tmp_path / "rows.json")
+        write_coco(tmp_path / "once.json", coco_document(RECORDS, CLASSES, polygons=polygons))
+        assert (tmp_path / "rows.json").read_bytes() == (tmp_path / "once.json").read_bytes()
+
+
+def test_one_record_is_in_memory_at_a_time(tmp_path):
+    alive: list[int] = []
+
+    class Counted(ImageRecord):
+        def __del__(self):
+            alive.remove(self.image_id)
+
+    def records():
+        for i in range(1, 30):
+            record = Counted(i, f"{i}.png", (40, 60), annotations=RECORDS[0].annotations)
+            alive.append(i)
+            yield record
+            del record
+            assert len(alive) <= 1, "the exporter holds the last one at most"
+
+    for name in EXPORTERS:
+        exporter_for(name).write(records(), CLASSES, tmp_path / f"out-{name}")
+        assert len(alive) == 0
+
+
+@pytest.mark.parametrize("name", ["coco", "results", "labelstudio"])
+def test_what_ends_the_records_leaves_the_old_file(tmp_path, name):
+    path = tmp_path / "out.json"
+    path.write_text("the old one")
+
+    def stopped():
+        yield RECORDS[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        exporter_for(name).write(stopped(), CLASSES, path)
+    assert path.read_text() == "the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_what_does_not_fit_is_refused_by_every_format(tmp_path, name):
+    for record, message in (
+        (replace(RECORDS[0], annotations=(found("bird", RING),)), "expected one of the labels"),
+        (replace(RECORDS[0], size=(60, 40)), r"\[height, width\] \[60, 40\], got \[40, 60\]"),
+    ):
+        with pytest.raises(CocoError, match=message):
+            exporter_for(name).write([record], CLASSES, tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="can't be written"):
+        exporter_for(name).write(RECORDS, CLASSES, tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_masks_without_a_pixel_are_in_no_format(tmp_path, name):
+    empty = found(CAT, np.zeros((40, 60), bool), 0.1)
+    with_empty = replace(RECORDS[0], annotations=(empty, *RECORDS[0].annotations, empty))
+    outputs = []
+    for folder, record in (("one", RECORDS[0]), ("two", with_empty)):
+        exporter_for(name).write([record], CLASSES, tmp_path / folder / "out.json")
+        files = sorted(p for p in (tmp_path / folder).rglob("*") if p.is_file())
+        outputs.append([(p.relative_to(tmp_path / folder), p.read_bytes()) for p in files])
+    assert outputs[0] == outputs[1]
+
+
+def test_results_load_in_pycocotools(tmp_path):
+    CocoExporter().write(RECORDS, CLASSES, tmp_path / "coco.json")
+    ResultsExporter().write(RECORDS, CLASSES, tmp_path / "results.json")
+    rows = json.loads((tmp_path / "results.json").read_text())
+    keys = {"image_id", "category_id", "segmentation", "score"}
+    assert all(set(row) == keys for row in rows), "of a row with a box, the box's area is taken"
+    assert [(r["image_id"], r["category_id"]) for r in rows] == [
+        (10, 1),
+        (10, 2),
+        (4, 1),
+        (4, 1),
+        (4, 2),
+    ]
+    assert rows[0]["score"] == 0.95964926
+    assert validate(tmp_path / "results.json", tmp_path / "coco.json") == []
+    results = COCO(str(tmp_path / "coco.json")).loadRes(str(tmp_path / "results.json"))
+    assert len(results.anns) == 5
+
+
+# --- merging
+
+THERE = {
+    "info": {"year": 2019, "note": "ünser"},
+    "images": [
+        {"id": 90, "file_name": "sub/b ü.png", "height": 40, "width": 60, "flickr": "x"},
+        {"id": 7, "file_name": "elsewhere.png", "height": 5, "width": 5},
+    ],
+    "annotations": [
+        {"id": 33, "image_id": 90, "category_id": 5, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0,
+         "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}
+    ],
+    "categories": [
+        {"id": 5, "name": "person", "supercategory": ""},
+        {"id": 8, "name": "cat", "keypoints": ["a"]},
+    ],
+    "custom": [1, 2],
+}  # fmt: skip
+
+
+def test_merging_leaves_what_is_there_untouched(tmp_path):
+    there = tmp_path / "there.json"
+    there.write_text(json.dumps(THERE))
+    CocoExporter(merge=there).write(RECORDS, CLASSES, tmp_path / "merged.json")
+    merged = json.loads((tmp_path / "merged.json").read_text())
+    assert (merged["info"], merged["custom"]) == (THERE["info"], THERE["custom"])
+    for section in ("images", "annotations", "categories"):
+        assert merged[section][: len(THERE[section])] == THERE[section]
+    assert [(i["id"], i["file_name"]) for i in merged["images"][2:]] == [
+        (91, "a.png"),
+        (92, "sub/c.png"),
+    ]
+    assert merged["categories"][2:] == [{"id": 9, "name": DOG, "supercategory": ""}]
+    added = merged["annotations"][1:]
+    assert [(a["id"], a["image_id"], a["category_id"]) for a in added] == [
+        (34, 91, 8),
+        (35, 91, 9),
+        (36, 90, 8),
+        (37, 90, 8),
+        (38, 90, 9),
+    ]
+    assert len(COCO(str(tmp_path / "merged.json")).anns) == 6
+    assert json.loads(there.read_text()) == THERE
+
+
+def test_the_file_to_merge_with_is_never_written_to(tmp_path):
+    there = tmp_path / "there.json"
+    there.write_text(json.dumps(THERE))
+    (tmp_path / "link.json").symlink_to(there)
+    for output in (there, tmp_path / "link.json", tmp_path / "x" / ".." / "there.json"):
+        with pytest.raises(ConfigError, match=r"is the file to merge with, which is never written"):
+            CocoExporter(merge=there).write(RECORDS, CLASSES, output)
+    assert json.loads(there.read_text()) == THERE
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "no JSON"),
+        ("[]", "expected a COCO dataset"),
+        ('{"images": [{"id": "x"}]}', r"images\[0\]: expected an object with an id and file_name"),
+        ('{"images": {}}', "expected a list"),
+        (
+            '{"images": [{"id": 1, "file_name": "a.png", "height": 1, "width": 1}]}',
+            "'a.png' is 40 x 60 .*but 1 x 1",
+        ),
+    ],
+)
+def test_merging_needs_a_dataset_of_the_same_images(tmp_path, content, message):
+    (tmp_path / "there.json").write_text(content)
+    merging = CocoExporter(merge=tmp_path / "there.json")
+    with pytest.raises(CocoError, match=message):
+        merging.write(RECORDS, CLASSES, tmp_path / "merged.json")
+    assert not (tmp_path / "merged.json").exists()
+    with pytest.raises(CocoError, match="can't be read"):
+        replace(merging, merge=tmp_path / "nowhere").write(RECORDS, CLASSES, tmp_path / "m.json")
+
+
+# --- YOLO
+
+
+def test_yolo_follows_its_rules_and_loads_in_supervision(tmp_path):
+    YoloExporter().write(iter(RECORDS), CLASSES, tmp_path / "yolo")
+    data = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
+    assert data["names"] == {0: CAT, 1: DOG}
+    lines = (tmp_path / "yolo" / "labels" / "a.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["0", "1"]
+    for line in lines:
+        shares = np.array(line.split()[1:], float)
+        assert len(shares) % 2 == 0
+        assert len(shares) >= 6
+        assert ((shares >= 0) & (shares <= 1)).all()
+    corners = np.array(lines[0].split()[1:], float).reshape(-1, 2)
+    assert sorted(map(tuple, corners)) == [(0, 0), (0, 0.25), (0.333333, 0), (0.333333, 0.25)], (
+        "x by the width, 20 of 60, and y by the height, 10 of 40"
+    )
+    assert (tmp_path / "yolo" / "labels" / "sub" / "c.txt").read_text() == ""
+
+    supervision = pytest.importorskip("supervision")
+    (tmp_path / "images").mkdir()
+    PILImage.new("RGB", (60, 40)).save(tmp_path / "images" / "a.png")
+    dataset = supervision.DetectionDataset.from_yolo(
+        str(tmp_path / "images"),
+        str(tmp_path / "yolo" / "labels"),
+        str(tmp_path / "yolo" / "data.yaml"),
+        force_masks=True,
+    )
+    assert dataset.classes == [CAT, DOG]
+    (_, _, detections), *_ = list(dataset)
+    assert detections.class_id.tolist() == [0, 1]
+    ring = np.array(lines[1].split()[1:], float).reshape(-1, 2) * (60, 40)
+    drawn = cv2.polylines(RING.astype(np.uint8), [ring.astype(np.int32)], True, 1)
+    grown = cv2.dilate(drawn, np.ones((3, 3), np.uint8)).astype(bool)
+    assert (detections.mask[1] >= RING).all()
+    assert (detections.mask[1] <= grown).all(), (
+        "it fills the pixels on the outline and on the joining line, no others"
+    )
+
+
+def test_yolo_cannot_tell_suffixes_apart(tmp_path):
+    records = (RECORDS[0], replace(RECORDS[1], file_name="a.jpg"))
+    with pytest.raises(ConfigError, match=r"'a\.png' and 'a\.jpg' would share one"):
+        YoloExporter().write(records, CLASSES, tmp_path / "yolo")
+    assert not (tmp_path / "yolo" / "data.yaml").exists()
+
+
+# --- Label Studio
+
+
+def test_label_studio_gets_the_documented_form(tmp_path):
+    exporter = LabelStudioExporter(image_prefix="s3://bucket/")
+    exporter.write(iter(RECORDS), CLASSES, tmp_path / "tasks.json")
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    assert [t["data"]["image"] for t in tasks] == [
+        "s3://bucket/a.png",
+        "s3://bucket/sub/b%20%C3%BC.png",
+        "s3://bucket/sub/c.png",
+    ]
+    assert [t["predictions"][0]["score"] for t in tasks] == [0.7, 0.6, 0.0], "the lowest"
+    regions = tasks[0]["predictions"][0]["result"]
+    assert len({r["id"] for r in regions}) == len(regions) == 3, "a region for each part"
+    drawn = {name: np.zeros((40, 60), bool) for name in (CAT, DOG)}
+    for r in regions:
+        assert (r["type"], r["from_name"], r["to_name"]) == ("polygonlabels", "label", "image")
+        assert (r["original_width"], r["original_height"], r["image_rotation"]) == (60, 40, 0)
+        corners = np.array(r["value"]["points"]) / 100 * (60, 40)
+        rle = mask_utils.merge(mask_utils.frPyObjects([corners.ravel().tolist()], 40, 60))
+        (name,) = r["value"]["polygonlabels"]
+        drawn[name] |= mask_utils.decode(rle).astype(bool)
+    np.testing.assert_array_equal(drawn[DOG], RING)
+    np.testing.assert_array_equal(drawn[CAT], box(0, 0, 20, 10))
+    assert tasks[2]["predictions"][0]["result"] == []
+    view = ET.parse(tmp_path / "tasks.xml").getroot()
+    assert [e.attrib["value"] for e in view.iter("Label")] == [c.name for c in CLASSES]
+    assert view.find("PolygonLabels").attrib == {"name": "label", "toName": "image"}
+
+
+def test_label_studios_interface_never_overwrites_its_tasks(tmp_path):
+    for name in ("tasks.xml", "tasks.XML"):
+        with pytest.raises(ConfigError, match=r"the labelling interface gets the suffix \.xml"):
+            LabelStudioExporter().write(RECORDS, CLASSES, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_label_studios_own_checker_takes_it(tmp_path):
+    interface = pytest.importorskip(
+        "label_studio_sdk.label_interface", reason="scripts/setup installs it"
+    )
+    LabelStudioExporter().write(RECORDS, CLASSES, tmp_path / "tasks.json")
+    checker = interface.LabelInterface((tmp_path / "tasks.xml").read_text())
+    for task in json.loads((tmp_path / "tasks.json").read_text()):
+        assert task["data"]["image"].startswith("/data/local-files/?d=")
+        assert checker.validate_task({"data": task["data"]})
+        assert all(checker.validate_prediction(p) for p in task["predictions"])
+
+
+# --- PNG
+
+
+def test_pngs_hold_class_numbers(tmp_path):
+    PngExporter().write(iter(RECORDS), CLASSES, tmp_path / "png")
+    with PILImage.open(tmp_path / "png" / "a.png.png") as image:
+        assert image.mode == "P"
+        assert image.getpalette()[:6] == [0, 0, 0, 0x00, 0x9E, 0x73]
+        index = np.array(image)
+    np.testing.assert_array_equal(index, np.where(box(0, 0, 20, 10), 1, np.where(RING, 2, 0)))
+    with PILImage.open(tmp_path / "png" / "sub" / "b ü.png.png") as image:
+        assert np.array(image)[15, 15] == 1, "the better score is on top"
+    assert (tmp_path / "png" / "classes.txt").read_text() == f"1 cat\n2 {DOG}\n"
+
+
+def test_pngs_of_more_than_255_classes_have_16_bits(tmp_path):
+    classes = tuple(LabelClass(f"c{i}", (f"c{i}",)) for i in range(300))
+    record = replace(RECORDS[0], annotations=(found("c299", RING),))
+    PngExporter().write([record], classes, tmp_path)
+    with PILImage.open(tmp_path / "a.png.png") as image:
+        np.testing.assert_array_equal(np.array(image), RING * 300)
