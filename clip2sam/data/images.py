@@ -9,16 +9,14 @@ import stat
 import threading
 import warnings
 from codecs import getincrementaldecoder
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
 import PIL.ImageFile
 from jaxtyping import UInt8
-from PIL import Image as PILImage
 
 from clip2sam.errors import ImageError
 
@@ -30,31 +28,11 @@ class Image:
     pixels: UInt8[np.ndarray, "height width 3"]
     origin: str
     """Where it came from, for messages and file names: a path, or a description such as "array"."""
-    _ahead: dict[tuple[int, int, PILImage.Resampling], UInt8[np.ndarray, "rows cols 3"]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    """What was resized ahead, until it is asked for."""
-
-    def resize_ahead(self, height: int, width: int, filter_: PILImage.Resampling) -> None:
-        """Do now what `resized` will be asked for: in a reader's thread, while a model works."""
-        self._ahead[height, width, filter_] = self._resize(height, width, filter_)
-
-    def resized(
-        self, height: int, width: int, filter_: PILImage.Resampling
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        """The pixels at another size, by PIL. What was made ahead is given away."""
-        ready = self._ahead.pop((height, width, filter_), None)
-        return self._resize(height, width, filter_) if ready is None else ready
-
-    def _resize(
-        self, height: int, width: int, filter_: PILImage.Resampling
-    ) -> UInt8[np.ndarray, "height width 3"]:
-        return np.array(PILImage.fromarray(self.pixels).resize((width, height), filter_))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all its pixels, those resized ahead too."""
-        return self.pixels.nbytes + sum(pixels.nbytes for pixels in list(self._ahead.values()))
+        """Bytes of its pixels."""
+        return self.pixels.nbytes
 
     @property
     def size(self) -> tuple[int, int]:
@@ -148,24 +126,6 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image:
         return Image(_decode(file, origin, max_pixels), origin)
 
 
-def find_images(
-    sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-) -> list[Path]:
-    """Goes: see `clip2sam.data.sources.find_source`."""
-    tops = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    found: set[Path] = set()
-    for top in map(Path, tops):
-        if not os.path.lexists(top):
-            raise ImageError(f"{printable(top)}: no such file or folder; check the path")
-        found.update(_in_folder(top) if top.is_dir() else [top])
-    if not found:
-        where = ", ".join(printable(top) for top in tops) or "an empty list"
-        raise ImageError(
-            f"no image found in {where}: looked for names ending in {', '.join(SUFFIXES)}"
-        )
-    return sorted(found, key=os.fsencode)
-
-
 def printable(path: str | os.PathLike[str]) -> str:
     """A path as text for terminals and messages: control characters and bytes that can't be decoded
     become %XX, as in a URL, and so does a backslash that doesn't separate folders.
@@ -180,16 +140,6 @@ def _percent(c: str) -> str:
         f"%{byte:02X}"
         for byte in c.encode("utf-8", "surrogateescape" if undecodable else "surrogatepass")
     )
-
-
-def _in_folder(top: Path) -> Iterator[Path]:
-    def unreadable(error: OSError) -> None:
-        raise ImageError(
-            f"{printable(error.filename)}: this folder can't be read ({error.strerror})"
-        ) from error
-
-    for folder, _, names in os.walk(top, onerror=unreadable):
-        yield from (Path(folder, name) for name in names if name.lower().endswith(SUFFIXES))
 
 
 def _open_regular(path: str | os.PathLike[str], origin: str) -> io.BufferedReader | io.BytesIO:
