@@ -98,7 +98,7 @@ class Oracle(Segmenter):
         return result.presence > 0.5
 
     def __call__(self, image, labels):
-        from clip2sam.coco.document import encode_mask
+        from clip2sam.coco.rle import encode_mask
         from clip2sam.result import Result
 
         truth = self.truth[id(image)]
@@ -150,7 +150,9 @@ def test_an_oracle_is_perfect_and_silence_is_not():
 def test_a_coco_data_set_is_asked_all_its_categories(tmp_path):
     from PIL import Image as PILImage
 
-    from clip2sam.coco.document import coco_document, encode_mask, write_coco
+    from clip2sam.coco.document import coco_document
+    from clip2sam.coco.rle import encode_mask
+    from clip2sam.coco.write import write_coco
     from clip2sam.data.records import ImageRecord
 
     PILImage.fromarray(np.zeros((70, 70, 3), np.uint8)).save(tmp_path / "a.png")

@@ -18,7 +18,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from clip2sam.coco.document import decode_rle
+from clip2sam.coco.rle import decode_rle
 from clip2sam.data.images import Image, load_image
 from clip2sam.data.labels import as_label_set
 from clip2sam.errors import CocoError

@@ -18,7 +18,7 @@ import yaml
 from jaxtyping import Bool, Float
 
 from clip2sam.analysis.evaluate import area_under_curve
-from clip2sam.coco.document import write_atomically
+from clip2sam.data.files import write_atomically
 from clip2sam.data.images import load_image, printable
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.data.sources import find_source, locate
