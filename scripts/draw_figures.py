@@ -8,6 +8,7 @@ The images are scenes of the test split; what is drawn is what the models found,
 import argparse
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import clip2sam
@@ -33,55 +34,28 @@ def draw_found(segmenter: Segmenter) -> Figure:
         labels = demo_labels(scene)
         result = segmenter(scene.pixels, labels)
         colours = [colour(int(i)) for i in result.label_indices]
-        figure.draw_without_rendering()  # the layout is settled before tags are placed in it
+        figure.draw_without_rendering()  # the layout must be final before tags are placed in it
         draw_masks(scene.pixels, result.masks, result.labels, result.scores, colours, ax=ax)
     return figure
 
 
 def draw_flow(segmenter: Segmenter) -> Figure:
-    """One label through the stages: image and label, map, points, mask."""
+    """One label through the pipeline: image and text prompt, map, points, mask."""
     scene = demo_scenes()[2]
-    labels = demo_labels(scene)
-    result = segmenter(scene.pixels, labels)
+    result = segmenter(scene.pixels, demo_labels(scene))
     if not result.labels:
-        raise SystemExit(
-            "no label was found in the scene: the weights are not good enough for a figure"
-        )
+        raise SystemExit("no label was found in the scene: the weights are not good enough")
     best = int(result.scores.argmax())
     index, name = int(result.label_indices[best]), result.labels[best]
 
-    side, lefts = 2.6, (0.1, 3.2, 6.95, 10.05)  # inches; the map's colour bar needs room
-    wide, high = lefts[-1] + side + 0.1, side + 0.5
-    figure = Figure(figsize=(wide, high))
-    panels = [
-        figure.add_axes((left / wide, 0.1 / high, side / wide, side / high)) for left in lefts
-    ]
-    for left in lefts[1:]:
-        figure.text(
-            (left - 0.25) / wide,
-            (0.1 + side / 2) / high,
-            "→",
-            fontsize=20,
-            ha="center",
-            va="center",
-        )
-
+    figure, panels = _panels()
     points = result.points[best]
     draw_image(scene.pixels, ax=panels[0])
     draw_map(scene.pixels, result.maps[index], ax=panels[1])
-    draw_points(
-        points[:, :2],
-        points[:, 2].astype(int),
-        ax=draw_grid(scene.pixels, result.grids[index], ax=panels[2]),
-    )
-    draw_masks(
-        scene.pixels,
-        result.masks[[best]],
-        [name],
-        result.scores[[best]],
-        [colour(index)],
-        ax=panels[3],
-    )
+    grid = draw_grid(scene.pixels, result.grids[index], ax=panels[2])
+    draw_points(points[:, :2], points[:, 2].astype(int), ax=grid)
+    masks, scores = result.masks[[best]], result.scores[[best]]
+    draw_masks(scene.pixels, masks, [name], scores, [colour(index)], ax=panels[3])
     titles = (
         f'an image and "{name}"',
         "CLIP Surgery: where it is",
@@ -91,6 +65,20 @@ def draw_flow(segmenter: Segmenter) -> Figure:
     for ax, title in zip(panels, titles, strict=True):
         ax.set_title(title, fontsize=11)
     return figure
+
+
+def _panels() -> tuple[Figure, list[Axes]]:
+    """Four square panels in a row with arrows between them."""
+    side, lefts = 2.6, (0.1, 3.2, 6.95, 10.05)  # inches; the map's colour bar needs room
+    width, height = lefts[-1] + side + 0.1, side + 0.5
+    figure = Figure(figsize=(width, height))
+    panels = [
+        figure.add_axes((left / width, 0.1 / height, side / width, side / height)) for left in lefts
+    ]
+    middle = (0.1 + side / 2) / height
+    for left in lefts[1:]:
+        figure.text((left - 0.25) / width, middle, "→", fontsize=20, ha="center", va="center")
+    return figure, panels
 
 
 def draw_explained(segmenter: Segmenter) -> Figure:

@@ -1,14 +1,17 @@
-"""Train the tiny CLIP from pictures and phrases alone: no masks, no boxes.
+"""Train the tiny CLIP from images and text prompts alone: no masks, no boxes.
 
     python scripts/train_tiny_clip.py --output runs/clip
 
-First the convolutional stem, alone, with average pooling and a linear head on the phrases; then the whole model with a
-sigmoid loss between pictures and sentences, on small pictures (windows of the 14 x 14 positions), then on large ones.
-In between the stem goes on with its head on pictures of one or two objects: they teach shapes best for their cost.
-At the end every picture comes twice, once turned or mirrored, and the maps of what is in it must turn with it: nothing
-else tells a token to hold what is under its own centre rather than beside it.
-Every picture is new. A run that was interrupted goes on from its checkpoint; all that is random follows from the
-step's number. The output folder gets `checkpoint.pt`, `log.jsonl`, `curves.png` and `tiny_clip.safetensors`.
+First the convolutional stem alone, with average pooling and a linear head over the labels; then the
+whole model with a sigmoid loss between images and text prompts, on small images (windows of the
+14 x 14 positions), then on large ones. In between the stem is trained further with its head on
+images of one or two objects: these teach shapes best for their cost.
+At the end every image is used twice, once rotated or mirrored, and the maps of its labels must
+rotate with it: nothing else tells a token to represent what is at its own centre rather than beside
+it.
+Every image is new. An interrupted run resumes from its checkpoint; all randomness is seeded with
+the step's number. The output folder gets `checkpoint.pt`, `log.jsonl`, `curves.png` and
+`tiny_clip.safetensors`.
 """
 
 import argparse
@@ -50,9 +53,9 @@ from clip2sam.tiny.scenes import (
     TEXTURES,
     Scene,
     all_labels,
-    asked_labels,
     label_mask,
     matches,
+    requested_labels,
     scene,
     split_seed,
 )
@@ -60,7 +63,7 @@ from clip2sam.tiny.scenes import (
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training. The learning rate goes linearly from `start` to `end`."""
+    """A part of the training. The learning rate changes linearly from `start` to `end`."""
 
     name: str
     steps: int
@@ -70,16 +73,19 @@ class Stage:
     start: float
     end: float
     drop: float = 0.0
-    """The share of patch tokens left out: half the tokens are two and a half times as fast."""
+    """The share of patch tokens that are dropped: half the tokens are 2.5 times as fast."""
     whole: float = 1.0
-    """The share of the batch that goes through the whole model. Below 1 the stem's own head learns from all of it."""
+    """The share of the batch that runs through the whole model. Below 1 the stem's own head is
+    trained on the whole batch."""
     symmetry: float = 0.0
-    """The weight of maps turning with their picture; half of the batch is then the other half turned or mirrored."""
+    """The weight of the loss that makes maps rotate with their image; half of the batch is then the
+    other half rotated or mirrored."""
     peak: float = 0.0
-    """The weight of the sigmoid loss between pictures and the peaks of the labels' maps, in such a stage."""
+    """In a stage with `symmetry`: the weight of the sigmoid loss between images and the peaks of
+    the labels' maps."""
 
 
-# Small pictures are cut from the same world: their objects have the same size in pixels (radius 20 to 56).
+# Objects have the same size in pixels in small and large images: radius 20 to 56.
 STAGES = (
     Stage("stem", 1800, 48, 96, (1, 2), 2e-3, 5e-4, whole=0.0),
     Stage("small", 1000, 32, 128, (0, 3), 1e-3, 1e-3),
@@ -88,12 +94,12 @@ STAGES = (
     Stage("larger", 600, 32, 224, (0, 6), 1e-3, 8e-4, drop=0.5),
     Stage("cool", 400, 32, 224, (0, 6), 9e-4, 1e-5, drop=0.25),
     Stage("again", 300, 32, 224, (0, 6), 6e-4, 1e-5, drop=0.25),
-    Stage("turned", 1200, 32, 224, (1, 6), 6e-4, 1e-5, symmetry=0.1),
+    Stage("rotated", 1200, 32, 224, (1, 6), 6e-4, 1e-5, symmetry=0.1),
     Stage("peaks", 500, 32, 224, (0, 6), 4e-4, 1e-5, symmetry=0.1, peak=0.5),
     Stage("peaks again", 700, 32, 224, (0, 6), 5e-4, 1e-5, symmetry=0.1, peak=1.0),
 )
-PEAK = 0.37  # how high a map should peak where its label is true
-WARMUP = 100  # steps at each stage's begin
+PEAK = 0.37  # target height of a map's peak if its label is true
+WARMUP = 100  # steps at the start of each stage
 AVERAGE = 0.995  # the weights that are validated and saved are a moving average
 WEIGHT = {
     "shape": 1.0,
@@ -112,25 +118,27 @@ ROWS = compact_rows(KNOWN)
 UNKNOWN = next(i for i in range(VOCABULARY_SIZE) if ROWS[i] == 0)
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# Data
 
 
 def draw(index: int, stage: Stage) -> Scene:
-    """Training picture `index`. Large ones are sometimes not square, and squashed, as the pipeline does it."""
+    """Training image `index`. In 30 % a large one is not square: it is squashed, as in the
+    pipeline."""
     limit = min(56.0, 0.45 * stage.side)
-    picture_rng = np.random.default_rng((index, 2))
+    image_rng = np.random.default_rng((index, 2))
     height = width = stage.side
-    if stage.side == 224 and picture_rng.random() < 0.3:
-        longer = int(picture_rng.integers(240, 337))
-        height, width = (longer, width) if picture_rng.random() < 0.5 else (height, longer)
+    if stage.side == 224 and image_rng.random() < 0.3:
+        longer = int(image_rng.integers(240, 337))
+        height, width = (longer, width) if image_rng.random() < 0.5 else (height, longer)
     return scene(
         split_seed("train", index), (height, width), objects=stage.objects, radius=(20.0, limit)
     )
 
 
-def to_input(pictures: list[Scene], side: int) -> Tensor:
-    """Squashed to a square, normalised with CLIP's mean and deviation: (batch, 3, side, side), channels last."""
-    squares = [cv2.resize(p.pixels, (side, side), interpolation=cv2.INTER_AREA) for p in pictures]
+def to_input(images: list[Scene], side: int) -> Tensor:
+    """Images squashed to a square, normalised with CLIP's mean and standard deviation: (batch, 3,
+    side, side), channels last in memory."""
+    squares = [cv2.resize(p.pixels, (side, side), interpolation=cv2.INTER_AREA) for p in images]
     pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -141,8 +149,8 @@ FIXED = [(x, kind) for kind in KINDS for x in all_labels(kind)] + [
 ]
 
 
-def phrases(rng: np.random.Generator) -> list[tuple[str, str]]:
-    """(label, group): all labels, some of three words, and some with words that no training sentence has."""
+def labels_of_step(rng: np.random.Generator) -> list[tuple[str, str]]:
+    """(label, group): all labels, some of three words, and some with unknown words, written "?"."""
     full = [
         f"{rng.choice(COLOURS)} {rng.choice(TEXTURES)} {rng.choice((*SHAPES, 'thing'))}"
         for _ in range(16)
@@ -158,40 +166,46 @@ def phrases(rng: np.random.Generator) -> list[tuple[str, str]]:
 
 
 def tokens_of(labels: list[str], rng: np.random.Generator) -> Tensor:
-    """Compact token ids of the labels, half of them in random templates; a "?" becomes one to three unknown tokens."""
-    sentences = [
+    """Compact token ids of the labels, half of them in random templates; a "?" becomes one to three
+    unknown tokens."""
+    texts = [
         x if rng.random() < 0.5 else str(rng.choice(TEMPLATES)).replace("{}", x) for x in labels
     ]
     tokenizer, mark = TOKENIZER, TOKENIZER.encode("?")[0]
     rows = []
-    for sentence in sentences:
+    for text in texts:
         ids = []
-        for token in tokenizer.encode(sentence):
+        for token in tokenizer.encode(text):
             ids += [UNKNOWN] * int(rng.integers(1, 4)) if token == mark else [token]
         ids = [tokenizer.sot_token_id, *ids[: tokenizer.context_length - 2], tokenizer.eot_token_id]
         rows.append(ids + [0] * (tokenizer.context_length - len(ids)))
     return ROWS[torch.tensor(rows)]
 
 
-def truth(pictures: list[Scene], labels: list[str]) -> Tensor:
-    """(pictures, labels): 1 where the label is true of the picture."""
+def truth(images: list[Scene], labels: list[str]) -> Tensor:
+    """(images, labels): 1 where the label is true of the image."""
     table: dict[tuple[str, ...], list[bool]] = {}
-    rows = np.zeros((len(pictures), len(labels)), np.float32)
-    for row, picture in zip(rows, pictures, strict=True):
-        for item in picture.objects:
+    rows = np.zeros((len(images), len(labels)), np.float32)
+    for row, image in zip(rows, images, strict=True):
+        for item in image.objects:
             key = (item.shape, item.colour, item.texture)
             table.setdefault(key, [matches(item, x) for x in labels])
             row[:] = np.maximum(row, table[key])
     return torch.from_numpy(rows)
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# Training
 
 
 def encode_windows(model: Any, patches: Tensor, rng: np.random.Generator) -> Tensor:
-    """The image tower behind its stem, for a grid of any side: a small one takes a window of the positions.
+    """The image tower after its stem, for a grid of any side: a small one takes a window of the
+    positions.
 
-    patches: (batch, width, side, side); returns the features, not normalised.
+    Args:
+        patches: (batch, width, side, side).
+
+    Returns:
+        (batch, embedding): the CLS features, not normalised.
     """
     visual, side = model.visual, patches.shape[-1]
     top, left = (int(rng.integers(0, visual.grid_size[0] - side + 1)) for _ in range(2))
@@ -204,10 +218,11 @@ def encode_windows(model: Any, patches: Tensor, rng: np.random.Generator) -> Ten
     return visual.ln_post(visual.transformer(visual.ln_pre(x))[:, 0]) @ visual.proj
 
 
-def weighted_loss(logits: Tensor, pictures: list[Scene], chosen: list[tuple[str, str]]) -> Tensor:
-    """Sigmoid loss of (pictures, labels): the mean within each group of labels, weighted between groups."""
+def weighted_loss(logits: Tensor, images: list[Scene], chosen: list[tuple[str, str]]) -> Tensor:
+    """Sigmoid loss of logits (images, labels): the mean within each group of labels, then the
+    weighted mean of the groups."""
     groups = [group for _, group in chosen]
-    target = truth(pictures, [label for label, _ in chosen])
+    target = truth(images, [label for label, _ in chosen])
     each = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(dim=0)
     total = each.new_zeros(())
     for group, weight in WEIGHT.items():
@@ -217,45 +232,47 @@ def weighted_loss(logits: Tensor, pictures: list[Scene], chosen: list[tuple[str,
     return total / sum(WEIGHT.values())
 
 
-def turned(x: Tensor, way: int) -> Tensor:
-    """One of the eight symmetries of the square, of the last two axes: quarter turns for 0 to 3, then mirrored."""
-    return torch.rot90(x.flip(-1) if way >= 4 else x, way % 4, (-2, -1))
+def rotated(x: Tensor, symmetry: int) -> Tensor:
+    """One of the eight symmetries of the square, on the last two axes: 0 to 3 are quarter turns, 4
+    to 7 the same after mirroring."""
+    return torch.rot90(x.flip(-1) if symmetry >= 4 else x, symmetry % 4, (-2, -1))
 
 
 def symmetric_step(model: Any, stage: Stage, step: int, first: int) -> Tensor:
-    """As `train_step`, on pictures and the same ones turned, with the symmetry's loss.
+    """As `train_step`, on images and the same images rotated, with the symmetry loss.
 
-    That is one minus the correlation of a label's surgery map, turned, with the turned picture's, over the labels
-    that are true of it. It needs no knowledge of where anything is.
+    That is one minus the correlation of a label's rotated surgery map with the map of the rotated
+    image, over the labels that are true of it. It needs no knowledge of where objects are.
     """
     rng = np.random.default_rng((step, 3))
-    pictures = [draw(first + i, stage) for i in range(stage.batch // 2)]
-    ways = [int(w) for w in rng.integers(1, 8, len(pictures))]
-    chosen = phrases(rng)
-    straight = to_input(pictures, stage.side)
+    images = [draw(first + i, stage) for i in range(stage.batch // 2)]
+    symmetries = [int(k) for k in rng.integers(1, 8, len(images))]
+    chosen = labels_of_step(rng)
+    straight = to_input(images, stage.side)
     pixels = torch.cat(
-        [straight, torch.stack([turned(x, w) for x, w in zip(straight, ways, strict=True)])]
+        [straight, torch.stack([rotated(x, k) for x, k in zip(straight, symmetries, strict=True)])]
     )
     with torch.autocast("cpu", torch.bfloat16):
         with_gradients = inspect.unwrap(dense_features)
         tokens = F.normalize(with_gradients(model.visual, pixels, CLIP_SURGERY).float(), dim=-1)
         text = model.encode_text(tokens_of([x for x, _ in chosen], rng), normalize=True).float()
     logits = model.logit_scale.exp() * (tokens[:, 0] @ text.T) + model.logit_bias
-    loss = weighted_loss(logits, [*pictures, *pictures], chosen)
+    loss = weighted_loss(logits, [*images, *images], chosen)
     products = tokens[:, 1:] @ text.T
     maps = (
         (products - products.mean(dim=2, keepdim=True))
         .transpose(1, 2)
         .unflatten(2, model.visual.grid_size)
     )
-    if (
-        stage.peak
-    ):  # a map that is dark where the label is turns with its picture as well as a bright one
+    if stage.peak:  # the symmetry loss alone is satisfied by maps that are low on their label, too
         loss = loss + stage.peak * weighted_loss(
-            20 * (maps.flatten(2).amax(dim=2) - PEAK), [*pictures, *pictures], chosen
+            20 * (maps.flatten(2).amax(dim=2) - PEAK), [*images, *images], chosen
         )
-    true = truth(pictures, [label for label, _ in chosen]).bool()
-    pairs = [(turned(a[t], w), b[t]) for a, b, t, w in zip(*maps.chunk(2), true, ways, strict=True)]
+    true = truth(images, [label for label, _ in chosen]).bool()
+    pairs = [
+        (rotated(a[t], k), b[t])
+        for a, b, t, k in zip(*maps.chunk(2), true, symmetries, strict=True)
+    ]
     one, other = (torch.cat(side).flatten(1) for side in zip(*pairs, strict=True))
     return loss + stage.symmetry * (1 - F.cosine_similarity(centred(one), centred(other)).mean())
 
@@ -265,22 +282,22 @@ def centred(rows: Tensor) -> Tensor:
 
 
 def train_step(model: Any, head: nn.Linear, stage: Stage, step: int, first: int) -> Tensor:
-    """The loss of one step: `step` of all steps, whose pictures start at index `first`."""
+    """The loss of step `step`, whose images start at index `first`."""
     rng = np.random.default_rng((step, 3))
-    pictures = [draw(first + i, stage) for i in range(stage.batch)]
+    images = [draw(first + i, stage) for i in range(stage.batch)]
     count = round(stage.whole * stage.batch)
     loss = torch.zeros(())
     with torch.autocast("cpu", torch.bfloat16):
-        patches = model.visual.conv1(to_input(pictures, stage.side))
+        patches = model.visual.conv1(to_input(images, stage.side))
         if count < stage.batch:
             logits = head(patches.relu().mean(dim=(2, 3)))
-            loss = loss + weighted_loss(logits.float(), pictures, FIXED)
+            loss = loss + weighted_loss(logits.float(), images, FIXED)
         if count:
-            chosen = phrases(rng)
-            image = F.normalize(encode_windows(model, patches[:count], rng), dim=-1)
+            chosen = labels_of_step(rng)
+            cls = F.normalize(encode_windows(model, patches[:count], rng), dim=-1)
             text = model.encode_text(tokens_of([x for x, _ in chosen], rng), normalize=True)
-            logits = model.logit_scale.exp() * (image @ text.T) + model.logit_bias
-            loss = loss + weighted_loss(logits.float(), pictures[:count], chosen)
+            logits = model.logit_scale.exp() * (cls @ text.T) + model.logit_bias
+            loss = loss + weighted_loss(logits.float(), images[:count], chosen)
     return loss
 
 
@@ -290,11 +307,11 @@ def rate(stage: Stage, step: int) -> float:
     return line * min(1.0, (step + 1) / WARMUP)
 
 
-# --- validation ------------------------------------------------------------------------------------------------------
+# Validation
 
 
 def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
-    """The chance that a positive score is above a negative one; ties count half."""
+    """The probability that a positive score is above a negative one; ties count half."""
     order = np.sort(negative)
     below = np.searchsorted(order, positive, "left") + np.searchsorted(order, positive, "right")
     return float(below.mean() / 2 / len(negative))
@@ -304,20 +321,21 @@ def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
 def evaluate(
     model: Any, tokenizer: Tokenizer, split: str, count: int
 ) -> dict[str, dict[str, float]]:
-    """Figures by kind of label, on `count` scenes of a split with 20 labels asked of each.
+    """Figures by kind of label, on `count` scenes of a split with 20 labels requested of each.
 
-    auc: of the presence score (CLS cosine); map_auc: of the highest map score; pointing and centre: the share of
-    present labels whose top cell of the 7 x 7 grid touches the object, and has its centre on it; raw_pointing: the
-    same without surgery.
+    Returns:
+        kind -> figures. auc: of the presence score (CLS cosine); map_auc: of the highest map score;
+        pointing and centre: the share of present labels whose top cell of the 7 x 7 grid touches
+        the object, and has its centre on it; raw_pointing: as pointing, without surgery.
     """
     names = [x for kind in KINDS for x in all_labels(kind)]
     text = encode_prompts(model, tokenizer, names)
     found: dict[str, list[tuple[float, ...]]] = {kind: [] for kind in KINDS}
     for index in range(count):
-        picture = scene(split_seed(split, index))
-        asked = [(x, kind) for kind, labels in asked_labels(picture).items() for x in labels]
-        chosen = text[[names.index(x) for x, _ in asked]]
-        pixels = to_input([picture], 224)
+        image = scene(split_seed(split, index))
+        requested = [(x, kind) for kind, labels in requested_labels(image).items() for x in labels]
+        chosen = text[[names.index(x) for x, _ in requested]]
+        pixels = to_input([image], 224)
         tokens, raw = (
             F.normalize(dense_features(model.visual, pixels, m), dim=-1)
             for m in (CLIP_SURGERY, RAW_CLIP)
@@ -325,8 +343,8 @@ def evaluate(
         maps, raw_maps = (feature_surgery(t, chosen)[0] for t in (tokens, raw))
         presence, peaks = (tokens[0, 0] @ chosen.T).tolist(), maps[1:].amax(dim=0).tolist()
         tops, raw_tops = (_grid(m).argmax(dim=-1).tolist() for m in (maps, raw_maps))
-        for place, (label, kind) in enumerate(asked):
-            mask = label_mask(picture, label)
+        for place, (label, kind) in enumerate(requested):
+            mask = label_mask(image, label)
             cell, raw_cell = _cell(mask, tops[place]), _cell(mask, raw_tops[place])
             hits = (float(cell.any()), float(cell[16, 16]), float(raw_cell.any()))
             found[kind].append((float(mask.any()), presence[place], peaks[place], *hits))
@@ -334,7 +352,7 @@ def evaluate(
 
 
 def _cell(mask: np.ndarray, index: int) -> np.ndarray:
-    """The 32 x 32 pixels of a cell of the 7 x 7 grid."""
+    """The 32 x 32 pixels of a cell of the 7 x 7 grid, by its index."""
     row, column = index // 7 * 32, index % 7 * 32
     return mask[row : row + 32, column : column + 32]
 
@@ -356,7 +374,7 @@ def _summary(rows: np.ndarray) -> dict[str, float]:
 
 
 def validate(model: Any, count: int) -> dict[str, dict[str, float]]:
-    """`evaluate` on validation scenes for the model in training, whose token embedding is compact."""
+    """`evaluate` on validation scenes for the model in training, with its compact embedding."""
     model.eval()
 
     def tokenizer(texts: list[str]) -> Tensor:
@@ -367,7 +385,7 @@ def validate(model: Any, count: int) -> dict[str, dict[str, float]]:
     return result
 
 
-# --- the run ---------------------------------------------------------------------------------------------------------
+# The run
 
 
 def optimizer_of(model: Any, head: nn.Linear) -> torch.optim.AdamW:
@@ -421,7 +439,7 @@ def run(output: Path, stages: tuple[Stage, ...], every: int) -> None:
             entry = {
                 "stage": stage.name,
                 "step": step,
-                "pictures": first,
+                "images": first,
                 "seconds": round(time.monotonic() - start, 1),
             }
             entry |= {
@@ -451,20 +469,20 @@ def run(output: Path, stages: tuple[Stage, ...], every: int) -> None:
 
 
 def draw_curves(output: Path) -> None:
-    """`curves.png` from the log: the loss, and what validation found."""
+    """Draw `curves.png` from the log: the loss, and validation's figures."""
     entries = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     figure, axes = plt.subplots(1, 3, figsize=(15, 4))
-    axes[0].plot([e["pictures"] / 1000 for e in entries], [e["loss"] for e in entries])
-    axes[0].set(title="loss", yscale="log", xlabel="thousand pictures")
+    axes[0].plot([e["images"] / 1000 for e in entries], [e["loss"] for e in entries])
+    axes[0].set(title="loss", yscale="log", xlabel="thousand images")
     for axis, name in zip(axes[1:], ("auc", "pointing"), strict=True):
         for kind in KINDS:
             checked = [e for e in entries if "validation" in e]
             axis.plot(
-                [e["pictures"] / 1000 for e in checked],
+                [e["images"] / 1000 for e in checked],
                 [e["validation"][kind][name] for e in checked],
                 label=kind,
             )
-        axis.set(title=f"validation: {name}", xlabel="thousand pictures", ylim=(0.3, 1))
+        axis.set(title=f"validation: {name}", xlabel="thousand images", ylim=(0.3, 1))
         axis.legend()
     figure.tight_layout()
     figure.savefig(output / "curves.png", dpi=80)

@@ -1,11 +1,12 @@
-"""Train the tiny SAM on scenes, from points like those that the pipeline makes, from random points, and from boxes.
+"""Train the tiny SAM on scenes, from points like the pipeline's, random points, and boxes.
 
     python scripts/train_tiny_sam.py --output runs/sam --stem runs/clip/tiny_clip.safetensors
 
-The convolutions of the patch embedding start from the tiny CLIP's, which has the same ones: that saves the time in
-which they learn colours, textures and edges. Every picture is new and of another shape. A run that was interrupted
-goes on from its checkpoint; all that is random follows from the step's number. The output folder gets
-`checkpoint.pt`, `log.jsonl`, `curves.png` and `tiny_sam.safetensors`.
+The convolutions of the patch embedding are initialised from the tiny CLIP's, which are the same:
+that saves the time in which they learn colours, textures and edges. Every image is new and of
+another size. An interrupted run resumes from its checkpoint; all randomness is seeded with the
+step's number. The output folder gets `checkpoint.pt`, `log.jsonl`, `curves.png` and
+`tiny_sam.safetensors`.
 """
 
 import argparse
@@ -35,30 +36,32 @@ from clip2sam.tiny.models import (
 )
 from clip2sam.tiny.scenes import Scene, scene, split_seed
 
-STEPS, COOLING = 4000, 1200  # COOLING of them bring the learning rate down
+STEPS, COOLING = 4000, 1200  # the learning rate decreases over the last COOLING steps
 BATCH, PROMPTS, RATE, WARMUP = 8, 6, 1e-3, 200
 AVERAGE = 0.995  # the weights that are validated and saved are a moving average
-LOW = SAM_SIDE // 4  # the side of the decoder's masks
+LOW = SAM_SIDE // 4  # the side of the mask decoder's masks
 GRID = 7
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A picture's prompts, all of one make, and what they should give."""
+    """An image's prompts, all of one kind, and their target masks."""
 
-    points: Tensor | None  # (prompts, points, 2): pixel indices (x, y) in SAM's frame
-    point_labels: Tensor | None  # (prompts, points): 1 positive, 0 negative
-    boxes: Tensor | None  # (prompts, 4): left, top, right, bottom in SAM's frame
-    targets: (
-        Tensor  # (prompts, 64, 64): the share of each low-resolution pixel that the mask covers
-    )
+    points: Tensor | None
+    """(prompts, points, 2): pixel indices (x, y) in SAM's frame."""
+    point_labels: Tensor | None
+    """(prompts, points): 1 positive, 0 negative."""
+    boxes: Tensor | None
+    """(prompts, 4): x0, y0, x1, y1 as pixel indices in SAM's frame."""
+    targets: Tensor
+    """(prompts, 64, 64): the share of each low-resolution pixel that the mask covers."""
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# Data
 
 
 def draw(index: int) -> Scene:
-    """Training picture `index`: half of them square, the others up to twice as wide as high, or as high as wide."""
+    """Training image `index`: half of them square, the others with sides of a ratio up to two."""
     rng = np.random.default_rng((index, 4))
     short = int(rng.integers(160, 257))
     longer = short if rng.random() < 0.5 else int(short * rng.uniform(1, 2))
@@ -70,7 +73,8 @@ def draw(index: int) -> Scene:
 
 
 def in_frame(array: np.ndarray, interpolation: int) -> np.ndarray:
-    """(height, width, ...) resized so that the longest side is SAM's, padded right and below with zeros."""
+    """(height, width, ...) resized so that the longest side is SAM's, padded right and below with
+    zeros."""
     scale = SAM_SIDE / max(array.shape[:2])
     height, width = (int(side * scale + 0.5) for side in array.shape[:2])
     resized = cv2.resize(array, (width, height), interpolation=interpolation)
@@ -79,11 +83,11 @@ def in_frame(array: np.ndarray, interpolation: int) -> np.ndarray:
     return frame
 
 
-def to_input(model: Sam, picture: Scene) -> Tensor:
-    """(3, side, side), normalised as SAM does it, the padding after that."""
-    scale = SAM_SIDE / max(picture.size)
-    height, width = (int(side * scale + 0.5) for side in picture.size)
-    resized = cv2.resize(picture.pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+def to_input(model: Sam, image: Scene) -> Tensor:
+    """(3, side, side), normalised as SAM does it, then padded with zeros."""
+    scale = SAM_SIDE / max(image.size)
+    height, width = (int(side * scale + 0.5) for side in image.size)
+    resized = cv2.resize(image.pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     return model.preprocess(torch.from_numpy(resized).permute(2, 0, 1).float())
 
 
@@ -95,13 +99,13 @@ def low_target(mask: np.ndarray) -> np.ndarray:
     )
 
 
-def choose_objects(rng: np.random.Generator, picture: Scene) -> list[np.ndarray]:
-    """The masks to point at: one object's, or those of all objects that share one of its words."""
-    item = picture.objects[int(rng.integers(len(picture.objects)))]
+def choose_objects(rng: np.random.Generator, image: Scene) -> list[np.ndarray]:
+    """The masks to prompt: one object's, or those of all objects that share one of its words."""
+    item = image.objects[int(rng.integers(len(image.objects)))]
     if rng.random() < 0.7:
         return [item.mask]
     word = rng.choice([item.shape, item.colour, item.texture], p=[0.45, 0.45, 0.1])
-    return [o.mask for o in picture.objects if word in (o.shape, o.colour, o.texture)]
+    return [o.mask for o in image.objects if word in (o.shape, o.colour, o.texture)]
 
 
 def cover(mask: np.ndarray) -> np.ndarray:
@@ -112,10 +116,10 @@ def cover(mask: np.ndarray) -> np.ndarray:
 def grid_points(
     rng: np.random.Generator, masks: list[np.ndarray], count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`count` cell centres (x, y), their labels, and the mask they ask for: that of the objects pointed at.
+    """`count` cell centres (x, y), their labels, and the target: the union of the masks hit.
 
-    Positive ones lie on cells that the objects cover most, give or take; the others are taken from the rest of the
-    grid. Now and then a point has the wrong label.
+    Positive points are the centres of the cells that the objects cover most, up to noise; negative
+    points come from the other cells. In some prompts one point has the wrong label.
     """
     height, width = masks[0].shape
     shares = np.stack([cover(m) for m in masks])
@@ -142,7 +146,8 @@ def grid_points(
 def free_points(
     rng: np.random.Generator, masks: list[np.ndarray], count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`count` pixel centres (x, y), at least one of them on the object."""
+    """`count` pixel centres (x, y), at least one of them on the object, their labels, and the
+    target."""
     target = masks[int(rng.integers(len(masks)))]
     positives = int(rng.integers(1, count + 1))
     places = [
@@ -154,17 +159,15 @@ def free_points(
 
 
 def some(rng: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the rows at random: all different where there are so many."""
+    """`count` of the rows at random: all different if there are so many."""
     return rows[rng.choice(len(rows), count, replace=count > len(rows))]
 
 
-def make_prompts(rng: np.random.Generator, picture: Scene) -> Prompts:
-    """Prompts of one make: boxes for one picture in five, else points, as many in each prompt."""
-    scale = SAM_SIDE / max(picture.size)
+def make_prompts(rng: np.random.Generator, image: Scene) -> Prompts:
+    """Prompts of one kind: boxes for one image in five, else points, as many in each prompt."""
+    scale = SAM_SIDE / max(image.size)
     if rng.random() < 0.2:
-        masks = [
-            picture.objects[int(i)].mask for i in rng.integers(0, len(picture.objects), PROMPTS)
-        ]
+        masks = [image.objects[int(i)].mask for i in rng.integers(0, len(image.objects), PROMPTS)]
         boxes = np.array([_box(m) for m in masks]) * scale + rng.normal(0, 2, (PROMPTS, 4))
         return Prompts(
             None,
@@ -176,7 +179,7 @@ def make_prompts(rng: np.random.Generator, picture: Scene) -> Prompts:
     points, labels, targets = [], [], []
     for _ in range(PROMPTS):
         make = grid_points if rng.random() < 0.75 else free_points
-        xy, label, target = make(rng, choose_objects(rng, picture), count)
+        xy, label, target = make(rng, choose_objects(rng, image), count)
         points.append(xy * scale - 0.5)
         labels.append(label)
         targets.append(low_target(target))
@@ -193,13 +196,14 @@ def _box(mask: np.ndarray) -> list[float]:
     return [float(columns[0]), float(rows[0]), float(columns[-1]), float(rows[-1])]
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# Training
 
 
 def decode(
     model: Sam, embedding: Tensor, prompts: Prompts, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """All four masks (prompts, 4, 64, 64) and their predicted IoU (prompts, 4) of one picture's prompts."""
+    """All four mask logits (prompts, 4, 64, 64) and their predicted IoU (prompts, 4) for the
+    prompts of one image."""
     points = None if prompts.points is None else (prompts.points, prompts.point_labels)
     sparse, dense = model.prompt_encoder(points, prompts.boxes, mask)
     return model.mask_decoder.predict_masks(
@@ -208,17 +212,26 @@ def decode(
 
 
 def mask_loss(logits: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
-    """20 x focal + dice for the single mask and the best of the three others, and the squared error of predicted IoU.
+    """20 x focal + dice for the single mask and the best of the three others, and the squared error
+    of the predicted IoU.
 
-    logits (prompts, 4, 64, 64), predicted (prompts, 4), target (prompts, 64, 64) between 0 and 1: the focal loss is the
-    one for soft targets, whose weight is the squared distance from the target.
+    The focal loss is the one for soft targets, whose weight is the squared distance from the
+    target.
+
+    Args:
+        logits: (prompts, 4, 64, 64).
+        predicted: IoU (prompts, 4).
+        target: (prompts, 64, 64) between 0 and 1.
     """
     soft = target[:, None].expand_as(logits)
-    chance = logits.sigmoid()
+    probability = logits.sigmoid()
     focal = (
-        F.binary_cross_entropy_with_logits(logits, soft, reduction="none") * (chance - soft) ** 2
+        F.binary_cross_entropy_with_logits(logits, soft, reduction="none")
+        * (probability - soft) ** 2
     ).mean(dim=(2, 3))
-    dice = 1 - (2 * (chance * soft).sum(dim=(2, 3)) + 1) / ((chance + soft).sum(dim=(2, 3)) + 1)
+    dice = 1 - (2 * (probability * soft).sum(dim=(2, 3)) + 1) / (
+        (probability + soft).sum(dim=(2, 3)) + 1
+    )
     each = 20 * focal + dice
     with torch.no_grad():
         guess, real = logits > 0, soft > 0.5
@@ -227,18 +240,18 @@ def mask_loss(logits: Tensor, predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def train_step(model: Sam, step: int) -> Tensor:
-    """The loss of one step. For one picture in eight, the best mask goes in again as a mask prompt."""
+    """The loss of one step. For one image in eight, the best mask is used as a mask prompt."""
     rng = np.random.default_rng((step, 5))
-    pictures = [draw(step * BATCH + i) for i in range(BATCH)]
-    pictures = [p for p in pictures if p.objects]
-    pixels = torch.stack([to_input(model, p) for p in pictures]).contiguous(
+    images = [draw(step * BATCH + i) for i in range(BATCH)]
+    images = [p for p in images if p.objects]
+    pixels = torch.stack([to_input(model, p) for p in images]).contiguous(
         memory_format=torch.channels_last
     )
     losses = []
     with torch.autocast("cpu", torch.bfloat16):
         embeddings = model.image_encoder(pixels)
-        for embedding, picture in zip(embeddings, pictures, strict=True):
-            prompts = make_prompts(rng, picture)
+        for embedding, image in zip(embeddings, images, strict=True):
+            prompts = make_prompts(rng, image)
             logits, predicted = decode(model, embedding[None], prompts, None)
             losses.append(mask_loss(logits.float(), predicted.float(), prompts.targets))
             if rng.random() < 0.125:
@@ -249,11 +262,12 @@ def train_step(model: Sam, step: int) -> Tensor:
     return torch.stack(losses).mean()
 
 
-# --- validation ------------------------------------------------------------------------------------------------------
+# Validation
 
 
 def true_points(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel indices (x, y) and labels: up to 16 cells' centres on the mask, else its innermost pixel; as many off."""
+    """Pixel indices (x, y) and labels: up to 16 centres of cells on the mask, else its innermost
+    pixel, as positive points; about as many off the mask as negative ones."""
     height, width = mask.shape
     cells = np.arange(GRID * GRID)
     centres = np.stack(
@@ -276,8 +290,10 @@ def overlap(guess: np.ndarray, real: np.ndarray) -> float:
 def evaluate(model: Sam, split: str, count: int) -> dict[str, float]:
     """Mean IoU over the objects of `count` scenes, through segment-anything's predictor.
 
-    points: the mask of highest predicted IoU from true points; single: the single mask; oracle: the best of three;
-    one_point: from the first positive point alone; box: from the object's box.
+    Returns:
+        points: the mask of highest predicted IoU from true points; single: the single mask; oracle:
+        the best of three; one_point: from the first positive point alone; box: from the object's
+        box.
     """
     predictor = SamPredictor(model.eval())
     found: dict[str, list[float]] = {
@@ -288,9 +304,9 @@ def evaluate(model: Sam, split: str, count: int) -> dict[str, float]:
         "box": [],
     }
     for index in range(count):
-        picture = scene(split_seed(split, index))
-        predictor.set_image(picture.pixels)
-        for item in picture.objects:
+        image = scene(split_seed(split, index))
+        predictor.set_image(image.pixels)
+        for item in image.objects:
             points, labels = true_points(item.mask)
             masks, predicted, _ = predictor.predict(points, labels, multimask_output=True)
             each = [overlap(m, item.mask) for m in masks]
@@ -308,16 +324,16 @@ def evaluate(model: Sam, split: str, count: int) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-# --- the run ---------------------------------------------------------------------------------------------------------
+# The run
 
 
 def rate(step: int, steps: int, cooling: int) -> float:
-    """The learning rate: a warm-up, level, and down to nothing over the last `cooling` steps."""
+    """The learning rate: a warm-up, then constant, then linearly down to 0 in `cooling` steps."""
     return RATE * min(1.0, (step + 1) / WARMUP, (steps - step) / max(1, cooling))
 
 
 def start_from(stem: Path | None) -> Sam:
-    """An untrained SAM, but for the convolutions of its patch embedding where a tiny CLIP's file is given."""
+    """An untrained SAM; its patch embedding's convolutions are a tiny CLIP's if a file is given."""
     torch.manual_seed(0)
     model = build_tiny_sam().train()
     if stem is not None:
@@ -360,7 +376,7 @@ def run(output: Path, stem: Path | None, steps: int, cooling: int, every: int) -
         if done % 50 == 0 or done == steps:
             entry: dict[str, Any] = {
                 "step": done,
-                "pictures": done * BATCH,
+                "images": done * BATCH,
                 "seconds": round(time.monotonic() - start, 1),
             }
             entry["loss"] = float(np.mean(losses[-50:]))
@@ -380,19 +396,19 @@ def run(output: Path, stem: Path | None, steps: int, cooling: int, every: int) -
 
 
 def draw_curves(output: Path) -> None:
-    """`curves.png` from the log: the loss, and what validation found."""
+    """Draw `curves.png` from the log: the loss, and validation's figures."""
     entries = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    axes[0].plot([e["pictures"] / 1000 for e in entries], [e["loss"] for e in entries])
-    axes[0].set(title="loss", yscale="log", xlabel="thousand pictures")
+    axes[0].plot([e["images"] / 1000 for e in entries], [e["loss"] for e in entries])
+    axes[0].set(title="loss", yscale="log", xlabel="thousand images")
     checked = [e for e in entries if "validation" in e]
     for name in checked[0]["validation"]:
         axes[1].plot(
-            [e["pictures"] / 1000 for e in checked],
+            [e["images"] / 1000 for e in checked],
             [e["validation"][name] for e in checked],
             label=name,
         )
-    axes[1].set(title="validation: mean IoU", xlabel="thousand pictures", ylim=(0.3, 1))
+    axes[1].set(title="validation: mean IoU", xlabel="thousand images", ylim=(0.3, 1))
     axes[1].legend()
     figure.tight_layout()
     figure.savefig(output / "curves.png", dpi=80)
@@ -406,7 +422,7 @@ def main() -> None:
         "--output", type=Path, help="folder for checkpoint, log, curves and weights"
     )
     parser.add_argument(
-        "--stem", type=Path, help="a tiny CLIP's weights, whose convolutions to start from"
+        "--stem", type=Path, help="a tiny CLIP's weights: initialise the convolutions from it"
     )
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument(
