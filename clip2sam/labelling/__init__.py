@@ -1,14 +1,20 @@
-"""The main job over a whole data set: stream, survive, resume, publish.
+"""The main job over a whole dataset: stream, survive, resume, publish.
 
-sources --> readers --> engine --> writer --> journal ==> publish, export
+source --> readers --> engine --> writer --> journal ==> publish, export
 
-    sources      a folder, a list, a COCO file or a glob becomes a frozen list of names below one root
-    reader       each reader thread owns a decoder process, which can crash or hang without harm to the run
-    engine       pictures in, masks as RLE out; halves its batches when the device is out of memory
-    flow         the three above and the writer, with bounded queues between them
-    journal      one checked line a picture, cut back to the last good one at each start
-    publish      the journal as annotations.json, results.json, summary.json and presence.png
-    export       the journal decided anew and written in other formats, without the models
+    run            one start of a run: what is checked, in which order; `label_dataset`
+    flow           readers, engine and writer thread, with bounded queues between them
+    readers        threads that have images decoded ahead of the model
+    decode_worker  a process that decodes image files, and may crash or hang without harm to the run
+    engine         images to presence scores and masks; smaller batches when memory runs out
+    journal        one checked line an image; cut back to the last good one at each start
+    manifest       the run's folder: what is labelled and how, frozen when the run begins; the lock
+    fingerprint    all that the results depend on; another one is refused
+    decide         which recorded masks are kept
+    summary        the journal through exporters into files, and counted; `publish`
+    export         `export_run`: decided anew, written in another format
+    segment        the small sibling for a few images, without run or journal
 
-Nothing is imported here, so that a decoder process needn't load PyTorch.
+Everything that `export_run` needs (journal, manifest, decide, summary, export), and the decode
+worker, import no torch.
 """

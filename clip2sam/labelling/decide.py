@@ -1,6 +1,7 @@
-"""Which of a picture's recorded masks are kept: thresholds, classes, scores, sizes, duplicates and overlaps.
+"""Which of an image's recorded masks are kept: thresholds, classes, scores, sizes, duplicates and
+overlaps.
 
-Everything here works on the journal's records; no model is needed.
+Everything here works on records; no model is needed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,9 @@ from typing import Literal
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from clip2sam.coco.document import decode_rle, encode_mask
-from clip2sam.data.records import FoundMask, Labelled
+from clip2sam.coco.rle import decode_rle, encode_mask
+from clip2sam.data.presence import recorded_presence
+from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.errors import ConfigError
 from clip2sam.labelling.manifest import RunFolder
 
@@ -20,12 +22,12 @@ Overlap = Literal["keep", "score", "small"]
 
 @dataclass(frozen=True)
 class Decision:
-    """What is asked of a mask. The default is what the run itself decided."""
+    """What a mask must satisfy to be kept. The default is what the run itself decided."""
 
-    presence: float | None = None
+    presence_threshold: float | None = None
     """Presence score that every class must reach; None: the run's own thresholds."""
-    class_presence: Mapping[str, float] = field(default_factory=dict)
-    """The same for single classes, which goes first."""
+    class_thresholds: Mapping[str, float] = field(default_factory=dict)
+    """The same for single classes, by name; these take precedence."""
     classes: tuple[str, ...] | None = None
     """Names of the classes to keep; None: all."""
     min_score: float = 0.0
@@ -33,10 +35,11 @@ class Decision:
     min_area: int = 0
     """Pixels."""
     duplicates: float | None = None
-    """Of masks of one class whose IoU is above this, only the one with the best score is kept; None: all are."""
+    """Of masks of one class whose IoU is above this, only the one with the best score is kept;
+    None: all are."""
     overlap: Overlap = "keep"
-    """A pixel in masks of several classes belongs to all of them (keep), to the one with the best score (score), or
-    to the smallest (small)."""
+    """A pixel in masks of several classes belongs to all of them ("keep"), to the one with the best
+    score ("score"), or to the smallest ("small")."""
 
     def __post_init__(self) -> None:
         for name in ("min_score", "duplicates"):
@@ -52,89 +55,93 @@ class Decision:
 
 
 def decided_thresholds(run: RunFolder, decision: Decision) -> tuple[float | None, ...]:
-    """The presence score that each class must reach, infinite for those left out.
+    """The presence threshold of each of the run's classes; infinite for those left out, None for no
+    decision.
 
-    Raises `ConfigError` for a class that the run doesn't have, and for a threshold below the one down to which the
-    run has masks.
+    Raises:
+        ConfigError: the run has no such class, or no masks down to such a threshold.
     """
-    names = [c.name for c in run.classes]
-    unknown = [n for n in [*decision.class_presence, *(decision.classes or ())] if n not in names]
+    names = run.class_names
+    unknown = [n for n in [*decision.class_thresholds, *(decision.classes or ())] if n not in names]
     if unknown:
         raise ConfigError(
             f"the run has no class {unknown[0]!r}; its classes are {', '.join(names)}"
         )
     limits: list[float | None] = []
     for name, own, floor in zip(names, run.thresholds, run.floors, strict=True):
-        general = own if decision.presence is None else decision.presence
-        limit = decision.class_presence.get(name, general)
+        general = own if decision.presence_threshold is None else decision.presence_threshold
+        limit = decision.class_thresholds.get(name, general)
         if decision.classes is not None and name not in decision.classes:
             limit = float("inf")
         elif limit is not None and floor is not None and limit < floor:
             raise ConfigError(
-                f"the run has masks of {name!r} from a presence score of {floor:g} on, so {limit:g} can't be decided "
-                f"without the model; label with --keep-above {limit:g}"
+                f"the run has masks of {name!r} from a presence score of {floor:g} on, so "
+                f"{limit:g} can't be decided without the model; label with --keep-above {limit:g}"
             )
         limits.append(limit)
     return tuple(limits)
 
 
 def decide(
-    record: Labelled, decision: Decision, thresholds: Sequence[float | None]
-) -> tuple[FoundMask, ...]:
-    """The masks of a picture that a decision keeps, in the order of classes.
+    record: ImageRecord,
+    decision: Decision,
+    classes: Sequence[str],
+    thresholds: Sequence[float | None],
+) -> ImageRecord:
+    """The record with those annotations that a decision keeps; done if there are any, else empty.
 
-    `thresholds` are those of `decided_thresholds`. A mask that loses all its pixels to others is dropped.
+    A mask that loses all its pixels to others is dropped.
+
+    Args:
+        record: a done or empty one.
+        classes: the names of the run's classes.
+        thresholds: those of `decided_thresholds`.
     """
-    kept = [
-        m
-        for m in record.masks
-        if reaches(record.presence[m.label], thresholds[m.label]) and m.score >= decision.min_score
-    ]
+    decided = recorded_presence(record.presence, record.beaten, thresholds)
+    present = {name for name, yes in zip(classes, decided, strict=True) if yes}
+    kept = [a for a in record.annotations if a.label in present and a.score >= decision.min_score]
     if decision.min_area:
-        kept = [m for m in kept if _area(record, m) >= decision.min_area]
+        kept = [a for a in kept if _area(a) >= decision.min_area]
     if decision.duplicates is not None:
-        kept = _without_duplicates(record, kept, decision.duplicates)
+        kept = _without_duplicates(kept, decision.duplicates)
     if decision.overlap != "keep" and len(kept) > 1:
-        kept = _apart(record, kept, decision.overlap)
-        kept = [m for m in kept if _area(record, m) >= max(decision.min_area, 1)]
-    return tuple(kept)
+        kept = _apart(record.size, kept, decision.overlap)
+        kept = [a for a in kept if _area(a) >= max(decision.min_area, 1)]
+    return replace(record, state="done" if kept else "empty", annotations=tuple(kept))
 
 
-def reaches(score: float | None, threshold: float | None) -> bool:
-    """The presence decision on a recorded score, in float32 as the model takes it; no threshold: no decision."""
-    return threshold is None or (
-        score is not None and bool(np.float32(score) >= np.float32(threshold))
-    )
+def _area(annotation: Annotation) -> int:
+    return int(mask_utils.area(annotation.rle))
 
 
-def _area(record: Labelled, mask: FoundMask) -> int:
-    return int(mask_utils.area(record.rle(mask)))
-
-
-def _without_duplicates(record: Labelled, masks: list[FoundMask], limit: float) -> list[FoundMask]:
-    """The best mask of each class first; others only if they are not too much like one that is kept."""
+def _without_duplicates(annotations: list[Annotation], limit: float) -> list[Annotation]:
+    """The best mask of each class first; others only if none that is kept is too similar."""
     kept: list[int] = []
-    for i in sorted(range(len(masks)), key=lambda i: (-masks[i].score, i)):
-        rivals = [record.rle(masks[k]) for k in kept if masks[k].label == masks[i].label]
-        if (
-            not rivals
-            or mask_utils.iou([record.rle(masks[i])], rivals, [0] * len(rivals)).max() <= limit
-        ):
+    for i in sorted(range(len(annotations)), key=lambda i: (-annotations[i].score, i)):
+        own = annotations[i]
+        rivals = [annotations[k].rle for k in kept if annotations[k].label == own.label]
+        if not rivals or mask_utils.iou([own.rle], rivals, [0] * len(rivals)).max() <= limit:
             kept.append(i)
-    return [masks[i] for i in sorted(kept)]
+    return [annotations[i] for i in sorted(kept)]
 
 
-def _apart(record: Labelled, masks: list[FoundMask], overlap: Overlap) -> list[FoundMask]:
+def _apart(
+    size: tuple[int, int], annotations: list[Annotation], overlap: Overlap
+) -> list[Annotation]:
     """Give each pixel to one class: masks of one class may still overlap each other."""
-    rank = (
-        (lambda i: (-masks[i].score, i))
-        if overlap == "score"
-        else (lambda i: (_area(record, masks[i]), i))
-    )  # the first has the first choice
-    owner = np.full(record.size, -1)
-    cut: dict[int, FoundMask] = {}
-    for i in sorted(range(len(masks)), key=rank):
-        mask = decode_rle(record.rle(masks[i])) & ((owner == -1) | (owner == masks[i].label))
-        owner[mask] = masks[i].label
-        cut[i] = replace(masks[i], counts=encode_mask(mask)["counts"])
-    return [cut[i] for i in range(len(masks))]
+    order = sorted(  # the first takes its pixels first
+        range(len(annotations)),
+        key=lambda i: (
+            -annotations[i].score if overlap == "score" else _area(annotations[i]),
+            i,
+        ),
+    )
+    owners = {label: n for n, label in enumerate({a.label: None for a in annotations})}
+    owner = np.full(size, -1)
+    cut = dict(enumerate(annotations))
+    for i in order:
+        own = owners[annotations[i].label]
+        mask = decode_rle(annotations[i].rle) & ((owner == -1) | (owner == own))
+        owner[mask] = own
+        cut[i] = replace(annotations[i], rle=encode_mask(mask))
+    return list(cut.values())

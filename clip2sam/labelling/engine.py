@@ -1,47 +1,69 @@
-"""The model's part of a run: pictures in, masks as RLE out, in batches that shrink when the device is full.
+"""The model's part of a run: images in, presence scores and masks out, in batches that shrink when
+memory runs out.
 
-What comes out for a picture does not depend on the pictures that come with it. On a CPU each is encoded alone. On
-another device the encoders take pictures in groups of one fixed size, the last one filled up with repeats, so that
-the same kernels run whatever the batch. What can still differ in the last digits: another kind of device or version of
-PyTorch, another number of PyTorch's own threads (a run keeps to the one that it began with), and, on a device that is
-no CPU, the pictures after one at which memory ran out, because the groups become smaller.
+What comes out for an image doesn't depend on the images that come with it. On a CPU each is encoded
+alone. On another device the encoders take images in groups of one fixed size, the last one filled
+up with repeats, so that the same kernels run whatever the batch. The last digits can still differ:
+on another kind of device or version of PyTorch, with another number of PyTorch's own threads (a run
+keeps the number that it began with), and, on a device that is no CPU, after memory ran out, because
+the groups become smaller.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
 import torch
 
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
-from clip2sam.data.records import FoundMask
-from clip2sam.pipeline import Segmenter
+from clip2sam.data.records import Annotation
+from clip2sam.kernels.device import IMAGES_PER_BATCH
+from clip2sam.kernels.tensors import state_sha256
+from clip2sam.labelling.fingerprint import plain
+from clip2sam.labelling.readers import Prepared
+from clip2sam.pipeline import PreparedImage, Segmenter
 from clip2sam.result import as_result
-from clip2sam.sam.model import PICTURES_A_BATCH
+from clip2sam.types import Prediction
 
 T = TypeVar("T")
+
+Thresholds = tuple[float | None, ...]
+
+Outcome = tuple[tuple[float | None, ...], tuple[bool, ...], tuple[Annotation, ...]]
+"""What becomes of an image: presence, beaten and annotations, as in its `ImageRecord`."""
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """What the flow needs of a model; `SegmenterEngine` is the one in use."""
+    """What a run needs of models. `SegmenterEngine` is the one in use; your own works too."""
 
     group: int
-    """How many pictures it computes together at most."""
+    """How many images are computed together at most; halved when memory runs out."""
 
-    def prepare(self, image: Image) -> None:
-        """What can be done to a picture ahead; called in the readers' threads."""
+    @property
+    def thresholds(self) -> Thresholds:
+        """For each class without the distractors: the presence score that it must reach to be
+        present; None: no decision is taken."""
 
-    def predict(self, images: Sequence[Image]) -> list[Any]:
-        """The model's part, on the device. May raise that memory has run out."""
+    @property
+    def floors(self) -> Thresholds:
+        """Likewise: the presence score down to which the engine makes masks, at most the threshold.
+        None: it makes them all."""
 
-    def finish(
-        self, image: Image, prediction: Any
-    ) -> tuple[tuple[float | None, ...], tuple[FoundMask, ...]]:
-        """Presence scores and masks of one picture, on the host; called in another thread than `predict`."""
+    def fingerprint(self) -> dict[str, Any]:
+        """All that the results depend on beside the labels, as JSON: settings, resolution, hashes
+        of weights. A run is only continued with an equal one."""
+
+    def prepare(self, image: Image) -> Prepared:
+        """What can be done to an image ahead; called in the threads of the readers."""
+
+    def predict(self, prepared: Sequence[Any]) -> list[Any]:
+        """The model's part, on the device: one prediction for each image. May raise that memory has
+        run out."""
+
+    def finish(self, image: Image, prediction: Any) -> Outcome:
+        """The host's part for one image; called in another thread than `predict`."""
 
 
 class SegmenterEngine:
@@ -56,65 +78,87 @@ class SegmenterEngine:
     def __init__(
         self, segmenter: Segmenter, labels: LabelSet, keep_above: float | None = None
     ) -> None:
-        self.labels = labels
-        self.segmenter = segmenter
+        config, wanted = segmenter.config, len(labels.wanted)
+        self.keep_above, self.config, self.labels, self.segmenter = (
+            keep_above,
+            config,
+            labels,
+            segmenter,
+        )
+        self.thresholds: Thresholds = labels.thresholds(config.presence_threshold)[:wanted]
+        self.floors = self.thresholds
         if keep_above is not None:
             self.labels, self.segmenter = _lowered(segmenter, labels, keep_above)
-        self.group = 1 if segmenter.clip.device.type == "cpu" else PICTURES_A_BATCH
+            self.floors = self.labels.thresholds(self.segmenter.config.presence_threshold)[:wanted]
+        self.group = 1 if segmenter.clip.device.type == "cpu" else IMAGES_PER_BATCH
 
-    def prepare(self, image: Image) -> None:
+    def fingerprint(self) -> dict[str, Any]:
+        """Settings, resolution and weights. The weights are there as the SHA-256 of what is loaded,
+        whatever file it came from; their dtype is a part of that."""
+        clip, sam = self.segmenter.clip, self.segmenter.sam
+        return {
+            "config": plain(asdict(self.config)),
+            "resolution": self.config.resolution or clip.resolution,
+            "keep_above": self.keep_above,
+            "weights": {
+                "clip": state_sha256(clip.model.state_dict()),
+                "sam": state_sha256(sam.sam.state_dict()),
+            },
+        }
+
+    def prepare(self, image: Image) -> PreparedImage:
         """Resize it for both models."""
-        self.segmenter.prepare(image)
+        return self.segmenter.prepare(image)
 
-    def predict(self, images: Sequence[Image]) -> list[Any]:
-        """A `Prediction` for each picture."""
-        return self.segmenter.predict_batch(images, self.labels, group=self.group)
+    def predict(self, prepared: Sequence[PreparedImage]) -> list[tuple[Prediction, int]]:
+        """The batch's prediction, for each image with its place in it."""
+        features = self.segmenter.encode(prepared, group=self.group)
+        prediction = self.segmenter.predict(features, self.labels)
+        return [(prediction, i) for i in range(len(prepared))]
 
     @torch.no_grad()
-    def finish(
-        self, image: Image, prediction: Any
-    ) -> tuple[tuple[float | None, ...], tuple[FoundMask, ...]]:
-        """Presence scores and masks, to float32's precision."""
-        result = as_result(
-            image, self.labels, self.segmenter.config, self.segmenter.sam, prediction
-        )
-        masks = tuple(
-            FoundMask(
-                int(result.label_indices[i]),
-                annotation.rle["counts"],
-                shortest(annotation.score),
-                tuple((shortest(x), shortest(y), int(kind)) for x, y, kind in result.points[i]),
-            )
-            for i, annotation in enumerate(result.annotations)
-        )
-        return tuple(shortest(p) if math.isfinite(p) else None for p in result.presence), masks
+    def finish(self, image: Image, prediction: tuple[Prediction, int]) -> Outcome:
+        """Presence scores and masks."""
+        config, sam = self.segmenter.config, self.segmenter.sam
+        record = as_result(image, *prediction, config, sam).record
+        return record.presence, record.beaten, record.annotations
 
 
-def shortest(value: Any) -> float:
-    """The shortest decimal number that is this float32 and no other: 0.1, where float64 makes it 0.10000000149."""
-    return float(str(np.float32(value)))
+def _lowered(segmenter: Segmenter, labels: LabelSet, floor: float) -> tuple[LabelSet, Segmenter]:
+    """Labels and settings with every threshold above the floor lowered to it."""
 
+    def lower(threshold: float | None) -> float | None:
+        return None if threshold is None else min(threshold, floor)
 
-def predict_within_memory(engine: Engine, images: Sequence[Image]) -> list[Any]:
-    """Predict a batch; where memory runs out, halve it, down to one picture, which is tried twice.
-
-    Raises what was raised for one picture.
-    """
-    failure = _attempt(lambda: engine.predict(images))
-    if not isinstance(failure, OutOfMemory):
-        return failure
-    release_memory()
-    if len(images) == 1:
-        return retried(lambda: engine.predict(images))
-    half = (len(images) + 1) // 2
-    engine.group = max(min(engine.group, half), 1)
-    return predict_within_memory(engine, images[:half]) + predict_within_memory(
-        engine, images[half:]
+    classes = tuple(
+        replace(c, presence_threshold=lower(c.presence_threshold)) for c in labels.classes
     )
+    general = lower(segmenter.config.presence_threshold)
+    return replace(labels, classes=classes), segmenter.with_config(presence_threshold=general)
+
+
+def predict_within_memory(
+    engine: Engine, items: Sequence[T], predict: Callable[[Sequence[T]], list[Any]]
+) -> list[Any]:
+    """Predict a batch; where memory runs out, halve it (and the engine's group), down to one item,
+    which is tried twice. Raises what was raised for one item."""
+    outcome = _attempt(lambda: predict(items))
+    if not isinstance(outcome, OutOfMemory):
+        return outcome
+    release_memory()
+    if len(items) == 1:
+        return retried(lambda: predict(items))
+    half = (len(items) + 1) // 2
+    engine.group = max(min(engine.group, half), 1)
+    return [
+        prediction
+        for part in (items[:half], items[half:])
+        for prediction in predict_within_memory(engine, part, predict)
+    ]
 
 
 def retried(call: Callable[[], T]) -> T:
-    """Call; if memory runs out, give free what can be, and call again."""
+    """Call; if memory runs out, release what is cached and call again."""
     outcome = _attempt(call)
     if isinstance(outcome, OutOfMemory):
         release_memory()
@@ -123,7 +167,7 @@ def retried(call: Callable[[], T]) -> T:
 
 
 class OutOfMemory:
-    """Stands for the error: the error itself would hold on to the memory of every frame that it went through."""
+    """Stands for the error, which would keep the memory of every frame that it went through."""
 
 
 def _attempt(call: Callable[[], T]) -> T | OutOfMemory:
@@ -136,26 +180,15 @@ def _attempt(call: Callable[[], T]) -> T | OutOfMemory:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no memory left. PyTorch's CPU allocator has no error of its own."""
+    """Whether a device, or the host, had no memory left."""
+    # PyTorch's CPU allocator has no error of its own
     return isinstance(
         error, torch.OutOfMemoryError | MemoryError
     ) or "can't allocate memory" in str(error)
 
 
 def release_memory() -> None:
-    """Give back what is cached. To be called when the error is gone, and with it what its frames held."""
+    """Give back what is cached. To be called when the error is gone, with all that its frames
+    held."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _lowered(segmenter: Segmenter, labels: LabelSet, floor: float) -> tuple[LabelSet, Segmenter]:
-    """Labels and settings with every threshold above the floor lowered to it."""
-    classes = tuple(
-        c if c.threshold is None else replace(c, threshold=min(c.threshold, floor))
-        for c in labels.classes
-    )
-    presence = segmenter.config.presence
-    lowered = (
-        segmenter if presence is None else segmenter.with_config(presence=min(presence, floor))
-    )
-    return replace(labels, classes=classes), lowered

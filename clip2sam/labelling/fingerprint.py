@@ -1,63 +1,82 @@
-"""What a run's results depend on, written down at its start and compared at each later one."""
+"""What a run's results depend on, written down when it begins and compared at each later start."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-import clip2sam
+from clip2sam import __version__
+from clip2sam.data.files import as_json
 from clip2sam.data.labels import LabelSet
-from clip2sam.errors import RunError
-from clip2sam.kernels.tensors import state_sha256
-from clip2sam.pipeline import Segmenter
+from clip2sam.errors import ConfigError, RunError
 
 
 def fingerprint(
-    segmenter: Segmenter,
-    labels: LabelSet,
-    *,
-    preset: str,
-    keep_above: float | None,
-    max_pixels: int,
+    engine: Mapping[str, Any], labels: LabelSet, *, preset: str, max_pixels: int
 ) -> dict[str, Any]:
-    """Everything that decides what comes out for a picture, as JSON: labels, settings, weights, version.
+    """Everything that the result of an image depends on, as JSON.
 
-    The weights stand there as the SHA-256 of what is loaded, whatever file it came from; precision is a part of that.
-    The device is not there: a run may go on elsewhere, where the last digits may differ.
+    The device is not there: a run may continue elsewhere, where the last digits may differ.
+
+    Args:
+        engine: the engine's own part, see `Engine.fingerprint`.
+        preset: the name of the models.
+        max_pixels: the limit for images, by their header.
+
+    Raises:
+        ConfigError: the engine's part can't be written as JSON.
     """
-    return {
-        "version": clip2sam.__version__,
+    marks = {
+        "version": __version__,
         "preset": preset,
         "labels": {"classes": [asdict(c) for c in labels.classes], "templates": labels.templates},
-        "config": asdict(segmenter.config),
-        "resolution": segmenter.clip.resolution,
-        "keep_above": keep_above,
         "max_pixels": max_pixels,
-        "weights": {
-            "clip": state_sha256(segmenter.clip.model.state_dict()),
-            "sam": state_sha256(segmenter.sam.sam.state_dict()),
-        },
+        "engine": dict(engine),
     }
+    try:
+        loaded: dict[str, Any] = json.loads(as_json(marks))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the engine's fingerprint can't be written as JSON ({error}); make it of finite "
+            "numbers, texts, lists and mappings"
+        ) from error
+    return loaded
 
 
-def check_same(then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `RunError`, naming what changed, if a run's fingerprint is another than at its start."""
+def plain(value: Any) -> Any:
+    """A value of settings as JSON. A function is known by its module and qualified name alone: give
+    it another name when you change what it does."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, partial):
+        return [plain(value.func), plain(value.args), plain(value.keywords)]
+    if callable(value):
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"
+    return value
+
+
+def check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a run whose fingerprint is another than when it began.
+
+    Raises:
+        RunError: it is; the message names what changed.
+    """
     old, new = dict(_leaves(then)), dict(_leaves(now))
-    places = [
-        p
-        for p in [*old, *(p for p in new if p not in old)]
-        if old.get(p, _NOTHING) != new.get(p, _NOTHING)
+    changed = [
+        f"{place} was {_shown(old.get(place, _NOTHING))}, is now {_shown(new.get(place, _NOTHING))}"
+        for place in {**old, **new}
+        if old.get(place, _NOTHING) != new.get(place, _NOTHING)
     ]
-    if not places:
-        return
-    named = [
-        f"{p} was {_shown(old.get(p, _NOTHING))}, is now {_shown(new.get(p, _NOTHING))}"
-        for p in places[:5]
-    ]
-    more = f"; and {len(places) - 5} more" if len(places) > 5 else ""
-    raise RunError(
-        f"this run began with other settings: {'; '.join(named)}{more}. Start in a new output folder, or go back to "
-        "the settings that it began with"
-    )
+    if changed:
+        more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise RunError(
+            f"this run began with other settings: {'; '.join(changed[:5])}{more}. Start in a new "
+            "output folder, or go back to the settings that it began with"
+        )
 
 
 _NOTHING = object()
@@ -68,11 +87,11 @@ def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             yield from _leaves(inner, f"{place}.{key}" if place else str(key))
-    elif isinstance(value, list | tuple) and value:
+    elif isinstance(value, list) and value:
         for i, inner in enumerate(value):
             yield from _leaves(inner, f"{place}[{i}]")
     else:
-        yield place, list(value) if isinstance(value, tuple) else value
+        yield place, value
 
 
 def _shown(value: Any) -> str:

@@ -1,11 +1,12 @@
-"""The journal: one line of JSON a picture, each with a checksum, appended and never changed.
+"""The journal: one line of JSON an image, each with a checksum, appended and never changed.
 
-A line is {"crc":"8 hexadecimal digits",REST, where the checksum (CRC-32) is that of {REST. Lines are handed to the
-operating system one by one, so that a killed process loses none; they are brought to the disk every 64 lines or
-5 seconds, which is what a power cut can cost. A later line about the same picture takes the place of an earlier one.
+A line is {"crc":"8 hexadecimal digits",REST, where the checksum (CRC-32) is that of {REST, and REST
+begins with the image's id and state. Lines are written to the file one by one, so that a killed
+process loses none; they are brought to the disk (fsync) every 64 lines or 5 seconds, which is what
+a power cut can cost. A later line about the same image replaces an earlier one.
 
-On opening, all that follows the last good line is cut off: a torn line, or what a full disk left. A damaged line in
-front of good ones is passed over, and its picture is done again.
+On opening, all that follows the last good line is cut off: a torn line, or what a full disk left. A
+damaged line in front of good ones is passed over, and its image is labelled again.
 """
 
 import json
@@ -13,93 +14,98 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from clip2sam.data.files import as_json, disk_errors, sync_folder
+from clip2sam.data.files import as_json, output_errors, sync_folder
 from clip2sam.data.images import printable
-from clip2sam.data.records import Labelled, from_row, to_row
+from clip2sam.data.records import ImageRecord, record_from_row, record_to_row
 from clip2sam.errors import OutputError, RunError
 
 FILE = "journal-0001.jsonl"
-LINES_A_SYNC = 64
-SECONDS_A_SYNC = 5.0
+LINES_PER_SYNC = 64
+SECONDS_PER_SYNC = 5.0
 
-_HEAD = re.compile(rb'\{"crc":"([0-9a-f]{8})",("picture":([0-9]+),"state":"(done|empty|failed)",)')
+_HEAD = re.compile(rb'\{"crc":"([0-9a-f]{8})",("image_id":([0-9]+),"state":"(done|empty|failed)",)')
 _OPENING = len('{"crc":"00000000",')
 
 
 @dataclass
 class Index:
-    """Where each picture's valid line starts. Some 100 bytes a picture are all that a run holds of it in memory."""
+    """Where each image's valid line starts. Some 100 bytes an image are all that a run holds of it
+    in memory."""
 
     offsets: dict[int, int] = field(default_factory=dict)
+    """By image id."""
     failed: set[int] = field(default_factory=set)
+    """Ids of failed images."""
     end: int = 0
     """Where the last good line ends."""
-    damaged: int = 0
-    """Damaged lines in front of good ones."""
 
-    def add(self, picture: int, state: str, start: int, length: int) -> None:
-        self.offsets[picture] = start
-        (self.failed.add if state == "failed" else self.failed.discard)(picture)
+    def add(self, image_id: int, state: str, start: int, length: int) -> None:
+        """Take in a line."""
+        self.offsets[image_id] = start
+        (self.failed.add if state == "failed" else self.failed.discard)(image_id)
         self.end = start + length
 
 
-def as_line(record: Labelled) -> bytes:
-    """A record as a line of the journal."""
-    body = as_json(to_row(record)).encode()
+def as_line(record: ImageRecord, classes: Sequence[str]) -> bytes:
+    """A record as a line of the journal; `classes` are the names of the run's classes."""
+    body = as_json(record_to_row(record, classes)).encode()
     return b'{"crc":"%08x",' % zlib.crc32(body) + body[1:] + b"\n"
 
 
-def read_index(path: Path, pictures: int) -> Index:
+def read_index(path: Path, ids: Collection[int]) -> Index:
     """Check every line of a journal. A missing file has no line.
 
     Args:
-        pictures: how many the run has; a line about another is damaged.
+        ids: those of the run's images; a line about another image is damaged.
     """
-    index, waiting = Index(), 0
+    index, known, start = Index(), frozenset(ids), 0
     if not path.exists():
         return index
-    start = 0
     with open(path, "rb") as file:
         for line in file:
             head = _head(line)
-            if head is not None and head[0] < pictures:
-                index.damaged += waiting
-                waiting = 0
+            if head is not None and head[0] in known:
                 index.add(*head, start, len(line))
-            else:
-                waiting += 1
             start += len(line)
     return index
 
 
-def read_record(file: IO[bytes], offset: int) -> Labelled:
-    """The record whose line starts there. Raises `RunError` if the line has changed since it was checked."""
+def read_record(file: IO[bytes], offset: int, classes: Sequence[str]) -> ImageRecord:
+    """The record whose line starts there.
+
+    Raises:
+        RunError: the line has changed since it was checked.
+    """
     file.seek(offset)
     line = file.readline()
     if _head(line) is None:
         raise RunError(
-            f"the journal has changed at byte {offset} while it was read; start the same command again"
+            f"the journal has changed at byte {offset} while it was read; start the same command "
+            "again"
         )
-    return from_row(json.loads(line))
+    return record_from_row(json.loads(line), classes)
 
 
-def read_records(path: Path, index: Index) -> Iterator[Labelled]:
-    """All records, one in memory at a time, in the order of the run's list of pictures."""
+def read_records(
+    path: Path, index: Index, ids: Sequence[int], classes: Sequence[str]
+) -> Iterator[ImageRecord]:
+    """The records of those images that have one, in the order of `ids`, one in memory at a time."""
     if not index.offsets:
         return
     with open(path, "rb") as file:
-        for picture in sorted(index.offsets):
-            yield read_record(file, index.offsets[picture])
+        for image_id in ids:
+            if image_id in index.offsets:
+                yield read_record(file, index.offsets[image_id], classes)
 
 
 def _head(line: bytes) -> tuple[int, str] | None:
-    """Picture and state of a line; None for one that is torn or damaged."""
+    """Image id and state of a line; None for one that is torn or damaged."""
     head = _HEAD.match(line)
     if head is None or not line.endswith(b"}\n"):
         return None
@@ -113,46 +119,51 @@ class Journal:
 
     Args:
         path: the file; made if it isn't there, else checked and cut back to its last good line.
-        pictures: how many the run has.
+        ids: those of the run's images.
+        classes: the names of the run's classes.
 
     Raises:
         OutputError: the disk is full, or the file can't be written.
     """
 
-    def __init__(self, path: Path, pictures: int) -> None:
-        self.path = path
-        self.index = read_index(path, pictures)
-        with disk_errors(path):
+    def __init__(self, path: Path, ids: Collection[int], classes: Sequence[str]) -> None:
+        self.path, self.classes = path, classes
+        self.index = read_index(path, ids)
+        with output_errors(path):
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
             os.ftruncate(self._file, self.index.end)
             os.lseek(self._file, self.index.end, os.SEEK_SET)
             sync_folder(path.parent)
         self._unsynced, self._synced_at = 0, time.monotonic()
 
-    def append(self, record: Labelled) -> None:
-        """Write a record's line. When that fails halfway, the half is cut off again."""
-        line, start = as_line(record), self.index.end
+    def append(self, record: ImageRecord) -> None:
+        """Write a record's line. When that fails halfway, the half is cut off again.
+
+        Raises:
+            OutputError: the disk is full, or the file can't be written.
+        """
+        line, start = as_line(record, self.classes), self.index.end
         try:
             self._write(line)
         except OSError as error:
             self._cut(start)
             raise OutputError(
-                f"{printable(self.path)}: can't be written ({error.strerror}); make room, then start the same command "
-                "again: it goes on where it stopped"
+                f"{printable(self.path)}: can't be written ({error.strerror}); make room, then "
+                "start the same command again: it continues where it stopped"
             ) from error
-        self.index.add(record.picture, record.state, start, len(line))
+        self.index.add(record.image_id, record.state, start, len(line))
         self._unsynced += 1
         self.sync_if_due()
 
     def sync_if_due(self) -> None:
         """Bring what was written to the disk if that is many lines or a while ago."""
-        late = time.monotonic() - self._synced_at >= SECONDS_A_SYNC
-        if self._unsynced >= LINES_A_SYNC or (self._unsynced and late):
+        late = time.monotonic() - self._synced_at >= SECONDS_PER_SYNC
+        if self._unsynced >= LINES_PER_SYNC or (self._unsynced and late):
             self.sync()
 
     def sync(self) -> None:
         """Bring all that was written to the disk."""
-        with disk_errors(self.path):
+        with output_errors(self.path):
             getattr(os, "fdatasync", os.fsync)(self._file)  # macOS has no fdatasync
         self._unsynced, self._synced_at = 0, time.monotonic()
 
@@ -162,10 +173,6 @@ class Journal:
             self.sync()
         finally:
             os.close(self._file)
-
-    def records(self) -> Iterator[Labelled]:
-        """All records, in the order of the run's list of pictures."""
-        return read_records(self.path, self.index)
 
     def _write(self, line: bytes) -> None:
         rest: Any = memoryview(line)

@@ -1,76 +1,96 @@
-"""A run's folder: the manifest that freezes what is labelled and how, the lock, and the names of its files."""
+"""A run's folder: the manifest, which freezes what is labelled and how when the run begins; the
+lock; and the names of its files."""
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 
-from clip2sam.data.files import as_json, atomic_file, disk_errors
+from clip2sam.data import sources
+from clip2sam.data.files import as_json, output_errors, write_atomically
 from clip2sam.data.images import printable
 from clip2sam.data.labels import LabelClass
-from clip2sam.data.sources import Source
-from clip2sam.errors import RunError, RunLockedError
+from clip2sam.data.sources import FileSource, Source
+from clip2sam.errors import ConfigError, ImageError, RunError, RunLockedError
 from clip2sam.labelling import journal
 
 MANIFEST = "manifest.json"
 LOCK = "lock"
-FORMAT = 1
-"""Of the manifest and the journal; a run in another one is refused."""
+FORMAT = 2
+"""Of the manifest and the journal. Runs in another one are refused."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run that has begun: what can be known of it without the models."""
+    """A run that has begun: what is known of it without the models."""
 
     path: Path
-    source: Source
+    origin: str
+    """What identifies the source, see `Source.origin`."""
+    root: str | None
+    """Absolute path of the folder that the keys are relative to; None for a source of the user's
+    own."""
+    keys: tuple[str, ...]
+    """The images' names."""
+    ids: tuple[int, ...]
+    """The images' COCO ids."""
+    classes: tuple[LabelClass, ...]
+    """The classes that are exported, in the user's order."""
+    thresholds: tuple[float | None, ...]
+    """The presence threshold of each of `classes`; None: no decision is taken."""
+    floors: tuple[float | None, ...]
+    """The presence score of each of `classes` down to which the journal has masks; None: it has
+    them all."""
     fingerprint: dict[str, Any]
     threads: int
-    """PyTorch's threads at the start. They are part of the arithmetic on a CPU: another number, other last digits."""
+    """PyTorch's threads at the start. On a CPU they are part of the arithmetic: another number
+    gives other last digits."""
 
     @property
     def journal(self) -> Path:
+        """The journal's path."""
         return self.path / journal.FILE
 
-    @cached_property
-    def classes(self) -> tuple[LabelClass, ...]:
-        """The classes that are exported, in the user's order."""
-        rows = self.fingerprint["labels"]["classes"]
-        return tuple(
-            LabelClass(**{**r, "prompts": tuple(r["prompts"])}) for r in rows if not r["distractor"]
-        )
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of `classes`."""
+        return tuple(c.name for c in self.classes)
 
-    @cached_property
-    def thresholds(self) -> tuple[float | None, ...]:
-        """The presence threshold of each of `classes`; None: no decision is taken."""
-        general = self.fingerprint["config"]["presence"]
-        return tuple(general if c.threshold is None else c.threshold for c in self.classes)
+    def check_output(self, output: Path) -> None:
+        """Refuse an output that would overwrite the run itself, or lie where its images are read.
 
-    @cached_property
-    def floors(self) -> tuple[float | None, ...]:
-        """The presence score of each of `classes` down to which the journal has masks; None: it has them all."""
-        kept = self.fingerprint["keep_above"]
-        return tuple(t if t is None or kept is None else min(t, kept) for t in self.thresholds)
+        Raises:
+            ConfigError: it would.
+        """
+        own = [(self.path / name).resolve() for name in (MANIFEST, LOCK, journal.FILE)]
+        if output.resolve() in own:
+            raise ConfigError(f"{printable(output)} is the run's own file; give another output")
+        if self.root is not None:
+            source = FileSource(self.origin, self.root, self.keys, self.ids)
+            sources.check_output(source, output)
 
 
 @contextmanager
 def lock_run(path: Path) -> Iterator[None]:
-    """Make the run's folder and hold its lock, or raise `RunLockedError` at once. The lock ends with the process."""
+    """Make the run's folder and hold its lock. The lock ends with the process.
+
+    Raises:
+        RunLockedError: another process holds it. It is not waited for.
+    """
     lock = FileLock(path / LOCK)
-    with disk_errors(path):
+    with output_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
             raise RunLockedError(
-                f"{printable(path)}: another process works on this run; wait for it, or give another output folder"
+                f"{printable(path)}: another process works on this run; wait for it, or give "
+                "another output folder"
             ) from error
     try:
         yield
@@ -78,36 +98,100 @@ def lock_run(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def begin_run(path: Path, source: Source, fingerprint: dict[str, Any]) -> RunFolder:
-    """Freeze a new run's pictures and settings in its manifest."""
+def begin_run(
+    path: Path,
+    source: Source,
+    classes: Sequence[LabelClass],
+    fingerprint: dict[str, Any],
+    *,
+    thresholds: Sequence[float | None],
+    floors: Sequence[float | None],
+    threads: int,
+) -> RunFolder:
+    """Freeze a new run's images, classes and settings in its manifest.
+
+    Args:
+        path: the run's folder, locked.
+        classes: those that are exported.
+        fingerprint, thresholds, floors, threads: as in `RunFolder`.
+
+    Raises:
+        RunError: the folder has a journal already.
+        ConfigError: not one threshold and one floor for each class.
+        ImageError: the source's ids or keys are not what `Source` asks for.
+        OutputError: the manifest can't be written.
+    """
     if (path / journal.FILE).exists():
         raise RunError(
-            f"{printable(path)}: there is a journal but no {MANIFEST}, so it can't be known what was labelled; give "
-            "another output folder"
+            f"{printable(path)}: there is a journal but no {MANIFEST}, so it can't be known what "
+            "was labelled; give another output folder"
         )
-    rows = {"format": FORMAT, "fingerprint": fingerprint, "threads": torch.get_num_threads()}
-    rows |= {"source": source.origin, "root": source.root}
-    with atomic_file(path / MANIFEST) as file:
-        file.write(as_json({**rows, "ids": source.ids, "pictures": source.keys}).encode() + b"\n")
+    if not len(classes) == len(thresholds) == len(floors):
+        raise ConfigError(
+            f"expected a threshold and a floor for each of {len(classes)} classes, but the engine "
+            f"has {len(thresholds)} and {len(floors)}; make the engine for the same labels"
+        )
+    _check_source(source)
+    rows = {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "threads": threads,
+        "classes": [asdict(c) for c in classes],
+        "thresholds": list(thresholds),
+        "floors": list(floors),
+        "source": source.origin,
+        "root": source.root if isinstance(source, FileSource) else None,
+        "ids": list(source.ids),
+        "keys": list(source.keys),
+    }
+    write_atomically(path / MANIFEST, as_json(rows).encode() + b"\n")
     return open_run(path)
 
 
+def _check_source(source: Source) -> None:
+    """A source of the user's own may be wrong in ways that would spoil the run."""
+    for name, values in (("keys", source.keys), ("ids", source.ids)):
+        if len(set(values)) != len(source.keys):
+            raise ImageError(
+                f"{printable(source.origin)}: expected {len(source.keys)} different {name}, one "
+                f"for each image, got {len(set(values))} in {len(values)}; correct the source"
+            )
+    if min(source.ids, default=1) < 1:
+        raise ImageError(
+            f"{printable(source.origin)}: expected image ids from 1, got {min(source.ids)}; "
+            "correct the source"
+        )
+
+
 def open_run(path: Path) -> RunFolder:
-    """A run that has begun. Raises `RunError` if the folder is none, or its manifest is damaged."""
+    """A run that has begun.
+
+    Raises:
+        RunError: the folder is none, is one of another version, or its manifest is damaged.
+    """
     manifest = path / MANIFEST
     try:
         rows = json.loads(manifest.read_bytes())
         if rows["format"] != FORMAT:
-            raise RunError(
-                f"{printable(manifest)}: expected a run in format {FORMAT}, got {rows['format']!r}"
-            )
-        ids = None if rows["ids"] is None else tuple(rows["ids"])
-        source = Source(rows["source"], rows["root"], tuple(rows["pictures"]), ids)
-        return RunFolder(path, source, rows["fingerprint"], rows["threads"])
+            raise RunError(_other_format(path, rows["format"]))
+        return RunFolder(
+            path,
+            rows["source"],
+            rows["root"],
+            tuple(rows["keys"]),
+            tuple(rows["ids"]),
+            tuple(
+                LabelClass(**{**row, "prompts": tuple(row["prompts"])}) for row in rows["classes"]
+            ),
+            tuple(rows["thresholds"]),
+            tuple(rows["floors"]),
+            rows["fingerprint"],
+            rows["threads"],
+        )
     except OSError as error:
         raise RunError(
-            f"{printable(path)}: expected the output folder of 'clip2sam label', but its {MANIFEST} can't be read "
-            f"({error.strerror}); check the path"
+            f"{printable(path)}: expected the output folder of 'clip2sam label', but its "
+            f"{MANIFEST} can't be read ({error.strerror}); check the path"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
@@ -115,16 +199,35 @@ def open_run(path: Path) -> RunFolder:
         ) from error
 
 
+def _other_format(path: Path, found: object) -> str:
+    older = isinstance(found, int) and found < FORMAT
+    return (
+        f"{printable(path)}: this run was begun by {'an older' if older else 'another'} version of "
+        f"clip2sam (format {found!r}, expected {FORMAT}); label into a new output folder"
+    )
+
+
 def check_same_source(
-    run: RunFolder, source: str | os.PathLike[str], root: str | os.PathLike[str] | None
+    run: RunFolder, source: str | os.PathLike[str] | Source, root: str | os.PathLike[str] | None
 ) -> None:
-    """Raise `RunError` if other pictures are asked for than those that the run began with."""
-    for what, then, now in (
-        ("source", run.source.origin, os.path.abspath(source)),
-        ("root", run.source.root, run.source.root if root is None else os.path.abspath(root)),
-    ):
+    """Refuse other images than those that the run began with.
+
+    Raises:
+        RunError: the source, or its root, is another one.
+    """
+    if isinstance(source, Source):
+        origin = source.origin
+        top = source.root if isinstance(source, FileSource) else None
+    else:
+        origin = os.path.abspath(source)
+        top = (run.root or origin) if root is None else os.path.abspath(root)
+    for what, then, now in (("source", run.origin, origin), ("root", run.root, top)):
         if then != now:
             raise RunError(
-                f"{printable(run.path)}: this run began with the {what} {printable(then)}, now it is {printable(now)}; "
-                "start in a new output folder"
+                f"{printable(run.path)}: this run began with the {what} {_named(then)}, now it is "
+                f"{_named(now)}; start in a new output folder"
             )
+
+
+def _named(place: str | None) -> str:
+    return "of an object" if place is None else printable(place)

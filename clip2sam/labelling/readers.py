@@ -1,10 +1,10 @@
-"""Reader threads: they take names from one list, have them decoded, and stay ahead of the model by a bounded amount."""
+"""Reader threads: they take names from one list, have the images decoded, and stay ahead of the
+model by a bounded amount."""
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -14,66 +14,88 @@ from clip2sam.data.images import Image, printable
 from clip2sam.errors import ImageError
 
 BYTES_AHEAD = 256 * 2**20
-"""Decoded pictures that wait for the model: so many bytes, or one picture that is larger."""
+"""Images that wait for the model: so many bytes of pixels, or one image that is larger."""
 
-PICTURES_AHEAD = 64
-"""And so many pictures: without the pixels, each takes some memory as well."""
+IMAGES_AHEAD = 64
+"""And so many images: without the pixels, each takes some memory as well."""
 
 
 @runtime_checkable
-class Decoder(Protocol):
-    """What a reader thread needs; `DecoderProcess` is the one in use."""
+class Prepared(Protocol):
+    """What an engine has made of an image ahead. An `Image` itself is one too."""
 
-    def decode(self, key: str) -> Image:
-        """The picture of that name, or an `ImageError`."""
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in memory, the image included."""
+
+
+@runtime_checkable
+class Worker(Protocol):
+    """What a reader thread needs; `DecodeWorker` is the one in use."""
+
+    def decode(self, data: str | bytes, key: str) -> Image:
+        """The image of a path or of encoded bytes, or an `ImageError`."""
 
     def stop(self) -> None:
-        """Let go of whatever it holds; may be called while `decode` runs in another thread, which then fails."""
+        """Release what it holds; may be called while `decode` runs in another thread, which then
+        fails."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """A picture on its way to the model, or why there is none."""
+    """An image on its way to the model, or why there is none."""
 
-    picture: int
+    image_id: int
     image: Image | None
+    prepared: Prepared | None
+    """What the engine has made of it ahead; None if that failed: the model tries again."""
     failure: str
     seconds: float
-    """What decoding took."""
+    """What decoding it and preparing it took."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes in memory."""
+        held = self.image if self.prepared is None else self.prepared
+        return 0 if held is None else held.nbytes
 
 
 class Readers:
-    """Threads that decode the pictures of a list ahead of whoever iterates here.
+    """Threads that have the images of a list decoded ahead of whoever iterates here.
 
-    Pictures come out in the order in which they are ready: one that is slow holds up its own thread only. Use it as
-    a context manager: on leaving, threads and decoders end, whether all was read or not.
+    Images come out in the order in which they are ready: one that is slow delays its own thread
+    only. Use it as a context manager: on leaving, threads and workers end, whether all was read or
+    not.
 
     Args:
-        wanted: pairs of place and key; asked for one by one.
-        make_decoder: called once in each thread.
+        wanted: pairs of image id and key; taken one by one.
+        read: from a key to the image's path or encoded bytes: `Source.read`.
+        make_worker: called once in each thread.
         threads: how many.
-        prepare: called with each picture in its thread, to do what needs no model.
+        prepare: called with each image in its thread: what needs no model.
     """
 
     def __init__(
         self,
         wanted: Iterator[tuple[int, str]],
-        make_decoder: Callable[[], Decoder],
+        read: Callable[[str], str | bytes],
+        make_worker: Callable[[], Worker],
         threads: int,
-        prepare: Callable[[Image], None] = lambda image: None,
+        prepare: Callable[[Image], Prepared] = lambda image: image,
     ) -> None:
-        self._wanted, self._make_decoder, self._prepare = wanted, make_decoder, prepare
+        self._wanted, self._source, self._make_worker = wanted, read, make_worker
+        self._prepare = prepare
         self._ready: deque[Read] = deque()
         self._bytes, self._running, self._stopping = 0, threads, False
         self._error: BaseException | None = None
-        self._decoders: list[Decoder] = []
+        self._workers: list[Worker] = []
         self._changed = threading.Condition()
         self._threads = [
             threading.Thread(target=self._read, name=f"reader-{i}", daemon=True)
             for i in range(threads)
         ]
         self.waited = 0.0
-        """Seconds for which whoever iterates here has waited for a picture."""
+        """Seconds for which whoever iterates here has waited for an image."""
 
     def __enter__(self) -> "Readers":
         for thread in self._threads:
@@ -89,9 +111,9 @@ class Readers:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            decoders = list(self._decoders)
-        for decoder in decoders:
-            decoder.stop()
+            workers = list(self._workers)
+        for worker in workers:
+            worker.stop()
         for thread in self._threads:
             thread.join()
 
@@ -99,7 +121,6 @@ class Readers:
         return self
 
     def __next__(self) -> Read:
-        """The next picture that is ready. Raises what ended a reader thread, if anything did."""
         began = time.perf_counter()
         with self._changed:
             while not self._ready and self._running and self._error is None:
@@ -110,21 +131,21 @@ class Readers:
             if not self._ready:
                 raise StopIteration
             read = self._ready.popleft()
-            self._bytes -= _size(read)
+            self._bytes -= read.nbytes
             self._changed.notify_all()
             return read
 
     def _read(self) -> None:
         """A thread's life."""
         try:
-            decoder = self._make_decoder()
+            worker = self._make_worker()
             with self._changed:
-                self._decoders.append(decoder)
+                self._workers.append(worker)
             try:
                 while (item := self._next_wanted()) is not None:
-                    self._offer(self._decoded(decoder, *item))
+                    self._offer(self._decoded(worker, *item))
             finally:
-                decoder.stop()
+                worker.stop()
         except BaseException as error:
             with self._changed:
                 self._error = self._error or (None if self._stopping else error)
@@ -133,37 +154,36 @@ class Readers:
                 self._running -= 1
                 self._changed.notify_all()
 
-    def _decoded(self, decoder: Decoder, picture: int, key: str) -> Read:
+    def _decoded(self, worker: Worker, image_id: int, key: str) -> Read:
         if fault := file_name_fault(key):  # a name that can't stand in a COCO file
-            return Read(picture, None, f"{printable(key)}: {fault}; rename it", 0.0)
+            return Read(image_id, None, None, f"{printable(key)}: {fault}; rename it", 0.0)
         began = time.perf_counter()
-        image, failure = None, ""
         try:
-            image = decoder.decode(key)
+            image = worker.decode(self._source(key), key)
         except ImageError as error:
-            failure = str(error)
-        else:
-            with suppress(Exception):  # the model meets it again, and knows what to do then
-                self._prepare(image)
-        return Read(picture, image, failure, time.perf_counter() - began)
+            return Read(image_id, None, None, str(error), time.perf_counter() - began)
+        prepared = self._prepared(image)
+        return Read(image_id, image, prepared, "", time.perf_counter() - began)
+
+    def _prepared(self, image: Image) -> Prepared | None:
+        try:
+            return self._prepare(image)
+        except Exception:  # memory may be short here only; the model's thread tries it again
+            return None
 
     def _next_wanted(self) -> tuple[int, str] | None:
         with self._changed:
             return None if self._stopping else next(self._wanted, None)
 
     def _offer(self, read: Read) -> None:
-        """Put a picture among those that wait, as soon as there is room."""
+        """Put an image among those that wait, as soon as there is room."""
         with self._changed:
             while not self._stopping and self._ready and not self._fits(read):
                 self._changed.wait()
             if not self._stopping:
                 self._ready.append(read)
-                self._bytes += _size(read)
+                self._bytes += read.nbytes
                 self._changed.notify_all()
 
     def _fits(self, read: Read) -> bool:
-        return len(self._ready) < PICTURES_AHEAD and self._bytes + _size(read) <= BYTES_AHEAD
-
-
-def _size(read: Read) -> int:
-    return 0 if read.image is None else read.image.nbytes
+        return len(self._ready) < IMAGES_AHEAD and self._bytes + read.nbytes <= BYTES_AHEAD

@@ -1,22 +1,26 @@
-"""A run over a data set, from the first picture to the files: `label`, and `label_iter` for a loop of one's own."""
+"""A run over a dataset, from the first image to the files."""
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from clip2sam.data.images import MAX_PIXELS, printable
-from clip2sam.data.labels import as_label_set
-from clip2sam.data.records import Labelled
-from clip2sam.data.sources import find_source
+from clip2sam.data.images import MAX_PIXELS
+from clip2sam.data.labels import LabelSet, as_label_set
+from clip2sam.data.records import ImageRecord
+from clip2sam.data.sources import FileSource, Source, check_output, find_source
 from clip2sam.errors import ConfigError
-from clip2sam.labelling.decode_worker import DecoderProcess
+from clip2sam.export import Exporter
+from clip2sam.export.coco import CocoExporter
+from clip2sam.export.results import ResultsExporter
+from clip2sam.labelling.decode_worker import DecodeWorker
 from clip2sam.labelling.engine import Engine, SegmenterEngine
 from clip2sam.labelling.fingerprint import check_same, fingerprint
-from clip2sam.labelling.flow import Clock, run_flow
+from clip2sam.labelling.flow import run_flow
 from clip2sam.labelling.journal import Journal
 from clip2sam.labelling.manifest import (
     MANIFEST,
@@ -26,167 +30,235 @@ from clip2sam.labelling.manifest import (
     lock_run,
     open_run,
 )
-from clip2sam.labelling.readers import Decoder
-from clip2sam.labelling.summary import Summary, publish
+from clip2sam.labelling.summary import Clock, Summary, check_exporters, publish
+from clip2sam.models.loading import load
+from clip2sam.models.presets import Preset
 from clip2sam.pipeline import LabelsLike, Segmenter
 
-BATCH = 8
+IMAGES_IN_FLIGHT = 8
+"""Images between the model and the journal, unless told otherwise."""
+
 TIMEOUT = 60.0
-"""Seconds that decoding one picture may take."""
+"""Seconds that decoding one image may take, unless told otherwise."""
 
 StrPath = str | os.PathLike[str]
+Models = str | Preset | Segmenter | Callable[[], Segmenter]
+OnStart = Callable[[RunFolder, int], Any]
 
 
-def label(
-    source: StrPath,
+def label_dataset(
+    source: StrPath | Source,
     labels: LabelsLike,
     output: StrPath,
     *,
-    segmenter: Segmenter | str | Callable[[], Segmenter] = "tiny",
-    on_picture: Callable[[Labelled], Any] = lambda _: None,
-    on_start: Callable[[RunFolder, int], Any] = lambda run, todo: None,
-    **settings: Any,
+    segmenter: Models = "tiny",
+    engine: Engine | None = None,
+    exporters: Mapping[str, Exporter] | None = None,
+    on_image: Callable[[ImageRecord], Any] | None = None,
+    on_start: OnStart | None = None,
+    distractors: Sequence[str] = (),
+    root: StrPath | None = None,
+    batch_size: int = IMAGES_IN_FLIGHT,
+    readers: int | None = None,
+    keep_above: float | None = None,
+    retry_failed: bool = False,
+    max_failures: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    timeout: float = TIMEOUT,
+    preset: str = "own models",
 ) -> Summary:
-    """Label a data set: start, or go on where the run in `output` stopped; then publish.
+    """Label a dataset: start, or continue where the run in `output` stopped; then publish.
 
     Args:
-        source: a folder (all levels), a .txt or .csv list, a COCO .json file, a glob, or one picture.
+        source: a folder (all levels), a .txt or .csv list, a COCO .json file, a glob, an image, or
+            a `Source` object of your own.
         labels: names, a mapping from names to their synonyms, a labels file, or a `LabelSet`.
-        output: the run's folder: manifest.json, journal-0001.jsonl, and at the end annotations.json, results.json,
-            summary.json and presence.png.
-        segmenter: the models: a segmenter, a preset's name, or a function that loads one (called once the lock is
-            taken).
-        on_picture: called for each picture once it is in the journal.
-        on_start: called with the run and the number of pictures still to do.
-        **settings: those of `label_iter`.
+        output: the run's folder: manifest.json, journal-0001.jsonl, and at the end summary.json,
+            presence.png and the exporters' files.
+        segmenter: the models: a preset's name, a `Preset`, a segmenter, or a function that loads
+            one (called once the run is locked).
+        engine: an engine of your own in place of a segmenter; no model is loaded then.
+        exporters: what is written at the end: a file name in `output` for each exporter. By
+            default annotations.json (COCO) and results.json (COCO results).
+        on_image: called with the record of each image of this start once it is in the journal.
+        on_start: called with the run and the number of images still to do.
+        distractors: names that compete with the labels and are never exported.
+        root: folder that the names in a list or COCO file are relative to; by default the file's
+            own.
+        batch_size: images between the model and the journal, which is what a kill can cost.
+        readers: processes that decode images; by default 2 to 8, by the number of processors.
+        keep_above: also keep masks of labels below their presence threshold, down to this score,
+            so that a later export can decide with lower thresholds.
+        retry_failed: label those images again that failed in earlier starts.
+        max_failures: stop after more than so many failed images in this start.
+        max_pixels: images with more (height times width, by their header) are failed ones.
+        timeout: seconds that decoding one image may take.
+        preset: what the manifest calls models that are given as objects.
 
     Returns:
         The run in figures, over all starts.
 
     Raises:
         RunLockedError: another process works on this run.
-        RunError: the run began with other pictures, labels, settings, weights or version: the message names them.
-        OutputError: the disk is full; start again when there is room.
-        TooManyFailuresError: more pictures failed than `max_failures`.
-        ImageError: the source can't be listed. LabelError, ConfigError, WeightsError: as elsewhere.
+        RunError: the run began with other images, labels, settings, weights or another version:
+            the message names them; or the model fails on every image.
+        OutputError: the disk is full or refuses; start again when there is room.
+        TooManyFailuresError: more images failed than `max_failures`.
+        ImageError: the source can't be listed.
+        LabelError, ConfigError, WeightsError: labels, settings or weights that can't be used.
     """
-    pictures = _Run(source, labels, output, segmenter, on_start=on_start, **settings)
-    with closing(pictures.records()) as records:
-        for record in records:
-            on_picture(record)
-    assert pictures.summary is not None
-    return pictures.summary
+    records = label_dataset_iter(
+        source,
+        labels,
+        output,
+        segmenter=segmenter,
+        engine=engine,
+        exporters=exporters,
+        on_start=on_start,
+        distractors=distractors,
+        root=root,
+        batch_size=batch_size,
+        readers=readers,
+        keep_above=keep_above,
+        retry_failed=retry_failed,
+        max_failures=max_failures,
+        max_pixels=max_pixels,
+        timeout=timeout,
+        preset=preset,
+    )
+    with closing(records):
+        while True:
+            try:
+                record = next(records)
+            except StopIteration as end:
+                summary: Summary = end.value
+                return summary
+            if on_image is not None:
+                on_image(record)
 
 
-def label_iter(
-    source: StrPath,
+def label_dataset_iter(
+    source: StrPath | Source,
     labels: LabelsLike,
     output: StrPath,
     *,
-    segmenter: Segmenter | str | Callable[[], Segmenter] = "tiny",
-    **settings: Any,
-) -> Iterator[Labelled]:
-    """As `label`, for a loop of one's own: yields each picture of this start once it is in the journal.
+    segmenter: Models = "tiny",
+    engine: Engine | None = None,
+    exporters: Mapping[str, Exporter] | None = None,
+    on_start: OnStart | None = None,
+    distractors: Sequence[str] = (),
+    root: StrPath | None = None,
+    batch_size: int = IMAGES_IN_FLIGHT,
+    readers: int | None = None,
+    keep_above: float | None = None,
+    retry_failed: bool = False,
+    max_failures: int | None = None,
+    max_pixels: int = MAX_PIXELS,
+    timeout: float = TIMEOUT,
+    preset: str = "own models",
+) -> Generator[ImageRecord, None, Summary]:
+    """As `label_dataset`, for a loop of your own: yields the record of each image of this start
+    once it is in the journal, in the order in which they are ready.
 
-    They come in the order in which they are ready. When the loop ends by itself, the files are published; when it
-    is left, the run stops cleanly and can go on later.
-
-    Args (also of `label`):
-        distractors: names that compete with the labels and are never exported.
-        root: the folder that the names in a list or COCO file are relative to; by default the one it lies in.
-        batch_size: pictures between the model and the journal, which is what a kill can cost.
-        readers: processes that decode; by default 2 to 8, by the number of processors.
-        keep_above: also keep masks of labels below their threshold, down to this presence score, so that a later
-            export can decide with lower thresholds.
-        retry_failed: do the pictures again that failed earlier.
-        max_failures: stop after more than so many failed pictures in this start.
-        max_pixels: pictures with more (height times width, by their header) are failed ones.
-        timeout: seconds that decoding one picture may take.
-        preset: what to call models that are given, in the manifest.
+    When the loop ends by itself, the files are published. When it is left, the run stops cleanly
+    and can be continued later. Settings out of range are refused at once, everything else when the
+    first record is requested. Arguments and errors are those of `label_dataset`.
     """
-    return _Run(source, labels, output, segmenter, **settings).records()
+    workers = min(max(os.cpu_count() or 2, 2), 8)
+    own: dict[str, Exporter] = {
+        "annotations.json": CocoExporter(),
+        "results.json": ResultsExporter(),
+    }
+    if isinstance(source, Source) and root is not None:
+        raise ConfigError("root is for lists and COCO files; leave it out with a source object")
+    if engine is not None and keep_above is not None:
+        raise ConfigError("keep_above is for a segmenter; give your engine its own floors")
+    return _Start(
+        source=source,
+        root=root,
+        labels=as_label_set(labels, distractors=distractors),
+        output=Path(output),
+        models=segmenter,
+        engine=engine,
+        preset=_name(segmenter, preset) if engine is None else preset,
+        exporters=check_exporters(own if exporters is None else exporters),
+        on_start=on_start,
+        batch_size=_at_least(1, "batch_size", batch_size),
+        readers=_at_least(1, "readers", workers if readers is None else readers),
+        keep_above=keep_above,
+        retry_failed=retry_failed,
+        max_failures=max_failures,
+        max_pixels=_at_least(1, "max_pixels", max_pixels),
+        timeout=_at_least(0.001, "timeout", timeout),
+    ).records()
 
 
-class _Run:
-    """One start of a run."""
+@dataclass(frozen=True)
+class _Start:
+    """One start of a run: the arguments of `label_dataset`, checked."""
 
-    def __init__(
-        self,
-        source: StrPath,
-        labels: LabelsLike,
-        output: StrPath,
-        segmenter: Segmenter | str | Callable[[], Segmenter],
-        *,
-        distractors: Sequence[str] = (),
-        root: StrPath | None = None,
-        batch_size: int = BATCH,
-        readers: int | None = None,
-        keep_above: float | None = None,
-        retry_failed: bool = False,
-        max_failures: int | None = None,
-        max_pixels: int = MAX_PIXELS,
-        timeout: float = TIMEOUT,
-        preset: str = "own models",
-        on_start: Callable[[RunFolder, int], Any] = lambda run, todo: None,
-    ) -> None:
-        self.source, self.root, self.output = source, root, Path(output)
-        self.labels = as_label_set(labels, distractors=distractors)
-        self.segmenter, self.preset = segmenter, segmenter if isinstance(segmenter, str) else preset
-        self.batch_size = _at_least(1, "batch_size", batch_size)
-        self.readers = _at_least(
-            1, "readers", min(max(os.cpu_count() or 2, 2), 8) if readers is None else readers
-        )
-        self.keep_above, self.retry_failed, self.max_failures = (
-            keep_above,
-            retry_failed,
-            max_failures,
-        )
-        self.max_pixels, self.timeout = (
-            _at_least(1, "max_pixels", max_pixels),
-            _at_least(0.001, "timeout", timeout),
-        )
-        self.on_start = on_start
-        self.summary: Summary | None = None
+    source: StrPath | Source
+    root: StrPath | None
+    labels: LabelSet
+    output: Path
+    models: Models
+    engine: Engine | None
+    preset: str
+    exporters: Mapping[str, Exporter]
+    on_start: OnStart | None
+    batch_size: int
+    readers: int
+    keep_above: float | None
+    retry_failed: bool
+    max_failures: int | None
+    max_pixels: int
+    timeout: float
 
-    def records(self) -> Generator[Labelled, None, None]:
-        """Do the work; `summary` is there when the iterator has ended."""
-        self._check_output()
+    def records(self) -> Generator[ImageRecord, None, Summary]:
+        """Label what is left to do, then publish."""
+        begun = self._begun()
+        source = self._source(begun)
+        check_output(source, self.output)
         with lock_run(self.output):
-            known = open_run(self.output) if (self.output / MANIFEST).exists() else None
-            if known is not None:
-                check_same_source(known, self.source, self.root)
-            pictures = find_source(self.source, self.root) if known is None else known.source
-            segmenter = self._load()
+            begun = begun or self._begun()  # another process may have begun it in between
+            engine = self.engine or self._load()
             marks = fingerprint(
-                segmenter,
-                self.labels,
-                preset=self.preset,
-                keep_above=self.keep_above,
-                max_pixels=self.max_pixels,
+                engine.fingerprint(), self.labels, preset=self.preset, max_pixels=self.max_pixels
             )
-            if known is not None:
-                check_same(known.fingerprint, marks)
-            run = known or begin_run(self.output, pictures, marks)
+            if begun is not None:
+                check_same(begun.fingerprint, marks)
+            run = begun or begin_run(
+                self.output,
+                source,
+                self.labels.wanted,
+                marks,
+                thresholds=engine.thresholds,
+                floors=engine.floors,
+                threads=torch.get_num_threads(),
+            )
             threads = torch.get_num_threads()
             torch.set_num_threads(run.threads)
             try:
-                yield from self._label(
-                    run, SegmenterEngine(segmenter, self.labels, self.keep_above)
-                )
+                return (yield from self._label(run, source, engine))
             finally:
                 torch.set_num_threads(threads)
 
-    def _label(self, run: RunFolder, engine: Engine) -> Iterator[Labelled]:
-        clock, labelled, keys = Clock(), 0, run.source.keys
-        with closing(Journal(run.journal, len(keys))) as journal:
-            wanted = [(i, key) for i, key in enumerate(keys) if self._is_wanted(journal, i)]
-            self.on_start(run, len(wanted))
+    def _label(
+        self, run: RunFolder, source: Source, engine: Engine
+    ) -> Generator[ImageRecord, None, Summary]:
+        clock, labelled = Clock(), 0
+        with closing(Journal(run.journal, run.ids, run.class_names)) as journal:
+            wanted = [
+                (i, k) for i, k in zip(run.ids, run.keys, strict=True) if self._is_todo(journal, i)
+            ]
+            if self.on_start is not None:
+                self.on_start(run, len(wanted))
             for record in run_flow(
                 wanted,
+                source.read,
                 engine,
                 journal,
-                run.thresholds,
-                lambda: self._decoder(run.source.root),
+                lambda: DecodeWorker(self.max_pixels, self.timeout),
                 threads=min(self.readers, max(len(wanted), 1)),
                 batch_size=self.batch_size,
                 max_failures=self.max_failures,
@@ -194,31 +266,43 @@ class _Run:
             ):
                 labelled += 1
                 yield record
-            self.summary = publish(run, journal.index, clock, labelled)
+            return publish(run, journal.index, self.exporters, clock, labelled)
 
-    def _is_wanted(self, journal: Journal, picture: int) -> bool:
-        return picture not in journal.index.offsets or (
-            self.retry_failed and picture in journal.index.failed
-        )
+    def _is_todo(self, journal: Journal, image_id: int) -> bool:
+        failed = image_id in journal.index.failed
+        return image_id not in journal.index.offsets or (self.retry_failed and failed)
 
-    def _decoder(self, root: str) -> Decoder:
-        return DecoderProcess(root, self.max_pixels, self.timeout)
+    def _begun(self) -> RunFolder | None:
+        """The run in the output folder, if one has begun: its manifest never changes."""
+        if not (self.output / MANIFEST).exists():
+            return None
+        run = open_run(self.output)
+        check_same_source(run, self.source, self.root)
+        return run
 
-    def _load(self) -> Segmenter:
-        if isinstance(self.segmenter, str):
-            from clip2sam.models.loading import load
+    def _source(self, begun: RunFolder | None) -> Source:
+        """Where the images are read. A folder is listed once, when the run begins."""
+        if isinstance(self.source, Source):
+            return self.source
+        if begun is None:
+            return find_source(self.source, self.root)
+        assert begun.root is not None  # as `check_same_source` has seen
+        return FileSource(begun.origin, begun.root, begun.keys, begun.ids)
 
-            return load(self.segmenter)
-        return self.segmenter if isinstance(self.segmenter, Segmenter) else self.segmenter()
+    def _load(self) -> Engine:
+        models = self.models
+        if isinstance(models, str | Preset):
+            models = load(models)
+        elif not isinstance(models, Segmenter):
+            models = models()
+        return SegmenterEngine(models, self.labels, self.keep_above)
 
-    def _check_output(self) -> None:
-        """The folder that is labelled is never written to."""
-        source, output = os.path.realpath(self.source), os.path.realpath(self.output)
-        if os.path.isdir(source) and os.path.commonpath([source, output]) == source:
-            raise ConfigError(
-                f"the output folder {printable(output)} lies in the folder of pictures, which is never written to; "
-                "give one elsewhere"
-            )
+
+def _name(models: Models, otherwise: str) -> str:
+    """What the manifest calls the models."""
+    if isinstance(models, Preset):
+        return models.name
+    return models if isinstance(models, str) else otherwise
 
 
 def _at_least(least: int | float, name: str, value: Any) -> Any:

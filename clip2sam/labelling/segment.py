@@ -1,102 +1,93 @@
-"""The main job over a handful of pictures: masks into one COCO file, and a drawing of each label found."""
+"""The main job over a few images: masks into one COCO file, and drawings of the labels found.
+
+The small sibling of `label_dataset`, with the same listing, guards, records and exporter, and
+without run and journal.
+"""
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from clip2sam.coco.document import coco_document, file_name_fault, write_coco
-from clip2sam.data.images import load_image
+from clip2sam.coco.document import file_name_fault
+from clip2sam.data.images import MAX_PIXELS, printable
 from clip2sam.data.labels import LabelSet
-from clip2sam.data.records import Annotation, ImageRecord
+from clip2sam.data.records import ImageRecord
+from clip2sam.data.sources import FileSource, check_output, find_source
 from clip2sam.errors import ImageError
+from clip2sam.export.coco import CocoExporter
+from clip2sam.labelling.decode_worker import load_named
 from clip2sam.pipeline import Segmenter
-from clip2sam.result import Absent
+from clip2sam.result import Result
+from clip2sam.visualize.overlays import Overlays, draw_overlays
 
-Overlays = Literal["found", "all", "none"]
+StrPath = str | os.PathLike[str]
 
-
-@dataclass(frozen=True)
-class Segmented:
-    """What became of one picture. A picture that failed has a reason, and nothing else."""
-
-    file_name: str
-    """POSIX path relative to the folder that all pictures are in."""
-    record: ImageRecord | None = None
-    annotations: tuple[Annotation, ...] = ()
-    absent: tuple[Absent, ...] = ()
-    overlays: tuple[Path, ...] = ()
-    failure: str = ""
+OnImage = Callable[[ImageRecord, Result | None, tuple[Path, ...]], Any]
+"""What it is called with: the record, the result (None if the image failed: `record.reason` says
+why), and the paths of the drawings."""
 
 
-def segment_files(
+def segment_images(
     segmenter: Segmenter,
-    paths: Sequence[str | os.PathLike[str]],
+    sources: StrPath | Sequence[StrPath],
     labels: LabelSet,
-    output: Path,
+    output: StrPath,
     *,
     overlays: Overlays = "found",
     polygons: bool = False,
-    on_picture: Callable[[Segmented], Any] = lambda _: None,
-) -> list[Segmented]:
-    """Segment pictures and write `annotations.json` and `overlays/` into the output folder.
+    on_image: OnImage | None = None,
+) -> list[ImageRecord]:
+    """Segment images and write `annotations.json` and `overlays/` into the output folder.
 
-    A picture that can't be read costs that picture: it is reported with its reason and left out of the file.
-    If the run is interrupted from the keyboard, the file holds what was done, and KeyboardInterrupt goes on.
+    An image that can't be read costs that image: its record has the reason, and the file leaves it
+    out. If the call is interrupted, the file holds what was done, and the error goes on.
 
     Args:
-        paths: the pictures; their names in the file are relative to the folder that all of them are in.
-        overlays: which labels are drawn: those found, all that were asked for, or none.
+        sources: what `find_source` takes: folders, globs, images, or one list or COCO file.
+        labels: checked labels.
+        overlays: which labels are drawn: "found", "all" or "none".
         polygons: write polygons instead of RLE.
-        on_picture: called after each picture.
+        on_image: called after each image.
+
+    Returns:
+        A record for each image, in the order of the source.
+
+    Raises:
+        ImageError: the source can't be listed.
+        ConfigError: the output lies where images are read.
+        OutputError: a file can't be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    done: list[Segmented] = []
+    source, folder = find_source(sources), Path(output)
+    check_output(source, folder)
+    records: list[ImageRecord] = []
     try:
-        for path, name in zip(paths, relative_names(paths), strict=True):
-            done.append(_segment_one(segmenter, path, name, labels, output / "overlays", overlays))
-            on_picture(done[-1])
+        for image_id, key in zip(source.ids, source.keys, strict=True):
+            record, result = _segmented(segmenter, source, image_id, key, labels)
+            stem = folder / "overlays" / key
+            drawn = () if result is None else draw_overlays(result, stem, overlays)
+            records.append(record)
+            if on_image is not None:
+                on_image(record, result, drawn)
     finally:
-        good = [s for s in done if s.record is not None]
-        document = coco_document(
-            [s.record for s in good if s.record],
-            [s.annotations for s in good],
-            labels,
-            polygons=polygons,
-        )
-        write_coco(output / "annotations.json", document)
-    return done
+        good = [record for record in records if record.state != "failed"]
+        CocoExporter(polygons=polygons).write(good, labels.wanted, folder / "annotations.json")
+    return records
 
 
-def _segment_one(
-    segmenter: Segmenter,
-    path: str | os.PathLike[str],
-    name: str,
-    labels: LabelSet,
-    folder: Path,
-    overlays: Overlays,
-) -> Segmented:
-    if fault := file_name_fault(name):
-        return Segmented(name, failure=f"{fault}; rename it")
+def _segmented(
+    segmenter: Segmenter, source: FileSource, image_id: int, key: str, labels: LabelSet
+) -> tuple[ImageRecord, Result | None]:
+    def failed(reason: str) -> tuple[ImageRecord, None]:
+        return ImageRecord(image_id, key, state="failed", reason=reason), None
+
+    if fault := file_name_fault(key):
+        return failed(f"{printable(key)}: {fault}; rename it")
     try:
-        image = load_image(path)
+        image = load_named(source.read(key), key, MAX_PIXELS)
     except ImageError as error:
-        return Segmented(name, failure=str(error))
-    result = segmenter(image, labels)
-    from clip2sam.visualize.overlays import draw_overlays  # matplotlib is slow to import
-
-    drawn = draw_overlays(result, folder / name, overlays)
-    return Segmented(name, result.record(name), result.annotations, result.absent, drawn)
-
-
-def relative_names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Names for the pictures in a COCO file: relative to the deepest folder that holds them all, with slashes.
-
-    Bytes that are not UTF-8 stay as Python decodes them, lone surrogates, which JSON writes as escapes.
-    """
-    absolute = [Path(os.path.abspath(p)) for p in paths]
-    if not absolute:
-        return []
-    root = os.path.commonpath([p.parent for p in absolute])
-    return [p.relative_to(root).as_posix() for p in absolute]
+        return failed(str(error))
+    features = segmenter.encode([image])
+    prediction = segmenter.predict(features, labels)
+    (result,) = segmenter.results(features, prediction, ids=(image_id,), names=(key,))
+    return result.record, result

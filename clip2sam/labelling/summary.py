@@ -1,26 +1,41 @@
-"""The journal published: annotations.json, results.json, summary.json and presence.png, each whole or not at all.
+"""The journal through exporters into files, and counted; and a finished run's own files.
 
-What `annotations.json` and `results.json` hold depends on the journal's records alone, so they are the same to the byte
-whatever the batch size, the number of threads or interruptions. Ids are those of the frozen list of pictures.
+What exporters write depends on the journal's records alone, so it is the same to the byte whatever
+the batch size, the number of threads or interruptions.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from clip2sam.data.files import as_json, atomic_file
-from clip2sam.data.records import FoundMask, Labelled
-from clip2sam.errors import RunError
-from clip2sam.export.coco import Add, coco_file, results_file
+from clip2sam.data.files import as_json, atomic_file, write_atomically
+from clip2sam.data.images import printable
+from clip2sam.data.records import ImageRecord
+from clip2sam.errors import ConfigError, RunError
+from clip2sam.export import Exporter
+from clip2sam.labelling import journal
 from clip2sam.labelling.decide import Decision, decide, decided_thresholds
-from clip2sam.labelling.flow import Clock
 from clip2sam.labelling.journal import Index, read_records
-from clip2sam.labelling.manifest import RunFolder
+from clip2sam.labelling.manifest import LOCK, MANIFEST, RunFolder
+
+SUMMARY = "summary.json"
+PRESENCE = "presence.png"
 
 BIN = 0.02
 """Width of a presence histogram's bin."""
+
+
+@dataclass
+class Clock:
+    """Where the time of a start went, in seconds, from the first image on."""
+
+    total: float = 0.0
+    waited_for_images: float = 0.0
+    waited_for_writer: float = 0.0
+    began: float | None = None
 
 
 @dataclass
@@ -29,17 +44,19 @@ class ClassSummary:
 
     name: str
     threshold: float | None
-    pictures: int = 0
+    """The run's presence threshold for it."""
+    images: int = 0
+    """Images with a mask of it."""
     masks: int = 0
-    score: float = 0.0
-    """Mean over its masks."""
+    mean_score: float = 0.0
+    """Over its masks; 0 if there are none."""
     histogram: dict[float, int] = field(default_factory=dict)
-    """Presence scores: lower edge of each bin that is not empty, and number of pictures in it."""
+    """Presence scores: lower edge of each bin that is not empty, and number of images in it."""
 
 
 @dataclass
 class Summary:
-    """A run in figures. listed = done + empty + failed."""
+    """A run in figures. listed = done + empty + failed, when it is finished."""
 
     listed: int
     done: int
@@ -47,92 +64,174 @@ class Summary:
     failed: int
     classes: list[ClassSummary]
     failures: list[dict[str, str]]
-    """file_name and reason of every picture that failed."""
+    """file_name and reason of every image that failed."""
     labelled_now: int = 0
-    """Pictures of this start; those of earlier ones are in the journal. The rest is about this start alone."""
+    """Images of this start; those of earlier ones are in the journal. The rest is about this start
+    alone."""
     seconds: float = 0.0
-    pictures_per_second: float = 0.0
-    waited_for_pictures: float = 0.0
-    """Share of the time, 0 to 1, for which the model had no picture."""
+    images_per_second: float = 0.0
+    waited_for_images: float = 0.0
+    """Share of the time, 0 to 1, for which the model had no image."""
     waited_for_writer: float = 0.0
     """Share of the time for which the model had no room for what it made."""
 
 
+def check_exporters(exporters: Mapping[str, Exporter]) -> Mapping[str, Exporter]:
+    """The exporters themselves, if each has the name of a file of its own in the run's folder.
+
+    Raises:
+        ConfigError: a name is a path, or that of a file that every run has.
+    """
+    taken = (MANIFEST, LOCK, journal.FILE, SUMMARY, PRESENCE)
+    for name in exporters:
+        if name in (*taken, "", ".", "..") or Path(name).name != name:
+            raise ConfigError(
+                f"exporters: expected the name of a file in the run's folder, other than "
+                f"{', '.join(taken)}, got {name!r}"
+            )
+    return exporters
+
+
 def publish(
-    run: RunFolder, index: Index, clock: Clock | None = None, labelled_now: int = 0
+    run: RunFolder,
+    index: Index,
+    exporters: Mapping[str, Exporter],
+    clock: Clock,
+    labelled_now: int,
 ) -> Summary:
     """Write a finished run's files into its folder.
 
-    Raises `OutputError` when the disk refuses; the older files then stay.
+    Args:
+        exporters: for each file name the exporter that writes it, see `check_exporters`.
+
+    Raises:
+        OutputError: a file can't be written; an older one stays as it was.
     """
-    data_set, results = run.path / "annotations.json", run.path / "results.json"
-    with coco_file(run, data_set) as add_image, results_file(run, results) as add_results:
-        summary = pour(run, index, Decision(), [add_image, add_results])
-    clock = clock or Clock()
+    paths = {run.path / name: exporter for name, exporter in exporters.items()}
+    summary = write_files(run, index, Decision(), paths)
     summary.labelled_now, summary.seconds = labelled_now, round(clock.total, 3)
     if clock.total:
-        summary.pictures_per_second = round(labelled_now / clock.total, 3)
-        summary.waited_for_pictures = round(clock.waited_for_pictures / clock.total, 4)
+        summary.images_per_second = round(labelled_now / clock.total, 3)
+        summary.waited_for_images = round(clock.waited_for_images / clock.total, 4)
         summary.waited_for_writer = round(clock.waited_for_writer / clock.total, 4)
-    _draw_presence(run, summary)
-    with atomic_file(run.path / "summary.json") as file:
-        file.write(as_json(as_rows(summary)).encode() + b"\n")
+    _draw_presence(run.path / PRESENCE, summary)
+    write_atomically(run.path / SUMMARY, as_json(as_row(summary)).encode() + b"\n")
     return summary
 
 
-def pour(run: RunFolder, index: Index, decision: Decision, formats: Sequence[Add]) -> Summary:
-    """Decide every picture of the journal and hand it to the formats, in order; count on the way."""
-    thresholds = decided_thresholds(run, decision)
-    classes = [ClassSummary(c.name, t) for c, t in zip(run.classes, run.thresholds, strict=True)]
-    summary = Summary(len(run.source.keys), 0, 0, 0, classes, [])
-    histograms = [Counter[int]() for _ in classes]
-    for record in read_records(run.journal, index):
-        if record.key != run.source.keys[record.picture]:
-            raise RunError(
-                f"{run.journal}: the journal's picture {record.picture} has another name than the manifest's; they "
-                "belong to different runs"
-            )
-        if record.state == "failed":
-            summary.failed += 1
-            summary.failures.append({"file_name": record.key, "reason": record.reason})
-            continue
-        masks = decide(record, decision, thresholds)
-        for add in formats:
-            add(record, masks)
-        _count(summary, histograms, record, masks)
-    for found, histogram in zip(classes, histograms, strict=True):
-        found.score = round(found.score / found.masks, 6) if found.masks else 0.0
-        found.histogram = {round(edge * BIN, 6): n for edge, n in sorted(histogram.items())}
-    return summary
+def write_files(
+    run: RunFolder, index: Index, decision: Decision, exporters: Mapping[Path, Exporter]
+) -> Summary:
+    """Decide every image of the journal, give the records to exporters, and count them.
+
+    Each exporter reads the journal anew: none of them can make another one wait, or hold all
+    records in memory.
+
+    Args:
+        exporters: for each path the exporter that writes it.
+
+    Raises:
+        ConfigError: the decision doesn't fit the run.
+        RunError: journal and manifest don't belong together.
+        CocoError, OutputError: what the exporters raise.
+    """
+    thresholds, counts = decided_thresholds(run, decision), _Counts(run)
+    counted = _decided(run, index, decision, thresholds, counts)
+    records = counted
+    for path, exporter in exporters.items():
+        exporter.write(records, run.classes, path)
+        records = _decided(run, index, decision, thresholds)
+    for _ in counted:
+        """Count what the first exporter has left, and everything if there is none."""
+    return counts.summary()
 
 
-def _count(
-    summary: Summary, histograms: list[Counter[int]], record: Labelled, masks: Sequence[FoundMask]
-) -> None:
-    summary.done += bool(masks)
-    summary.empty += not masks
-    for label in {m.label for m in masks}:
-        summary.classes[label].pictures += 1
-    for mask in masks:
-        summary.classes[mask.label].masks += 1
-        summary.classes[mask.label].score += mask.score
-    for histogram, score in zip(histograms, record.presence, strict=True):
-        if score is not None:
-            histogram[math.floor(score / BIN)] += 1
-
-
-def as_rows(summary: Summary) -> dict[str, Any]:
+def as_row(summary: Summary) -> dict[str, Any]:
     """The summary as JSON, whose keys are text."""
-    rows = asdict(summary)
-    for row in rows["classes"]:
-        row["histogram"] = {f"{edge:g}": n for edge, n in row["histogram"].items()}
-    return rows
+    row = asdict(summary)
+    for one in row["classes"]:
+        one["histogram"] = {f"{edge:g}": n for edge, n in one["histogram"].items()}
+    return row
 
 
-def _draw_presence(run: RunFolder, summary: Summary) -> None:
-    """presence.png: to choose thresholds from."""
-    from clip2sam.visualize.histogram import presence_figure  # matplotlib is slow to load
+def _decided(
+    run: RunFolder,
+    index: Index,
+    decision: Decision,
+    thresholds: Sequence[float | None],
+    counts: "_Counts | None" = None,
+) -> Iterator[ImageRecord]:
+    """Decided records without the failed ones, in the order of the source."""
+    keys = dict(zip(run.ids, run.keys, strict=True))
+    for record in read_records(run.journal, index, run.ids, run.class_names):
+        if record.file_name != keys[record.image_id]:
+            raise RunError(
+                f"{printable(run.journal)}: the journal's image {record.image_id} has another name "
+                "than the manifest's; they belong to different runs"
+            )
+        if record.state != "failed":
+            record = decide(record, decision, run.class_names, thresholds)
+        if counts is not None:
+            counts.add(record)
+        if record.state != "failed":
+            yield record
+
+
+class _Counts:
+    """Counts of records on their way to an exporter."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        self._states = Counter[str]()
+        self._failures: list[dict[str, str]] = []
+        self._images, self._masks = Counter[str](), Counter[str]()
+        self._scores = dict.fromkeys(run.class_names, 0.0)
+        self._histograms = [Counter[int]() for _ in run.classes]
+
+    def add(self, record: ImageRecord) -> None:
+        """Count a record that is decided, or failed."""
+        self._states[record.state] += 1
+        if record.state == "failed":
+            self._failures.append({"file_name": record.file_name, "reason": record.reason})
+            return
+        self._images.update({a.label for a in record.annotations})
+        for annotation in record.annotations:
+            self._masks[annotation.label] += 1
+            self._scores[annotation.label] += annotation.score
+        for histogram, score in zip(self._histograms, record.presence, strict=True):
+            if score is not None:
+                histogram[math.floor(score / BIN)] += 1
+
+    def summary(self) -> Summary:
+        """The counts so far."""
+        classes = zip(self._run.class_names, self._run.thresholds, self._histograms, strict=True)
+        return Summary(
+            len(self._run.keys),
+            self._states["done"],
+            self._states["empty"],
+            self._states["failed"],
+            [self._class(*one) for one in classes],
+            self._failures,
+        )
+
+    def _class(
+        self, name: str, threshold: float | None, histogram: Mapping[int, int]
+    ) -> ClassSummary:
+        masks = self._masks[name]
+        return ClassSummary(
+            name,
+            threshold,
+            self._images[name],
+            masks,
+            round(self._scores[name] / masks, 6) if masks else 0.0,
+            {round(edge * BIN, 6): n for edge, n in sorted(histogram.items())},
+        )
+
+
+def _draw_presence(path: Path, summary: Summary) -> None:
+    """The presence scores of all classes: to choose thresholds from."""
+    from clip2sam.visualize.histogram import presence_figure  # matplotlib is slow to import
 
     figure = presence_figure(summary.classes, BIN)
-    with atomic_file(run.path / "presence.png") as file:
+    with atomic_file(path) as file:
         figure.savefig(file, format="png", dpi=100)
