@@ -1,9 +1,11 @@
-"""An explanation is the pipeline's own chain: its terms add up, its choice is the mask, its figure tells the same."""
+"""An explanation is what the pipeline's own stages compute: its terms add up, its choice is the
+mask, its figure says the same."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,7 +19,8 @@ from clip2sam.clip import SurgeryCLIP
 from clip2sam.data.images import Image
 from clip2sam.errors import ConfigError, ImageError, LabelError
 from clip2sam.pipeline import Segmenter
-from clip2sam.sam import PointSAM
+from clip2sam.sam import PromptSAM
+from clip2sam.visualize.explanation import Explained
 from tests.models import small_clip, small_sam
 
 LABELS = ["person", "traffic light", "$a_b$ <b>"]
@@ -25,14 +28,14 @@ LABELS = ["person", "traffic light", "$a_b$ <b>"]
 
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
-    """Every label present: the models' weights are random, so that scores mean nothing."""
+    """Every label present: the models' weights are random, so scores mean nothing."""
     return Segmenter(
-        SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=-1e9)
+        SurgeryCLIP(small_clip()), PromptSAM(small_sam()), clip2sam.Config(presence_threshold=-1e9)
     )
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image:
+def image() -> Image:
     return Image(
         np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8), "street.png"
     )
@@ -44,10 +47,12 @@ def texts(figure: Figure) -> list[str]:
     return [t.get_text() for t in figure.texts] + [ax.get_title() for ax in figure.axes]
 
 
-def test_the_terms_add_up_to_the_pipelines_map(segmenter, picture):
-    result = segmenter(picture, LABELS, distractors=["sky"])
+@pytest.mark.parametrize("background", [(), ("wall", "person")])
+def test_the_terms_add_up_to_the_pipelines_map(segmenter, image, background):
+    segmenter = segmenter.with_config(background_prompts=background)
+    result = segmenter(image, LABELS, distractors=["sky"])
     for i, label in enumerate(LABELS):
-        explained = explain(segmenter, picture, LABELS, label, distractors=["sky"])
+        explained = explain(segmenter, image, LABELS, label, distractors=["sky"])
         np.testing.assert_allclose(
             explained.before - explained.redundant, result.maps[i], atol=1e-5
         )
@@ -58,25 +63,25 @@ def test_the_terms_add_up_to_the_pipelines_map(segmenter, picture):
         assert explained.index == i
 
 
-def test_weights_are_one_on_average(segmenter, picture):
-    weights = [explain(segmenter, picture, LABELS, label).weight for label in LABELS]
+def test_weights_are_one_on_average(segmenter, image):
+    weights = [explain(segmenter, image, LABELS, label).weight for label in LABELS]
     assert np.mean(weights) == pytest.approx(1, abs=1e-5)
     assert np.ptp(weights) > 0
 
 
-def test_a_label_alone_stands_against_the_empty_string(segmenter, picture):
-    explained = explain(segmenter, picture, ["cat"], "cat")
+def test_a_label_alone_stands_against_the_empty_string(segmenter, image):
+    explained = explain(segmenter, image, ["cat"], "cat")
     np.testing.assert_allclose(
-        explained.before - explained.redundant, segmenter(picture, ["cat"]).maps[0], atol=1e-5
+        explained.before - explained.redundant, segmenter(image, ["cat"]).maps[0], atol=1e-5
     )
     assert np.ptp(explained.redundant) > 0
     assert "minus the empty string" in texts(explained.show())
 
 
 @pytest.mark.parametrize("candidate", ["agreement", "predicted_iou"])
-def test_the_kept_candidate_is_the_mask(segmenter, picture, candidate):
+def test_the_kept_candidate_is_the_mask(segmenter, image, candidate):
     chooser = segmenter.with_config(candidate=candidate)
-    result, explained = chooser(picture, LABELS), explain(chooser, picture, LABELS, LABELS[1])
+    result, explained = chooser(image, LABELS), explain(chooser, image, LABELS, LABELS[1])
     assert explained.reason == ""
     assert explained.kept is not None
     np.testing.assert_array_equal(explained.candidates[explained.kept].mask, result.masks[1])
@@ -87,13 +92,18 @@ def test_the_kept_candidate_is_the_mask(segmenter, picture, candidate):
     assert [c.kept for c in explained.candidates].count(True) == 1
 
 
-def test_an_absent_label_is_followed_to_the_end(segmenter, picture):
-    strict = segmenter.with_config(presence=5.0)
-    explained, kept = (
-        explain(strict, picture, LABELS, "person"),
-        explain(segmenter, picture, LABELS, "person"),
-    )
-    assert explained.reason == strict(picture, LABELS).absent[0].reason
+def test_a_candidate_rule_of_ones_own_is_explained(segmenter, image):
+    last = segmenter.with_config(candidate=lambda c, _: torch.arange(3.0).expand(len(c.logits), 3))
+    explained = explain(last, image, LABELS, LABELS[0])
+    assert explained.kept == 2
+    np.testing.assert_array_equal(explained.candidates[2].mask, last(image, LABELS).masks[0])
+
+
+def test_an_absent_label_is_followed_to_the_end(segmenter, image):
+    strict = segmenter.with_config(presence_threshold=5.0)
+    explained = explain(strict, image, LABELS, "person")
+    kept = explain(segmenter, image, LABELS, "person")
+    assert explained.reason == strict(image, LABELS).absent[0].reason
     assert explained.reason.endswith("is below the threshold 5")
     assert explained.kept is None
     np.testing.assert_array_equal(explained.points, kept.points)
@@ -104,51 +114,52 @@ def test_an_absent_label_is_followed_to_the_end(segmenter, picture):
     assert any("would be kept" in t for t in written)
 
 
-def test_a_classes_own_threshold_goes_first(segmenter, picture):
-    labels = clip2sam.LabelSet(
-        (clip2sam.LabelClass("cat", ("cat",), threshold=7.0), clip2sam.LabelClass("b", ("b",)))
-    )
-    assert explain(segmenter, picture, labels, "cat").threshold == 7.0
-    assert "below the threshold 7" in explain(segmenter, picture, labels, "cat").reason
-    assert explain(segmenter, picture, labels, "b").threshold == -1e9
-    assert explain(segmenter.with_config(presence=None), picture, labels, "b").threshold is None
+def test_a_classs_own_threshold_goes_first(segmenter, image):
+    cat = clip2sam.LabelClass("cat", ("cat",), presence_threshold=7.0)
+    labels = clip2sam.LabelSet((cat, clip2sam.LabelClass("b", ("b",))))
+    explained = explain(segmenter, image, labels, "cat")
+    assert explained.presence_threshold == 7.0
+    assert "below the threshold 7" in explained.reason
+    assert explain(segmenter, image, labels, "b").presence_threshold == -1e9
+    undecided = segmenter.with_config(presence_threshold=None)
+    assert explain(undecided, image, labels, "b").presence_threshold is None
 
 
-def test_a_label_that_a_distractor_beats_says_so(segmenter, picture):
+def test_a_label_that_a_distractor_beats_says_so(segmenter, image):
     names = ["person", "wall", "sky", "grass"]
-    free = {name: explain(segmenter, picture, names, name) for name in names}
-    # The label whose peak another label tops becomes the wanted one, all others distractors.
+    free = {name: explain(segmenter, image, names, name) for name in names}
+    # A label that another one beats at its peak becomes the wanted one, all others distractors.
     loser = next(
         n
         for n in names
         if free[n].raw.max() < max(f.raw.flat[free[n].raw.argmax()] for f in free.values())
     )
     explained = explain(
-        segmenter, picture, [loser], loser, distractors=[n for n in names if n != loser]
+        segmenter, image, [loser], loser, distractors=[n for n in names if n != loser]
     )
     assert explained.reason == "a distractor scores higher at its peak"
     assert any("(distractor)" in t.get_text() for ax in explained.show().axes for t in ax.texts)
 
 
-def test_a_label_that_was_not_asked_is_refused(segmenter, picture):
+def test_a_label_that_was_not_requested_is_refused(segmenter, image):
     with pytest.raises(
-        LabelError, match=r"expected one of the labels asked, 'person', .* got 'dog'"
+        LabelError, match=r"expected one of the labels requested, 'person', .* got 'dog'"
     ):
-        explain(segmenter, picture, LABELS, "dog")
+        explain(segmenter, image, LABELS, "dog")
     with pytest.raises(LabelError, match="got 'sky'"):
-        explain(segmenter, picture, LABELS, "sky", distractors=["sky"])
+        explain(segmenter, image, LABELS, "sky", distractors=["sky"])
 
 
-def test_a_map_without_a_range_has_no_points_and_is_drawn(picture):
+def test_a_map_without_a_range_has_no_points_and_is_drawn(image):
     class Dull(SurgeryCLIP):
-        """Every place looks like the whole picture."""
+        """Every place looks like the whole image."""
 
         def encode_image(self, pixels, method):
-            tokens = super().encode_image(pixels, method)
-            return tokens[:, :1].expand_as(tokens)
+            tokens, grid = super().encode_image(pixels, method)
+            return tokens[:, :1].expand_as(tokens), grid
 
     explained = explain(
-        Segmenter(Dull(small_clip()), PointSAM(small_sam())), picture, LABELS, "person"
+        Segmenter(Dull(small_clip()), PromptSAM(small_sam())), image, LABELS, "person"
     )
     assert explained.reason == "its map is the same everywhere"
     assert explained.candidates == ()
@@ -157,7 +168,7 @@ def test_a_map_without_a_range_has_no_points_and_is_drawn(picture):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 300), (300, 40)])
-def test_pictures_of_any_size_are_explained(segmenter, size):
+def test_images_of_any_size_are_explained(segmenter, size):
     pixels = np.full((*size, 3), 90, np.uint8)
     explained = explain(segmenter, pixels, [f"label {i}" for i in range(12)], "label 11")
     written = texts(explained.show())
@@ -165,24 +176,25 @@ def test_pictures_of_any_size_are_explained(segmenter, size):
     assert any(t.endswith("8 of 12 labels") for t in written)
 
 
-def test_names_are_written_as_typed_and_the_figure_shows_itself(segmenter, picture):
-    explained = explain(segmenter, picture, LABELS, LABELS[2])
+def test_names_are_written_as_typed_and_the_figure_shows_itself(segmenter, image):
+    explained = explain(segmenter, image, LABELS, LABELS[2])
     assert texts(explained.show())[0] == LABELS[2]
     assert explained._repr_png_().startswith(b"\x89PNG")
+    assert isinstance(explained, Explained)
 
 
-def test_a_caption_has_a_map_for_each_word(segmenter, picture):
-    maps = explain_caption(segmenter, picture, "A dog, and a (small) dog!")
+def test_a_caption_has_a_map_for_each_word(segmenter, image):
+    maps = explain_caption(segmenter, image, "A dog, and a (small) dog!")
     assert maps.words == ("A", "dog", "and", "a", "small")
-    np.testing.assert_array_equal(maps.maps, segmenter(picture, list(maps.words)).maps)
+    np.testing.assert_array_equal(maps.maps, segmenter(image, list(maps.words)).maps)
     assert [t.split()[0] for t in texts(maps.show()) if t] == list(maps.words)
     for empty in ("", " ... !"):
         with pytest.raises(LabelError, match="a caption with at least one word"):
-            explain_caption(segmenter, picture, empty)
+            explain_caption(segmenter, image, empty)
 
 
-def test_the_nearest_labels_of_a_place(segmenter, picture):
-    result = segmenter(picture, LABELS)
+def test_the_nearest_labels_of_a_place(segmenter, image):
+    result = segmenter(image, LABELS)
     rows, cols = result.maps.shape[1:]
     for row, col in ((0, 0), (rows - 1, 1), (1, cols - 1)):
         nearest = labels_at(result, (col + 0.5) * 130 / cols, (row + 0.5) * 90 / rows)
@@ -198,13 +210,11 @@ def test_the_nearest_labels_of_a_place(segmenter, picture):
         labels_at(result, 131, 2)
 
 
-def test_the_command_draws_and_says_what_was_decided(
-    segmenter, picture, tmp_path: Path, monkeypatch
-):
+def test_the_command_draws_and_says_what_was_decided(segmenter, image, tmp_path: Path, monkeypatch):
     app = typer.Typer()
     app.command()(commands.explain)
     monkeypatch.setattr("clip2sam.models.loading.load", lambda preset, device: segmenter)
-    PILImage.fromarray(picture.pixels).save(tmp_path / "street.png")
+    PILImage.fromarray(image.pixels).save(tmp_path / "street.png")
     arguments = [
         str(tmp_path / "street.png"),
         "person",

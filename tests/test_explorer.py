@@ -1,6 +1,8 @@
-"""The explorer's controls change what is shown, clicks become points of the label, accepted masks become COCO."""
+"""The explorer's controls change what is shown, clicks become points of the label, accepted masks
+become COCO."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,12 @@ pytest.importorskip(
 
 import clip2sam
 from clip2sam.analysis.explorer import Bench, Explorer
-from clip2sam.clip import SurgeryCLIP
+from clip2sam.clip import CLIP_SURGERY, RAW_CLIP, SurgeryCLIP
 from clip2sam.coco.validate import validate
 from clip2sam.data.images import Image
-from clip2sam.data.labels import as_label_set
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
 from clip2sam.pipeline import Segmenter
-from clip2sam.sam import PointSAM
+from clip2sam.sam import PromptSAM
 from tests.models import small_clip, small_sam
 
 LABELS = ["person", "traffic light"]
@@ -29,27 +31,27 @@ LABELS = ["person", "traffic light"]
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     return Segmenter(
-        SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=-0.2)
+        SurgeryCLIP(small_clip()), PromptSAM(small_sam()), clip2sam.Config(presence_threshold=-0.2)
     )
 
 
 @pytest.fixture
-def picture() -> Image:
+def image() -> Image:
     return Image(
         np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8), "street.png"
     )
 
 
 @pytest.fixture
-def explorer(segmenter, picture) -> Explorer:
-    return Explorer(segmenter, picture, LABELS)
+def explorer(segmenter, image) -> Explorer:
+    return Explorer(segmenter, image, LABELS)
 
 
 def click(explorer: Explorer, x: float, y: float, kind: int = 1, panel: int = 1) -> None:
-    """As a browser does it: shares of the drawing's width and height for a place in the picture."""
-    ax = explorer._figure.axes[panel]
-    across, up = explorer._figure.transFigure.inverted().transform(ax.transData.transform((x, y)))
-    explorer.picture.click = [float(across), float(1 - up), kind, explorer.picture.click[3] + 1]
+    """As a browser does it: shares of the figure's width and height for a place in the image."""
+    ax = explorer.figure.axes[panel]
+    across, up = explorer.figure.transFigure.inverted().transform(ax.transData.transform((x, y)))
+    explorer.image.click = [float(across), float(1 - up), kind, explorer.image.click[3] + 1]
 
 
 def points(explorer: Explorer) -> np.ndarray:
@@ -59,30 +61,65 @@ def points(explorer: Explorer) -> np.ndarray:
     return np.concatenate([np.zeros((0, 3)), *mine])
 
 
-def test_a_bench_gives_what_the_segmenter_gives(segmenter, picture):
-    bench, labels = Bench(segmenter, picture), as_label_set(LABELS, distractors=["sky"])
-    for changes in ({}, {"grid": 4}, {"method": clip2sam.clip.RAW_CLIP}, {"presence": 3.0}):
-        expected = segmenter.with_config(**changes)(picture, labels)
-        got = bench.run(labels, segmenter.with_config(**changes).config)
+def test_a_bench_gives_what_the_segmenter_gives(segmenter, image):
+    bench, labels = Bench(segmenter, image), as_label_set(LABELS, distractors=["sky"])
+    one_block = replace(CLIP_SURGERY, blocks=1)
+    for settings in (
+        {},
+        {"grid": 4},
+        {"method": RAW_CLIP},
+        {"presence_threshold": 3.0},
+        {"method": one_block},
+        {"resolution": 96},
+        {"resolution": 96, "method": one_block},
+        {"background_prompts": ("wall",), "candidate": "predicted_iou"},
+    ):
+        expected = segmenter.with_config(**settings)(image, labels)
+        got = bench.run(labels, **settings)
         np.testing.assert_array_equal(got.maps, expected.maps)
         np.testing.assert_array_equal(got.masks, expected.masks)
         assert got.absent == expected.absent
+        assert got.record == expected.record
 
 
-def test_the_picture_is_encoded_once(segmenter, picture, monkeypatch):
+def test_a_method_of_ones_own_is_shown(segmenter, image):
+    """Also one that has the name of a published method."""
+    own = replace(CLIP_SURGERY, blocks=1)
+    explorer = Explorer(segmenter.with_config(method=own), image, LABELS)
+    expected = segmenter.with_config(method=own)(image, LABELS).maps
+    np.testing.assert_array_equal(explorer.result.maps, expected)
+    explorer.grid.value = 5
+    np.testing.assert_array_equal(explorer.result.maps, expected)
+    explorer.method.value = CLIP_SURGERY
+    np.testing.assert_array_equal(explorer.result.maps, segmenter(image, LABELS).maps)
+    explorer.method.value = own
+    np.testing.assert_array_equal(explorer.result.maps, expected)
+
+
+def test_settings_that_no_control_can_show_are_kept(segmenter, image):
+    published = segmenter.with_config(grid="half", presence_threshold=None)
+    explorer = Explorer(published, image, LABELS)
+    explorer.point_threshold.value = 0.5
+    expected = published.with_config(point_threshold=0.5)(image, LABELS)
+    np.testing.assert_array_equal(explorer.result.grids, expected.grids)
+    assert explorer.result.absent == expected.absent
+
+
+def test_the_image_is_encoded_once(segmenter, image, monkeypatch):
     calls = []
-    encode = type(segmenter.sam).encode_image
-    monkeypatch.setattr(
-        type(segmenter.sam), "encode_image", lambda *a: calls.append("sam") or encode(*a)
-    )
-    explorer = Explorer(segmenter, picture, LABELS)
-    explorer.threshold.value = 0.5
+    for name, model in (("sam", PromptSAM), ("clip", SurgeryCLIP)):
+        encode = model.encode_image
+        monkeypatch.setattr(
+            model, "encode_image", lambda *a, n=name, e=encode: calls.append(n) or e(*a)
+        )
+    explorer = Explorer(segmenter, image, LABELS)
+    explorer.point_threshold.value = 0.5
     explorer.text.value = "cat, dog, bird"
     click(explorer, 60, 40)
-    assert calls == ["sam"]
+    assert sorted(calls) == ["clip", "sam"]
 
 
-def test_typed_labels_are_asked(explorer):
+def test_typed_labels_are_requested(explorer):
     explorer.text.value = " cat ,person, Zebrastreifen ✓"
     assert explorer.result.class_names == ("cat", "person", "Zebrastreifen ✓")
     assert explorer.label.options == explorer.result.class_names
@@ -95,44 +132,52 @@ def test_typed_labels_are_asked(explorer):
 def test_every_control_changes_the_result_and_the_drawing(explorer):
     for control, value, seen in (
         (explorer.grid, 3, lambda: explorer.result.grids.shape[1:] == (3, 3)),
-        (explorer.threshold, 1.0, lambda: len(points(explorer)) == 2),
-        (explorer.method, "raw", lambda: explorer.config.method.name == "raw"),
-        (explorer.presence, 1.0, lambda: len(explorer.result.labels) == 0),
+        (explorer.point_threshold, 1.0, lambda: len(points(explorer)) == 2),
+        (explorer.method, RAW_CLIP, lambda: explorer.settings["method"] is RAW_CLIP),
+        (explorer.presence_threshold, 1.0, lambda: len(explorer.result.labels) == 0),
     ):
-        before = explorer.picture.png
+        before = explorer.image.png
         control.value = value
         assert seen(), control.description
-        assert explorer.picture.png != before
+        assert explorer.image.png != before
     assert "below the threshold 1" in explorer.status.value
-    before = explorer.picture.png
+    before = explorer.image.png
     explorer.label.value = LABELS[1]
-    assert explorer.picture.png != before
+    assert explorer.image.png != before
     assert explorer.status.value.startswith(LABELS[1])
 
 
 def test_clicks_add_and_remove_points_of_the_label_shown(explorer):
-    explorer.presence.value = 1.0
+    explorer.presence_threshold.value = 1.0
     assert len(points(explorer)) == 0
     click(explorer, 100, 20)
     np.testing.assert_allclose(points(explorer), [[100, 20, 1]], atol=0.5)
-    assert explorer.result.labels == [LABELS[0]], (
-        "a point makes its label present, the other stays absent"
-    )
+    assert explorer.result.labels == [LABELS[0]]
+    assert explorer.result.present.tolist() == [True, False], "a changed label is present"
     click(explorer, 20, 70, kind=0, panel=2)
     np.testing.assert_allclose(points(explorer), [[100, 20, 1], [20, 70, 0]], atol=0.5)
     click(explorer, 101, 21)
     assert len(points(explorer)) == 0, "without a positive point there is no prompt"
+    assert explorer.status.value.endswith("no mask: it has no positive point")
     click(explorer, 60, 45)
     explorer.reset.click()
     assert len(points(explorer)) == 0
-    explorer.presence.value = -0.2
+    explorer.presence_threshold.value = -0.2
     assert len(points(explorer)) > 1
 
 
 def test_a_click_beside_the_panels_does_nothing(explorer):
     before = explorer.result
-    explorer.picture.click = [0.001, 0.001, 1, 1]
+    explorer.image.click = [0.001, 0.001, 1, 1]
     assert explorer.result is before
+
+
+def test_other_labels_keep_their_prompts_when_one_is_changed(explorer):
+    before = explorer.result
+    click(explorer, 100, 20)
+    np.testing.assert_array_equal(explorer.result.masks[1], before.masks[1])
+    np.testing.assert_array_equal(explorer.result.points[1], before.points[1])
+    assert len(explorer.result.points[0]) == len(before.points[0]) + 1
 
 
 def test_accepted_masks_become_coco(explorer, tmp_path, monkeypatch):
@@ -147,6 +192,27 @@ def test_accepted_masks_become_coco(explorer, tmp_path, monkeypatch):
     assert [c["name"] for c in document["categories"]] == LABELS
     assert len(document["annotations"]) == 2
     assert explorer.status.value == "wrote 2 masks to out.json"
-    explorer.path.value = "none/there/out.json"
+    explorer.path.value = "out.json/no-folder/out.json"
     explorer.export.click()
-    assert "out.json" in explorer.status.value
+    assert "can't be written" in explorer.status.value
+
+
+def test_classes_keep_their_supercategory(segmenter, image):
+    person = LabelClass("person", ("person", "human"), supercategory="street")
+    explorer = Explorer(segmenter, image, LabelSet((person,)))
+    explorer.accept.click()
+    explorer.text.value = "cat, person"
+    assert explorer.coco()["categories"] == [{"id": 1, "name": "person", "supercategory": "street"}]
+
+
+def test_a_file_is_kept_if_nothing_is_accepted(explorer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("annotations.json").write_text("the work of a week")
+    explorer.export.click()
+    assert explorer.status.value == "no mask is accepted yet, so annotations.json was not written"
+    explorer.accept.click()
+    explorer.presence_threshold.value = 1.0
+    explorer.accept.click()
+    assert explorer.status.value == f"{LABELS[0]} has no mask; accepted: nothing"
+    explorer.export.click()
+    assert Path("annotations.json").read_text() == "the work of a week"

@@ -1,6 +1,6 @@
-"""Why a mask came out as it did: the whole chain for one label of one picture, as data and as a figure.
+"""Why a mask came out as it did: one label of one image followed through all the stages.
 
-Also a map for every word of a caption, and the labels that are nearest to a place in the picture.
+Also a map for each word of a caption, and the labels nearest to a place in the image.
 """
 
 import string
@@ -11,77 +11,82 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from clip2sam.data.images import Image, load_image
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.errors import ConfigError, LabelError
-from clip2sam.pipeline import ImageLike, LabelsLike, Segmenter
+from clip2sam.pipeline import Features, ImageLike, LabelsLike, Segmenter
+from clip2sam.points import PADDING, pool_grid
 from clip2sam.result import Result, why_absent
-from clip2sam.similarity import TEMPERATURE, similarity_maps
-from clip2sam.types import SimilarityMaps
+from clip2sam.similarity import score_maps
+from clip2sam.types import Prompts, SimilarityMaps
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One of the masks that SAM offers for a label's points."""
+    """One of SAM's candidate masks for a label's points."""
 
     mask: Bool[np.ndarray, "height width"]
     predicted_iou: float
-    """What SAM thinks of it: its guess at the IoU with the truth, as its head gives it."""
+    """SAM's own estimate of its IoU with the truth, not clamped."""
     agreement: float
-    """How well it covers the label's map, 0 to 1."""
+    """How well it agrees with the label's map: a soft IoU, 0 to 1."""
     kept: bool
     """Whether the settings prefer it to the others. It becomes a mask if the label is present."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The chain from a label to its mask. Arrays are numpy's, on the host; maps cover the whole picture."""
+    """What each stage computed for one label. Arrays are numpy's, on the host; maps cover the whole
+    image."""
 
     image: Image
     label: str
     label_set: LabelSet
-    """All classes that were asked, distractors last: they shape each other's maps."""
+    """All classes requested, distractors last: they influence each other's maps."""
     before: Float[np.ndarray, "rows cols"]
-    """Similarity of each place with the label, times the label's weight: before feature surgery."""
+    """Similarity with the label, times the label's weight: before feature surgery."""
     redundant: Float[np.ndarray, "rows cols"]
-    """What feature surgery takes out: the mean of `before` over all classes (or, for a label that stands alone,
-    the similarity with the empty string)."""
+    """The part that feature surgery takes out: the mean of `before` over all classes and background
+    prompts, or the similarity with the empty string for a label that stands alone."""
     raw: Float[np.ndarray, "rows cols"]
     """`before` minus `redundant`: the raw scores."""
     weight: float
-    """How much the picture as a whole speaks for the label: 1 on the classes' average."""
+    """How much the image as a whole speaks for the label; 1 on average over the classes."""
     presence: Float[np.ndarray, "labels"]
     """The highest raw score of every class, in the order of `label_set`."""
-    threshold: float | None
-    """What the label's presence must reach; None: nothing is asked of it."""
+    presence_threshold: float | None
+    """What the label's presence score must reach; None: nothing."""
     reason: str
     """Why the label has no mask; empty if it has one."""
     grid: Float[np.ndarray, "grid_rows grid_cols"]
     """The raw map pooled and scaled to 0..1; NaN if the map has no range."""
     points: Float[np.ndarray, "points 3"]
-    """x, y in continuous pixels, and 1 (positive) or 0 (negative). An absent label has those that it would get."""
+    """x, y in continuous pixels, and 1 (positive) or 0 (negative). For an absent label: the points
+    that it would get."""
     candidates: tuple[Candidate, ...]
-    """What SAM makes of the points, also for an absent label; none where there are no points."""
+    """SAM's candidates for the points, also for an absent label; none where there are no points."""
 
     def __repr__(self) -> str:
         presence = self.presence[self.index]
-        return f"Explanation({self.image!r}, {self.label!r}, presence {presence:.3f}, {self.reason or 'a mask'})"
+        return (
+            f"Explanation({self.image!r}, {self.label!r}, presence {presence:.3f}, "
+            f"{self.reason or 'a mask'})"
+        )
 
     @property
     def index(self) -> int:
-        """The label's place in `label_set`."""
+        """The label's index in `label_set`."""
         return self.label_set.names.index(self.label)
 
     @property
     def kept(self) -> int | None:
-        """The place of the candidate that became the mask; None if the label has no mask."""
+        """The index of the candidate that became the mask; None if the label has no mask."""
         return None if self.reason else next(i for i, c in enumerate(self.candidates) if c.kept)
 
     def show(self) -> Any:
-        """The chain as a matplotlib Figure, which shows itself in a notebook."""
-        from clip2sam.visualize.explanation import explanation_figure
+        """All stages as a matplotlib Figure, which shows itself in a notebook."""
+        from clip2sam.visualize.explanation import explanation_figure  # matplotlib is slow to load
 
         return explanation_figure(self)
 
@@ -90,7 +95,6 @@ class Explanation:
         return self.show()._repr_png_()
 
 
-@torch.no_grad()
 def explain(
     segmenter: Segmenter,
     image: ImageLike,
@@ -99,90 +103,88 @@ def explain(
     *,
     distractors: Sequence[str] = (),
 ) -> Explanation:
-    """Follow one label of one picture through all the stages, with the segmenter's settings.
+    """Follow one label of one image through all the stages, with the segmenter's settings.
 
     Args:
-        image, labels, distractors: as for the segmenter. Ask the same labels: each one changes the others' maps.
-        label: the one to explain, as typed. An absent one is followed to the end as well.
+        image, labels, distractors: as for the segmenter. Give the same labels: each of them
+            influences the others' maps.
+        label: the one to explain, as typed. An absent label is followed to the end as well.
 
     Raises:
         LabelError: the label is not one of the labels, or is a distractor, which is never prompted.
-        ImageError: the picture can't be read.
+        ImageError: the image can't be read.
     """
-    picture, label_set = load_image(image), as_label_set(labels, distractors=distractors)
+    loaded, label_set = load_image(image), as_label_set(labels, distractors=distractors)
     if label not in [c.name for c in label_set.wanted]:
         raise LabelError(
-            f"expected one of the labels asked, {_listed(label_set)}, got {label!r}; add it or take another"
+            f"expected one of the labels requested, {_listed(label_set)}, got {label!r}; "
+            "add it or choose another"
         )
-    index, config = label_set.names.index(label), segmenter.config
-    tokens = segmenter.clip.encode_image(segmenter.clip.preprocess([picture]), config.method)
-    maps = segmenter._maps(tokens, label_set)
-    before, redundant, weights = _surgery_terms(segmenter, tokens[0], label_set)
-    present, grids, _ = segmenter._prompts(picture, label_set, maps)
-    prompts = segmenter.with_config(presence=None)._prompts(picture, _only(label_set, index), maps)[
-        2
-    ]
-    logits, iou = segmenter._decode(picture, prompts)
-    agrees, best = segmenter._choose(picture, maps, prompts, (logits, iou))
-    masks = [
-        m
-        for chunk in segmenter.sam.upscale(logits.flatten(0, 1), picture.size)
-        for m in chunk.cpu().numpy()
-    ]
-    chosen = int(best[0]) if len(best) else -1
-    candidates = tuple(
-        Candidate(mask, float(iou[0, i]), float(agrees[0, i]), i == chosen)
-        for i, mask in enumerate(masks)
-    )
-    found = bool(present[index]) and chosen >= 0 and bool(masks[chosen].any())
-    points = (
-        torch.cat([prompts.coords, prompts.point_labels[..., None].float()], dim=-1)
-        .flatten(0, 1)
-        .cpu()
-        .numpy()
-    )
-    own = label_set.classes[index].threshold
+    index = label_set.names.index(label)
+    features = segmenter.encode([loaded])
+    maps = segmenter.locate(features, label_set)
+    prompts = segmenter.prompt(_only(maps, index))
+    candidates = _candidates(segmenter, features, maps, prompts)
+    present = bool(maps.present[0, index])
+    found = present and any(c.kept and c.mask.any() for c in candidates)
+    raw = maps.raw[0, index].cpu().numpy()
+    threshold = label_set.thresholds(segmenter.config.presence_threshold)[index]
+    before, redundant, weight = _terms(segmenter, features, maps, index)
     return Explanation(
-        picture,
+        loaded,
         label,
         label_set,
-        before=_as_map(before, index),
-        redundant=_as_map(redundant.expand_as(before), index),
-        raw=maps.raw[index].cpu().numpy(),
-        weight=float(weights[index]),
-        presence=maps.presence.cpu().numpy(),
-        threshold=config.presence if own is None else own,
-        reason="" if found else why_absent(index, label_set, config, maps, present),
-        grid=grids[index].cpu().numpy(),
-        points=points[points[:, 2] >= 0],
+        before,
+        redundant,
+        raw,
+        weight,
+        presence=maps.presence[0].cpu().numpy(),
+        presence_threshold=threshold,
+        reason="" if found else why_absent(raw, threshold, present),
+        grid=pool_grid(maps.raw, segmenter.config.grid)[0, index].cpu().numpy(),
+        points=_points(prompts),
         candidates=candidates,
     )
 
 
-def _surgery_terms(
-    segmenter: Segmenter, tokens: Float[Tensor, "tokens channels"], labels: LabelSet
-) -> tuple[Float[Tensor, "tokens texts"], Float[Tensor, "tokens 1"], Float[Tensor, "texts"]]:
-    """The two terms whose difference is `feature_surgery`, and the weights; see `clip2sam.similarity`."""
-    text = segmenter._texts(labels)
-    scores = tokens @ text.T
-    if len(text) == 1:
-        return scores, tokens @ segmenter.clip.encode_empty(labels.templates).T, torch.ones(1)
-    weights = (TEMPERATURE * scores[0]).softmax(dim=-1) * len(text)
-    return scores * weights, (scores * weights).mean(dim=-1, keepdim=True), weights
+def _only(maps: SimilarityMaps, index: int) -> SimilarityMaps:
+    """The maps with one label present and no other, whatever their scores."""
+    present = torch.zeros_like(maps.present)
+    present[:, index] = True
+    return replace(maps, present=present)
 
 
-def _as_map(scores: Float[Tensor, "tokens labels"], index: int) -> Float[np.ndarray, "rows cols"]:
-    return similarity_maps(scores).raw[index].cpu().numpy()
+def _terms(
+    segmenter: Segmenter, features: Features, maps: SimilarityMaps, index: int
+) -> tuple[Float[np.ndarray, "rows cols"], Float[np.ndarray, "rows cols"], float]:
+    """The two terms of feature surgery for a label, as maps, and the label's weight."""
+    terms = segmenter.surgery_terms(features, maps.labels)
+    rows, cols = maps.raw.shape[-2:]
+    before = score_maps(terms.similarity, rows, cols)[0, index]
+    redundant = score_maps(terms.redundant, rows, cols)[0, 0]
+    return before.cpu().numpy(), redundant.cpu().numpy(), float(terms.weights[0, index])
 
 
-def _only(labels: LabelSet, index: int) -> LabelSet:
-    """The same classes where nothing decides on presence and only one is wanted."""
-    return replace(
-        labels,
-        classes=tuple(
-            replace(c, threshold=None, distractor=i != index) for i, c in enumerate(labels.classes)
-        ),
-    )
+def _candidates(
+    segmenter: Segmenter, features: Features, maps: SimilarityMaps, prompts: Prompts
+) -> tuple[Candidate, ...]:
+    """The candidates of the first prompt; none if there is no prompt."""
+    if not len(prompts.coords):
+        return ()
+    offered = segmenter.decode(features, prompts)
+    agrees = segmenter.agreement(maps, prompts, offered)[0].tolist()
+    best = int(segmenter.choose(maps, prompts, offered).candidate[0])
+    chunks = segmenter.sam.upscale(offered.logits[0], features.sizes[0])
+    masks = [mask for chunk in chunks for mask in chunk.cpu().numpy()]
+    rows = zip(masks, offered.predicted_iou[0].tolist(), agrees, strict=True)
+    return tuple(Candidate(*row, kept=i == best) for i, row in enumerate(rows))
+
+
+def _points(prompts: Prompts) -> Float[np.ndarray, "points 3"]:
+    """The points of all prompts, without padding."""
+    points = torch.cat([prompts.coords, prompts.point_labels[..., None].float()], dim=-1)
+    table = points.flatten(0, 1).cpu().numpy()
+    return table[table[:, 2] != PADDING]
 
 
 def _listed(labels: LabelSet) -> str:
@@ -202,21 +204,20 @@ class CaptionMaps:
     maps: Float[np.ndarray, "words rows cols"]
     """Raw scores, comparable between the words."""
     presence: Float[np.ndarray, "words"]
-    """Each word's highest score: which words the picture speaks of."""
+    """Each word's highest raw score: high for words that name something in the image."""
 
     def __repr__(self) -> str:
-        words = ", ".join(
-            f"{word!r} {score:.3f}" for word, score in zip(self.words, self.presence, strict=True)
-        )
+        pairs = zip(self.words, self.presence, strict=True)
+        words = ", ".join(f"{word!r} {score:.3f}" for word, score in pairs)
         return f"CaptionMaps({self.image!r}, {words})"
 
     def show(self) -> Any:
-        """The maps side by side on one scale, as a matplotlib Figure, which shows itself in a notebook."""
-        from clip2sam.visualize.explanation import maps_figure
+        """The maps side by side on one scale, as a matplotlib Figure, which shows itself in a
+        notebook."""
+        from clip2sam.visualize.explanation import maps_figure  # matplotlib is slow to load
 
-        titles = [
-            f"{word}  {score:.3f}" for word, score in zip(self.words, self.presence, strict=True)
-        ]
+        pairs = zip(self.words, self.presence, strict=True)
+        titles = [f"{word}  {score:.3f}" for word, score in pairs]
         return maps_figure(self.image.pixels, self.maps, titles)
 
     def _repr_png_(self) -> bytes:
@@ -224,38 +225,39 @@ class CaptionMaps:
         return self.show()._repr_png_()
 
 
-@torch.no_grad()
 def explain_caption(segmenter: Segmenter, image: ImageLike, caption: str) -> CaptionMaps:
-    """Say which words of a caption are where in the picture.
+    """Where in the image the words of a caption are.
 
-    Each different word competes with the others as a label of its own, so that what all words share is taken out of
-    every map: words that name nothing ("a", "of") stay low. It is the multimodal view of Li et al., 2023
-    (https://arxiv.org/abs/2304.05653), with a word on its own in the place of its token in the sentence.
+    Each different word is a label of its own and competes with the others, so that what all words
+    share is taken out of every map, and words that name nothing ("a", "of") stay low. This is the
+    multimodal view of Li et al., 2023 (https://arxiv.org/abs/2304.05653), with single words in
+    place of the tokens of the sentence.
 
     Raises:
         LabelError: the caption has no word.
-        ImageError: the picture can't be read.
+        ImageError: the image can't be read.
     """
     words = tuple(
         dict.fromkeys(w for word in caption.split() if (w := word.strip(string.punctuation)))
     )
     if not words:
         raise LabelError(
-            f"expected a caption with at least one word, got {caption!r}; write what is in the picture"
+            f"expected a caption with at least one word, got {caption!r}; "
+            "write what is in the image"
         )
-    picture = load_image(image)
-    maps: SimilarityMaps = segmenter.similarity(picture, as_label_set(words))
-    return CaptionMaps(picture, words, maps.raw.cpu().numpy(), maps.presence.cpu().numpy())
+    loaded = load_image(image)
+    maps = segmenter.locate(segmenter.encode([loaded]), as_label_set(words))
+    return CaptionMaps(loaded, words, maps.raw[0].cpu().numpy(), maps.presence[0].cpu().numpy())
 
 
 def labels_at(result: Result, x: float | int, y: float | int) -> list[tuple[str, float]]:
-    """The labels nearest to a place in the picture: names with their raw scores there, the highest first.
+    """The labels at a place in the image: names with their raw scores there, the highest first.
 
     Args:
-        x, y: in continuous pixels of the picture.
+        x, y: in continuous pixels of the image.
 
     Raises:
-        ConfigError: the place lies outside of the picture.
+        ConfigError: the place lies outside of the image.
     """
     height, width = result.image.size
     if not (0 <= x <= width and 0 <= y <= height):
@@ -263,7 +265,6 @@ def labels_at(result: Result, x: float | int, y: float | int) -> list[tuple[str,
             f"expected x from 0 to {width} and y from 0 to {height}, got ({x:g}, {y:g})"
         )
     rows, cols = result.maps.shape[1:]
-    scores = result.maps[
-        :, min(int(y / height * rows), rows - 1), min(int(x / width * cols), cols - 1)
-    ]
+    row, col = min(int(y / height * rows), rows - 1), min(int(x / width * cols), cols - 1)
+    scores = result.maps[:, row, col]
     return [(result.class_names[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]

@@ -1,16 +1,18 @@
-"""An interactive look at one picture in Jupyter: type labels, move settings, click points, see the mask at once.
+"""An interactive view of one image in Jupyter: type labels, move settings, click points, see the
+mask at once.
 
     from clip2sam.analysis.explorer import Explorer
     Explorer(clip2sam.load("tiny"), "street.jpg", ["person", "traffic light"])
 
-Needs the extra `explorer`: pip install "clip2sam[explorer]". The picture is encoded once by each model (by CLIP once
-for each method), so that a change costs the text features of new labels, the points and SAM's decoder.
+Needs the extra `explorer`: pip install "clip2sam[explorer]". Each model encodes the image once
+(CLIP once for each method), so a change costs the text features of new labels, the points and SAM's
+mask decoder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -19,120 +21,109 @@ import numpy as np
 import torch
 import traitlets
 from jaxtyping import Float
-from torch import Tensor
 
-from clip2sam.clip import METHODS
-from clip2sam.coco.document import coco_document, write_coco
-from clip2sam.config import Config
+from clip2sam.clip.methods import METHODS, Method
+from clip2sam.coco.document import coco_document
+from clip2sam.coco.write import write_coco
 from clip2sam.data.images import load_image
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.errors import Clip2SamError
 from clip2sam.pipeline import ImageLike, LabelsLike, Segmenter
 from clip2sam.points import PADDING
-from clip2sam.result import Result, as_result
-from clip2sam.types import PointPrompts, Prediction
+from clip2sam.result import Result
+from clip2sam.types import Prediction, Prompts
 from clip2sam.visualize import result_label_figure
 
-Points = Float[np.ndarray, "points 3"]
+Points = Float[np.ndarray, "_ 3"]
 """x, y in continuous pixels, and 1 (positive) or 0 (negative)."""
 
 NEAR = 0.03
-"""A click this near to a point, as a share of the picture's longest side, means that point."""
+"""A click closer to a point than this share of the image's longest side is on that point."""
 
 
 class Bench:
-    """A picture whose embeddings are kept, and the points that a person changed, label by label.
+    """An image whose features are kept, and the points that a person changed, label by label.
 
     Args:
-        segmenter: the models. The settings are given with each run.
+        segmenter: the models, and the settings that a run starts from.
         image: as for the segmenter.
 
     Raises:
-        ImageError: the picture can't be read.
+        ImageError: the image can't be read.
     """
 
     def __init__(self, segmenter: Segmenter, image: ImageLike) -> None:
-        self.segmenter, self.image = segmenter, load_image(image)
+        self.segmenter, self.features = segmenter, segmenter.encode([load_image(image)])
         self.changed: dict[str, Points] = {}
         """Label -> all of its points, for the labels whose points were changed by hand."""
-        self._tokens: dict[str, Tensor] = {}
-        self._embedding: Tensor | None = None
 
-    @torch.no_grad()
-    def run(self, labels: LabelSet, config: Config) -> Result:
-        """The pipeline with these settings. A label whose points were changed is present and has those."""
-        settings = Segmenter(self.segmenter.clip, self.segmenter.sam, config)
-        if config.method.name not in self._tokens:
-            clip = settings.clip
-            self._tokens[config.method.name] = clip.encode_image(
-                clip.preprocess([self.image]), config.method
-            )
-        if self._embedding is None:
-            self._embedding = settings.sam.encode_image(settings.sam.preprocess([self.image]))[0]
-        maps = settings._maps(self._tokens[config.method.name], labels)
-        present, grids, prompts = settings._prompts(self.image, labels, maps)
-        prompts = self._with_changes(labels, prompts)
-        candidates = settings._decode(self.image, prompts, self._embedding)
-        masks = settings._masks(self.image, maps, prompts, candidates)
-        return as_result(
-            self.image,
-            labels,
-            config,
-            settings.sam,
-            Prediction(maps, grids, present, prompts, masks),
-        )
-
-    def click(self, result: Result, label: str, x: float | int, y: float | int, kind: int) -> None:
-        """Add a point to a label, or remove the one that is there.
+    def run(self, labels: LabelSet, **settings: Any) -> Result:
+        """The stages, with the changed points in place of the computed ones. A label whose points
+        were changed is present, but gets no mask without a positive point.
 
         Args:
-            result: what is shown: the label's points in it are those that are changed.
-            x, y: in continuous pixels of the picture.
+            settings: fields of `Config` that differ from the segmenter's.
+        """
+        stages = self.segmenter.with_config(**settings)
+        maps = stages.locate(self.features, labels)
+        wanted = {c.name: i for i, c in enumerate(labels.wanted)}
+        changed = {wanted[name]: p for name, p in self.changed.items() if name in wanted}
+        present = maps.present.clone()
+        present[:, list(changed)] = True
+        maps = replace(maps, present=present)
+        prompts = replace_points(stages.prompt(maps), changed)
+        masks = stages.choose(maps, prompts, stages.decode(self.features, prompts))
+        return stages.results(self.features, Prediction(maps, prompts, masks))[0]
+
+    def click(self, result: Result, label: str, x: float | int, y: float | int, kind: int) -> None:
+        """Add a point to a label, or remove the point that is there.
+
+        Args:
+            result: what is shown; the label's points in it are changed.
+            x, y: in continuous pixels of the image.
             kind: 1 positive, 0 negative.
         """
         index = result.class_names.index(label)
-        shown = [
-            p for p, of in zip(result.points, result.label_indices, strict=True) if of == index
-        ]
+        pairs = zip(result.points, result.label_indices, strict=True)
+        shown = [points for points, of in pairs if of == index]
         points = self.changed.get(label, np.concatenate([np.zeros((0, 3)), *shown]))
-        far = np.hypot(points[:, 0] - x, points[:, 1] - y) > NEAR * max(self.image.size)
-        self.changed[label] = (
-            points[far] if not far.all() else np.concatenate([points, [[x, y, kind]]])
-        )
-
-    def _with_changes(self, labels: LabelSet, prompts: PointPrompts) -> PointPrompts:
-        """The prompts, those of changed labels replaced. Without a positive point a label has no prompt."""
-        wanted = [c.name for c in labels.wanted]
-        mine = {
-            wanted.index(name): points for name, points in self.changed.items() if name in wanted
-        }
-        if not mine:
-            return prompts
-        where = prompts.coords.device
-        kept = [i for i, label in enumerate(prompts.label_index.tolist()) if label not in mine]
-        rows = [
-            (
-                int(prompts.label_index[i]),
-                torch.cat([prompts.coords[i], prompts.point_labels[i, :, None].float()], -1),
-            )
-            for i in kept
-        ]
-        rows += [
-            (i, torch.tensor(p, dtype=torch.float32, device=where))
-            for i, p in mine.items()
-            if (p[:, 2] == 1).any()
-        ]
-        rows.sort(key=lambda row: row[0])
-        longest = max((len(points) for _, points in rows), default=0)
-        table = torch.full((len(rows), longest, 3), float(PADDING), device=where)
-        for row, (_, points) in zip(table, rows, strict=True):
-            row[: len(points)] = points
-        index = torch.tensor([i for i, _ in rows], dtype=prompts.label_index.dtype, device=where)
-        return PointPrompts(table[..., :2], table[..., 2].to(prompts.point_labels.dtype), index)
+        far = np.hypot(points[:, 0] - x, points[:, 1] - y) > NEAR * max(result.image.size)
+        added = np.concatenate([points, [[x, y, kind]]])
+        self.changed[label] = added if far.all() else points[far]
 
 
-class ClickablePicture(anywidget.AnyWidget):
-    """A picture that says where it was clicked."""
+def replace_points(prompts: Prompts, changed: Mapping[int, Points]) -> Prompts:
+    """The prompts of one image, with other points for some labels.
+
+    Args:
+        prompts: of one image. Boxes and mask inputs are dropped.
+        changed: label index -> its points. A label without a positive one has no prompt.
+    """
+    device = prompts.coords.device
+    table = torch.cat([prompts.coords, prompts.point_labels[..., None].float()], dim=-1)
+    index = prompts.label_index.tolist()
+    rows = [(i, points) for i, points in zip(index, table, strict=True) if i not in changed]
+    rows += [
+        (i, torch.tensor(points, dtype=torch.float32, device=device))
+        for i, points in changed.items()
+        if (points[:, 2] == 1).any()
+    ]
+    rows.sort(key=lambda row: row[0])
+    longest = max((len(points) for _, points in rows), default=0)
+    padded = torch.full((len(rows), longest, 3), float(PADDING), device=device)
+    for row, (_, points) in zip(padded, rows, strict=True):
+        row[: len(points)] = points
+    return Prompts(
+        coords=padded[..., :2],
+        point_labels=padded[..., 2].to(prompts.point_labels.dtype),
+        label_index=prompts.label_index.new_tensor([i for i, _ in rows]),
+        counts=(len(rows),),
+        sizes=prompts.sizes,
+    )
+
+
+class ClickableImage(anywidget.AnyWidget):
+    """An image that says where it was clicked."""
 
     _esm = """
     function render({ model, el }) {
@@ -146,7 +137,8 @@ class ClickablePicture(anywidget.AnyWidget):
       };
       image.addEventListener("click", (event) => {
         const box = image.getBoundingClientRect();
-        const x = (event.clientX - box.left) / box.width, y = (event.clientY - box.top) / box.height;
+        const x = (event.clientX - box.left) / box.width;
+        const y = (event.clientY - box.top) / box.height;
         model.set("click", [x, y, event.shiftKey ? 0 : 1, model.get("click")[3] + 1]);
         model.save_changes();
       });
@@ -158,94 +150,100 @@ class ClickablePicture(anywidget.AnyWidget):
     """
     png = traitlets.Bytes(b"").tag(sync=True)
     click = traitlets.List([0.0, 0.0, 1, 0]).tag(sync=True)
-    """x and y as shares of the width and the height, 1 for a plain click and 0 with the shift key, and a count."""
+    """x and y as shares of the width and the height, 1 for a plain click and 0 with the shift key,
+    and the number of clicks."""
 
 
 class Explorer(ipywidgets.VBox):
-    """The controls and three panels: map, grid with points, mask. A notebook shows it as it is.
+    """The controls and three panels: map, grid with points, mask. A notebook shows it.
 
-    A click on a panel adds a positive point to the label shown, with the shift key a negative one; a click on a point
-    removes it. `result` is what is shown, `accepted` what was accepted, `coco()` that as a data set.
+    A click on a panel adds a positive point to the label shown, with the shift key a negative one;
+    a click on a point removes it. `result` is what is shown, `accepted` the accepted masks, and
+    `coco()` those as a COCO dataset.
 
     Args:
-        segmenter: the models, and the settings to begin with.
+        segmenter: the models, and the settings to start with.
         image: as for the segmenter.
         labels: as for the segmenter; others can be typed, separated by commas.
+
+    Raises:
+        ImageError: the image can't be read.
+        LabelError: a label is empty, given twice, or there is none.
     """
 
     def __init__(self, segmenter: Segmenter, image: ImageLike, labels: LabelsLike) -> None:
         self.bench, self.label_set = Bench(segmenter, image), as_label_set(labels)
-        self.config, self.accepted = segmenter.config, dict[str, Result]()
-        self.result = self.bench.run(self.label_set, self.config)
-        names = self.result.class_names
-        wide = {"layout": {"width": "98%"}, "style": {"description_width": "90px"}}
-        half = {
-            "layout": {"width": "48%"},
-            "style": {"description_width": "90px"},
-            "continuous_update": False,
-        }
-        grid = self.config.grid if isinstance(self.config.grid, int) else 7
-        self.text = ipywidgets.Text(
-            ", ".join(names), description="labels", continuous_update=False, **wide
+        self.settings: dict[str, Any] = {}
+        """The fields of `Config` whose controls were moved."""
+        self.accepted: dict[str, Result] = {}
+        """Label -> the result whose masks of that label were accepted."""
+        self.result = self.bench.run(self.label_set)
+        self._make_controls(segmenter)
+        super().__init__(
+            [
+                self.text,
+                ipywidgets.HBox([self.label, self.method, self.reset, self.accept]),
+                ipywidgets.HBox([self.presence_threshold, self.point_threshold]),
+                ipywidgets.HBox([self.grid, self.path, self.export]),
+                self.status,
+                self.image,
+            ]
         )
+        self._observe()
+        self._draw()
+
+    def _make_controls(self, segmenter: Segmenter) -> None:
+        config, names = segmenter.config, self.result.class_names
+        style = {"style": {"description_width": "90px"}, "continuous_update": False}
+        wide, half = ({"layout": {"width": width}, **style} for width in ("98%", "48%"))
+        self.text = ipywidgets.Text(", ".join(names), description="labels", **wide)
         self.label = ipywidgets.Dropdown(options=names, description="shown")
         self.method = ipywidgets.Dropdown(
-            options=list(METHODS), value=self.config.method.name, description="method"
+            options=_methods(config.method), value=config.method, description="method"
         )
-        self.presence = ipywidgets.FloatSlider(
-            self.config.presence or 0.0,
+        self.presence_threshold = ipywidgets.FloatSlider(
+            config.presence_threshold or 0.0,
             min=-0.2,
             max=1.0,
             step=0.01,
             description="presence",
             **half,
         )
-        self.threshold = ipywidgets.FloatSlider(
-            self.config.threshold, min=0.05, max=1.0, step=0.05, description="points from", **half
+        self.point_threshold = ipywidgets.FloatSlider(
+            config.point_threshold, min=0.05, max=1.0, step=0.05, description="points from", **half
         )
-        self.grid = ipywidgets.IntSlider(grid, min=2, max=14, description="grid", **half)
+        cells = config.grid if isinstance(config.grid, int) else 7
+        self.grid = ipywidgets.IntSlider(cells, min=2, max=14, description="grid", **half)
         self.reset = ipywidgets.Button(description="forget clicks")
         self.accept = ipywidgets.Button(description="accept mask")
         self.path = ipywidgets.Text("annotations.json", description="file")
         self.export = ipywidgets.Button(description="write COCO")
         self.status = ipywidgets.Label()
-        self.picture = ClickablePicture()
-        super().__init__(
-            [
-                self.text,
-                ipywidgets.HBox([self.label, self.method, self.reset, self.accept]),
-                ipywidgets.HBox([self.presence, self.threshold]),
-                ipywidgets.HBox([self.grid, self.path, self.export]),
-                self.status,
-                self.picture,
-            ]
-        )
+        self.image = ClickableImage()
+
+    def _observe(self) -> None:
         self.text.observe(lambda _: self._relabel(), "value")
-        for control in (self.method, self.presence, self.threshold, self.grid):
-            control.observe(lambda _: self._run(), "value")
+        for field in ("method", "presence_threshold", "point_threshold", "grid"):
+            getattr(self, field).observe(partial(self._set, field), "value")
         self.label.observe(self._draw, "value")
-        self.picture.observe(lambda change: self._clicked(*change["new"][:3]), "click")
+        self.image.observe(lambda change: self._clicked(*change["new"][:3]), "click")
         self.reset.on_click(lambda _: self._forget())
         self.accept.on_click(lambda _: self._accept())
         self.export.on_click(lambda _: self._export())
-        self._draw()
 
     def coco(self) -> dict[str, Any]:
-        """The accepted masks as a COCO data set of this picture."""
+        """The accepted masks as a COCO dataset of this image; the categories are their labels."""
         annotations = [
             a
             for label, result in self.accepted.items()
             for a in result.annotations
             if a.label == label
         ]
-        return coco_document(
-            [self.result.record()],
-            [annotations],
-            as_label_set(list(self.accepted) or self._names()),
-        )
-
-    def _names(self) -> Sequence[str]:
-        return self.result.class_names
+        classes = [
+            next(c for c in result.label_set.wanted if c.name == label)
+            for label, result in self.accepted.items()
+        ]
+        return coco_document([replace(self.result.record, annotations=tuple(annotations))], classes)
 
     def _relabel(self) -> None:
         """Other labels were typed."""
@@ -254,49 +252,49 @@ class Explorer(ipywidgets.VBox):
         except Clip2SamError as error:
             self.status.value = str(error)
             return
-        self._decide()
-        shown, names = self.label.value, self._names()
-        self.label.unobserve(
-            self._draw, "value"
-        )  # the list and what is chosen in it change one after the other
+        self.result = self.bench.run(self.label_set, **self.settings)
+        shown, names = self.label.value, self.result.class_names
+        # The options and the value change one after the other: draw only after both.
+        self.label.unobserve(self._draw, "value")
         self.label.options = names
         self.label.value = shown if shown in names else names[0]
         self.label.observe(self._draw, "value")
         self._draw()
 
+    def _set(self, field: str, change: Any) -> None:
+        """A control was moved. Fields whose control was never moved keep the segmenter's value,
+        which the control may be unable to show (None, "half")."""
+        self.settings[field] = change["new"]
+        self._run()
+
     def _run(self) -> None:
-        self._decide()
+        self.result = self.bench.run(self.label_set, **self.settings)
         self._draw()
 
-    def _decide(self) -> None:
-        self.config = replace(
-            self.config,
-            method=METHODS[self.method.value],
-            presence=self.presence.value,
-            threshold=self.threshold.value,
-            grid=self.grid.value,
-        )
-        self.result = self.bench.run(self.label_set, self.config)
-
     def _draw(self, _: object = None) -> None:
-        index = self._names().index(self.label.value)
-        self._figure = result_label_figure(self.result, index)
-        drawn = (
-            BytesIO()
-        )  # not the small PNG of a stored notebook, whose packing takes longer than the drawing
-        self._figure.savefig(drawn, format="png", dpi=72, pil_kwargs={"compress_level": 1})
-        self.picture.png = drawn.getvalue()
-        found = self.result.labels.count(self.label.value)
-        self.status.value = f"{self.label.value}: presence {self.result.presence[index]:.3f}, " + (
-            "mask"
-            if found
-            else next(a.reason for a in self.result.absent if a.label == self.label.value)
-        )
+        label = self.label.value
+        index = self.result.class_names.index(label)
+        self.figure = result_label_figure(self.result, index)
+        drawn = BytesIO()  # quick: a notebook's own small PNG takes longer to pack than to draw
+        self.figure.savefig(drawn, format="png", dpi=72, pil_kwargs={"compress_level": 1})
+        self.image.png = drawn.getvalue()
+        self.status.value = f"{label}: presence {self.result.presence[index]:.3f}, {self._found()}"
+
+    def _found(self) -> str:
+        """Whether the label shown has a mask, or why it has none."""
+        label = self.label.value
+        if label in self.result.labels:
+            return "mask"
+        points = self.bench.changed.get(label)
+        if points is not None and not (points[:, 2] == 1).any():
+            return "no mask: it has no positive point"
+        return next(a.reason for a in self.result.absent if a.label == label)
 
     def _clicked(self, across: float, down: float, kind: int) -> None:
-        """A click at shares of the whole drawing's width and height; one beside the panels does nothing."""
-        place = self._figure.bbox.width * across, self._figure.bbox.height * (1 - down)
-        panel = next((ax for ax in self._figure.axes if ax.bbox.contains(*place)), None)
+        """A click, as shares of the figure's width and height. One beside the panels does
+        nothing."""
+        place = self.figure.bbox.width * across, self.figure.bbox.height * (1 - down)
+        panel = next((ax for ax in self.figure.axes if ax.bbox.contains(*place)), None)
         if panel is not None:
             x, y = panel.transData.inverted().transform(place)
             self.bench.click(self.result, self.label.value, float(x), float(y), int(kind))
@@ -307,16 +305,30 @@ class Explorer(ipywidgets.VBox):
         self._run()
 
     def _accept(self) -> None:
-        """Take over the shown label's masks as they are now, in the place of those accepted earlier."""
-        self.accepted[self.label.value] = self.result
-        self.status.value = f"accepted: {', '.join(self.accepted)}"
+        """Accept the shown label's masks as they are now, in place of those accepted earlier."""
+        label = self.label.value
+        self.accepted.pop(label, None)
+        if label in self.result.labels:
+            self.accepted[label] = self.result
+        accepted = f"accepted: {', '.join(self.accepted) or 'nothing'}"
+        none = "" if label in self.accepted else f"{label} has no mask; "
+        self.status.value = f"{none}{accepted}"
 
     def _export(self) -> None:
+        if not self.accepted:
+            self.status.value = f"no mask is accepted yet, so {self.path.value} was not written"
+            return
+        document = self.coco()
         try:
-            write_coco(Path(self.path.value), self.coco())
+            write_coco(self.path.value, document)
         except Clip2SamError as error:
             self.status.value = str(error)
         else:
-            self.status.value = (
-                f"wrote {len(self.coco()['annotations'])} masks to {self.path.value}"
-            )
+            count = len(document["annotations"])
+            self.status.value = f"wrote {count} masks to {self.path.value}"
+
+
+def _methods(own: Method) -> list[tuple[str, Method]]:
+    """The published methods by name, and the segmenter's own if it is none of them."""
+    methods = list(METHODS.items())
+    return methods if own in METHODS.values() else [*methods, (f"{own.name} (own)", own)]
