@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clip2sam.kernels import linear as module
-from clip2sam.kernels.linear import linear
+from clip2sam.kernels.linear import linear, packed_weights
 
 
 @pytest.fixture
@@ -44,21 +44,21 @@ def test_other_dtypes_go_through_the_layer_itself(layer, x):
     plain = layer.float()
     with torch.no_grad():
         assert torch.equal(linear(plain, x.float()), plain(x.float()))
-    assert plain not in module._packed
+    assert plain not in packed_weights
 
 
 def test_a_machine_without_the_operators_goes_through_the_layer_itself(layer, x, monkeypatch):
-    monkeypatch.setattr(module, "_has_operators", lambda: False)
+    monkeypatch.setattr(module, "packing_is_supported", lambda: False)
     with torch.no_grad():
         assert torch.equal(linear(layer, x), layer(x))
-    assert layer not in module._packed
+    assert layer not in packed_weights
 
 
 def test_weights_of_inference_mode_go_through_the_layer_itself(x):
     with torch.inference_mode():
         layer = nn.Linear(96, 64).to(torch.bfloat16)
         assert torch.equal(linear(layer, x), layer(x))
-    assert layer not in module._packed
+    assert layer not in packed_weights
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def test_changed_weights_are_packed_again(layer, x):
 def test_packed_weights_go_with_their_layer(x):
     layer = nn.Linear(96, 64).to(torch.bfloat16)
     linear(layer, x)
-    assert (layer in module._packed) == module._has_operators()
+    assert (layer in packed_weights) == module.packing_is_supported()
     gone = weakref.ref(layer)
     del layer
     gc.collect()

@@ -147,10 +147,14 @@ def flex(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor) -> Tenso
     cols = rel_h.shape[3]
     rel_h, rel_w = rel_h.flatten(2, 3), rel_w.flatten(2, 3)
 
-    def add_positions(score: Tensor, b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score + rel_h[b, h, query, key // cols] + rel_w[b, h, query, key % cols]
-
-    return _flex_attention(q.is_cuda)(q, k, v, score_mod=add_positions)
+    return _flex_attention(q.is_cuda)(
+        q,
+        k,
+        v,
+        score_mod=lambda score, b, h, query, key: (
+            score + rel_h[b, h, query, key // cols] + rel_w[b, h, query, key % cols]
+        ),
+    )
 
 
 @cache
