@@ -18,6 +18,7 @@ from clip2sam.tiny.models import (
     build_tiny_clip,
     build_tiny_sam,
     compact_rows,
+    conv_stem,
     known_tokens,
     load_tiny_clip,
     load_tiny_sam,
@@ -66,6 +67,19 @@ def test_they_are_the_libraries_own_models(tiny_clip, tiny_sam):
         assert not part.training
         assert {p.dtype for p in part.parameters()} == {torch.float32}
         assert all(torch.isfinite(p).all() for p in part.parameters())
+
+
+@pytest.mark.parametrize(("centred", "shift"), [(True, 0.5), (False, -7.5)])
+def test_receptive_field_of_a_token(centred, shift):
+    """Its centre against the patch's: half a pixel off, or 7.5 pixels up and left."""
+    stem = conv_stem([1] * 7, (2, 2, 1, 2, 1, 2, 1), 1, centred).eval()
+    for parameter in stem.parameters():
+        torch.nn.init.ones_(parameter)
+    pixels = torch.ones(1, 3, 224, 224, requires_grad=True)
+    stem(pixels)[0, 0, 7, 6].backward()
+    for axis, token in ((1, 7), (0, 6)):
+        seen = pixels.grad[0, 0].amax(dim=axis).nonzero()
+        assert (float(seen.min()) + float(seen.max()) + 1) / 2 == 16 * token + 8 + shift
 
 
 def test_every_text_of_the_ensemble_fits():

@@ -369,6 +369,23 @@ def test_read_only_folder(server, tmp_path):
     )
 
 
+def test_content_is_on_the_disk_before_the_name(server, tmp_path, monkeypatch):
+    """Else a power cut could leave a complete name on an incomplete file."""
+    synced, replace = [], os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda number: synced.append(os.readlink(f"/proc/self/fd/{number}"))
+    )
+
+    def rename(source, target) -> None:
+        if Path(target).name == "sam.pth":
+            assert str(tmp_path / "sam.pth.part") in synced
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", rename)
+    fetched(server, tmp_path)
+    assert synced[0] == str(tmp_path / "sam.pth.part")
+
+
 def test_file_that_can_not_be_remembered(server, tmp_path):
     (tmp_path / "sam.pth").write_bytes(CONTENT)
     (tmp_path / "sam.pth.verified").mkdir()

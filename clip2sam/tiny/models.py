@@ -47,7 +47,7 @@ class LaterConv2d(nn.Conv2d):
 
     Padded on all sides, its receptive field is centred half a pixel up and left of its cell's
     centre. Four in a row are 7.5 pixels off the centre of a patch of 16, which shifts similarity
-    maps; one of these as the last layer corrects it.
+    maps; one of these as the last of the four moves it by 8 pixels.
     """
 
     def forward(
@@ -67,7 +67,8 @@ def conv_stem(
         channels: of each convolution.
         strides: 1 or 2 each; their product is the patch size.
         width: channels of the output.
-        centred: whether a token's receptive field is centred on its patch, or 8 pixels up and left.
+        centred: whether a token's receptive field is centred on its patch, up to half a pixel; else
+            it is 7.5 pixels up and left of that (patch 16).
     """
     layers: list[nn.Module] = []
     last = len(strides) - 1 - tuple(strides)[::-1].index(2)

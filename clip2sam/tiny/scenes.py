@@ -414,16 +414,6 @@ def _present(image: Scene, label: str) -> bool:
     return any(matches(o, label) for o in image.objects)
 
 
-def caption(image: Scene) -> str:
-    """A caption that names every object by its three words, such as "a red solid circle and a blue
-    striped star"."""
-    named = [f"{o.colour} {o.texture} {o.shape}" for o in image.objects]
-    phrases = [f"an {n}" if n.startswith("orange") else f"a {n}" for n in named]
-    if not phrases:
-        return "nothing"
-    return " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
-
-
 def requested_labels(image: Scene, count: int = 20) -> dict[str, tuple[str, ...]]:
     """By kind, labels to request for the scene: at most two true ones of each kind, the others
     absent. They depend on the scene's seed and objects alone.
