@@ -1,8 +1,12 @@
-"""Text features on disk: the same numbers, never another tower's, and no harm from damage, crowds or a full disk."""
+"""Text features on disk: the same numbers, never another tower's, and no harm from damage, other
+processes or a full disk."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -11,7 +15,7 @@ import torch
 
 import clip2sam.clip.model as room
 from clip2sam.clip import SurgeryCLIP
-from clip2sam.clip.text_cache import TextCache
+from clip2sam.clip.text_cache import TextCache, tower_hash
 from clip2sam.data.labels import as_label_set
 from tests.models import small_clip
 
@@ -20,15 +24,15 @@ LABELS = as_label_set(["cat", "../traffic light", "Zebrastreifen ✓"])
 
 @pytest.fixture
 def encoded(monkeypatch) -> list[str]:
-    """The prompts that the text tower was asked for."""
-    asked: list[str] = []
+    """The prompts that went through the text tower."""
+    seen: list[str] = []
     encode = room.encode_prompts
     monkeypatch.setattr(
         room,
         "encode_prompts",
-        lambda m, t, prompts, *a: asked.extend(prompts) or encode(m, t, prompts, *a),
+        lambda m, t, prompts, *a: seen.extend(prompts) or encode(m, t, prompts, *a),
     )
-    return asked
+    return seen
 
 
 def files(folder: Path) -> list[Path]:
@@ -64,6 +68,20 @@ def test_other_features_are_not_mistaken(tmp_path, encoded, change):
         tokenizer = open_clip.SimpleTokenizer(clean="canonicalize")
     SurgeryCLIP(model, tokenizer, text_folder=tmp_path).encode_labels(labels)
     assert len(encoded) == 3
+
+
+def test_another_type_of_device_has_features_of_its_own():
+    """Their last digits differ."""
+    towers = [
+        SimpleNamespace(
+            logit_scale=SimpleNamespace(device=torch.device(device)),
+            state_dict=lambda: {"text_projection": torch.ones(2, 2)},
+        )
+        for device in ("cpu", "cuda:0", "cuda:1")
+    ]
+    cpu, gpu, other_gpu = (tower_hash(tower, open_clip.SimpleTokenizer()) for tower in towers)
+    assert cpu != gpu
+    assert gpu == other_gpu
 
 
 def test_the_image_tower_does_not_matter(tmp_path, encoded):
@@ -106,11 +124,26 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(tmp_path):
     assert len(caught) == 1
 
 
+def test_a_full_disk_costs_one_warning_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = SurgeryCLIP(small_clip()).encode_labels(LABELS)
+    monkeypatch.setattr(os, "fsync", full)
+    clip = SurgeryCLIP(small_clip(), text_folder=tmp_path)
+    with pytest.warns(UserWarning, match="not kept in .*No space left on device") as caught:
+        features = clip.encode_labels(LABELS)
+    assert len(caught) == 1
+    assert torch.equal(features, expected)
+    assert files(tmp_path) == []
+
+
 def test_many_at_once_share_a_folder(tmp_path):
     code = (
         "import sys, torch; from pathlib import Path; from clip2sam.clip import SurgeryCLIP; "
         "from clip2sam.data.labels import as_label_set; from tests.models import small_clip; "
-        "torch.set_num_threads(1); clip = SurgeryCLIP(small_clip(), text_folder=Path(sys.argv[1])); "
+        "torch.set_num_threads(1); folder = Path(sys.argv[1]); "
+        "clip = SurgeryCLIP(small_clip(), text_folder=folder); "
         "print(clip.encode_labels(as_label_set([f'thing {i}' for i in range(20)])).sum().item())"
     )
     root = Path(__file__).parent.parent

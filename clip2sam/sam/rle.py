@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from clip2sam.coco.document import encode_mask
+from clip2sam.coco.rle import encode_mask
 
 
 def encode_masks(masks: Bool[Tensor, "masks height width"]) -> list[dict[str, Any]]:
