@@ -1,4 +1,5 @@
-"""The errors a person can cause. Each message says what was expected, what came, and what to do next.
+"""The errors a person can cause. Each message says what was expected, what came, and what to do
+next.
 
 The command line prints them on one line and exits; everything else that escapes is a bug.
 """

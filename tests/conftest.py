@@ -1,4 +1,4 @@
-"""Every function of the package is checked against its shapes: jaxtyping's import hook with beartype."""
+"""Shapes of every function of the package are checked: jaxtyping's import hook with beartype."""
 
 import sys
 from collections.abc import Iterator

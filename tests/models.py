@@ -1,4 +1,4 @@
-"""Small seeded models in the real architectures, for tests that need the flow and not the knowledge."""
+"""Small seeded models in the real architectures, for tests that need no trained weights."""
 
 from functools import partial
 
@@ -14,7 +14,8 @@ from segment_anything.modeling import (
 
 
 def small_clip(*, layers=8, vision_layers=None, patch_size=16, seed=0) -> open_clip.CLIP:
-    """A ViT (or, with `vision_layers` a tuple, a ResNet) CLIP with weights spread enough to tell things apart."""
+    """A CLIP with a ViT (or, with `vision_layers` a tuple, a ResNet); its weights are large enough
+    for different inputs to give different features."""
     torch.manual_seed(seed)
     vision = {
         "image_size": 64,
