@@ -11,53 +11,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clip2sam.analysis.evaluate import evaluate
     from clip2sam.analysis.explain import explain, explain_caption, labels_at
     from clip2sam.analysis.tune import tune
+    from clip2sam.clip.methods import Method
     from clip2sam.config import Config, published
     from clip2sam.data.images import Image, load_image
     from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
-    from clip2sam.data.records import Annotation
+    from clip2sam.data.records import Annotation, ImageRecord
     from clip2sam.errors import (
         Clip2SamError,
         CocoError,
         ConfigError,
         ImageError,
         LabelError,
+        OutputError,
         RunError,
+        RunLockedError,
+        TooManyFailuresError,
         WeightsError,
     )
     from clip2sam.labelling.decide import Decision
-    from clip2sam.labelling.export import export
-    from clip2sam.labelling.run import label, label_iter
+    from clip2sam.labelling.export import export_run
+    from clip2sam.labelling.run import label_dataset, label_dataset_iter
     from clip2sam.models.loading import load
+    from clip2sam.models.presets import Preset
     from clip2sam.pipeline import Segmenter
     from clip2sam.result import Absent, Result
 
 __version__ = "0.1.0"
-
-_ROOMS = {
-    "config": ("Config", "published"),
-    "errors": (
-        "Clip2SamError",
-        "CocoError",
-        "ConfigError",
-        "ImageError",
-        "LabelError",
-        "RunError",
-        "WeightsError",
-    ),
-    "analysis.explain": ("explain", "explain_caption", "labels_at"),
-    "data.images": ("Image", "load_image"),
-    "labelling.decide": ("Decision",),
-    "labelling.export": ("export",),
-    "labelling.run": ("label", "label_iter"),
-    "data.labels": ("LabelClass", "LabelSet", "as_label_set"),
-    "models.loading": ("load",),
-    "pipeline": ("Segmenter",),
-    "result": ("Absent", "Result"),
-    "analysis.tune": ("tune",),
-    "data.records": ("Annotation",),
-}
 
 __all__ = [
     "Absent",
@@ -69,19 +51,26 @@ __all__ = [
     "Decision",
     "Image",
     "ImageError",
+    "ImageRecord",
     "LabelClass",
     "LabelError",
     "LabelSet",
+    "Method",
+    "OutputError",
+    "Preset",
     "Result",
     "RunError",
+    "RunLockedError",
     "Segmenter",
+    "TooManyFailuresError",
     "WeightsError",
     "as_label_set",
+    "evaluate",
     "explain",
     "explain_caption",
-    "export",
-    "label",
-    "label_iter",
+    "export_run",
+    "label_dataset",
+    "label_dataset_iter",
     "labels_at",
     "load",
     "load_image",
@@ -89,10 +78,41 @@ __all__ = [
     "tune",
 ]
 
+_MODULES = {
+    "Absent": "result",
+    "Annotation": "data.records",
+    "Config": "config",
+    "Decision": "labelling.decide",
+    "Image": "data.images",
+    "ImageRecord": "data.records",
+    "LabelClass": "data.labels",
+    "LabelSet": "data.labels",
+    "Method": "clip.methods",
+    "Preset": "models.presets",
+    "Result": "result",
+    "Segmenter": "pipeline",
+    "as_label_set": "data.labels",
+    "evaluate": "analysis.evaluate",
+    "explain": "analysis.explain",
+    "explain_caption": "analysis.explain",
+    "export_run": "labelling.export",
+    "label_dataset": "labelling.run",
+    "label_dataset_iter": "labelling.run",
+    "labels_at": "analysis.explain",
+    "load": "models.loading",
+    "load_image": "data.images",
+    "published": "config",
+    "tune": "analysis.tune",
+}
+"""Where each name is defined; the others are errors."""
+
 
 def __getattr__(name: str) -> Any:
-    """Open a room when something in it is first asked for, so that `clip2sam --help` needn't load PyTorch."""
-    for room, names in _ROOMS.items():
-        if name in names:
-            return getattr(import_module(f"clip2sam.{room}"), name)
-    raise AttributeError(f"module 'clip2sam' has no attribute {name!r}")
+    """Import a public name when it is first used: `clip2sam --help` needs no PyTorch."""
+    if name not in __all__:
+        raise AttributeError(f"module 'clip2sam' has no attribute {name!r}")
+    return getattr(import_module(f"clip2sam.{_MODULES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

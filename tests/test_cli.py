@@ -1,7 +1,8 @@
-"""The command line as a person meets it: what it prints, what it writes, how it exits."""
+"""The command line as a user meets it: what it prints, what it writes, how it exits."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 from pycocotools.coco import COCO
+from typer.main import get_command
 
 import clip2sam
 from clip2sam.cli import app as cli
-from clip2sam.labelling.segment import relative_names
 from clip2sam.tiny.scenes import scene, split_seed
 from clip2sam.visualize.overlays import slug
+from tests.documents import ROOT
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def street(tmp_path) -> Path:
-    """A drawn picture with three objects; its labels are in `objects`."""
+    """A drawn image with three objects; `labels_of(drawn())` are its labels."""
     path = tmp_path / "street.png"
     PILImage.fromarray(drawn().pixels).save(path)
     return path
@@ -45,8 +47,8 @@ def drawn():
     return scene(split_seed("validation", 77), 224, objects=(3, 3))
 
 
-def labels_of(picture) -> list[str]:
-    return list(dict.fromkeys(f"{o.colour} {o.shape}" for o in picture.objects))
+def labels_of(image) -> list[str]:
+    return list(dict.fromkeys(f"{o.colour} {o.shape}" for o in image.objects))
 
 
 def test_segment_writes_coco_and_overlays(run, street, tmp_path):
@@ -64,7 +66,7 @@ def test_segment_writes_coco_and_overlays(run, street, tmp_path):
     assert len(drawings) == len(found)
     assert all(name.startswith("street.png.") for name in drawings)
     assert "traffic light: absent, its highest score" in printed
-    assert "1 pictures, " in printed
+    assert "1 images, " in printed
     assert run("validate", "out/annotations.json")[0] == 0
 
 
@@ -85,49 +87,47 @@ def test_labels_file_polygons_and_all_overlays(run, street, tmp_path):
     ]
 
 
-def test_a_bad_picture_costs_that_picture(run, street, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    street.rename(tmp_path / "pictures" / "a.png")
-    (tmp_path / "pictures" / "b.jpg").write_text("not a picture")
-    PILImage.fromarray(np.zeros((1, 9000, 3), np.uint8)).save(tmp_path / "pictures" / "c.png")
-    code, printed, errors = run("segment", "pictures", "--label", "heart", "--overlays", "none")
+def test_a_bad_image_costs_that_image(run, street, tmp_path):
+    (tmp_path / "images").mkdir()
+    street.rename(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "b.jpg").write_text("not an image")
+    PILImage.fromarray(np.zeros((1, 9000, 3), np.uint8)).save(tmp_path / "images" / "c.png")
+    code, printed, errors = run("segment", "images", "--label", "heart", "--overlays", "none")
     assert code == 1
     assert "b.jpg" in printed
     assert "failed: " in errors
-    assert "3 pictures, 1 labels" in printed
+    assert "3 images, 1 labels" in printed
     assert "1 failed" in printed
     document = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert [i["file_name"] for i in document["images"]] == ["a.png", "c.png"]
 
 
-def test_an_interrupted_run_writes_what_was_done(run, street, tmp_path, monkeypatch):
+def test_an_interrupted_command_writes_what_was_done(run, street, tmp_path, monkeypatch):
     from clip2sam.labelling import segment as segmenting
 
-    real = segmenting.load_image
+    real = segmenting.load_named
 
-    def load(path):
-        if Path(path).name == "z.png":
+    def load(source, name, max_pixels):
+        if name == "z.png":
             raise KeyboardInterrupt
-        return real(path)
+        return real(source, name, max_pixels)
 
-    monkeypatch.setattr(segmenting, "load_image", load)
-    code, _, errors = run(
-        "segment", street, tmp_path / "z.png", "--label", "heart", "--overlays", "none"
-    )
+    monkeypatch.setattr(segmenting, "load_named", load)
+    arguments = (street, tmp_path / "z.png", "--label", "heart", "--overlays", "none")
+    code, _, errors = run("segment", *arguments)
     assert code == 2  # there is no such file: found before anything starts
+    assert "no such file" in errors
     (tmp_path / "z.png").write_bytes(street.read_bytes())
-    code, _, errors = run(
-        "segment", street, tmp_path / "z.png", "--label", "heart", "--overlays", "none"
-    )
+    code, _, errors = run("segment", *arguments)
     assert code == 130
-    assert "interrupted" in errors
+    assert "interrupted; out/annotations.json has the images done so far" in errors
     assert len(json.loads((tmp_path / "out" / "annotations.json").read_text())["images"]) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["street.png"], 2, "say what to cut out: --label NAME"),
+        (["street.png"], 2, "give labels by --label NAME (repeatable) or by --labels FILE"),
         (["street.png", "--label", "a", "--labels", "x.yaml"], 2, "one of the two"),
         (["street.png", "--label", " "], 2, "label"),
         (["street.png", "--label", "a", "--label", "a"], 2, "'a'"),
@@ -145,10 +145,10 @@ def test_an_interrupted_run_writes_what_was_done(run, street, tmp_path, monkeypa
         (
             ["street.png", "--label", "a", "--precision", "int4"],
             2,
-            "choose one of exact, bf16, fp16",
+            "choose one of fp32, bf16, fp16",
         ),
         (["street.png", "--label", "a", "--overlays", "some"], 2, "must be found, all or none"),
-        (["street.png", "--label", "a", "--threshold", "7"], 2, "at most 1, but got 7"),
+        (["street.png", "--label", "a", "--point-threshold", "7"], 2, "at most 1, but got 7"),
         (["street.png", "--label", "a", "--resolution", "3"], 2, "3 pixels holds no patch"),
         (["nowhere.png", "--label", "a"], 2, "no such file"),
         (["street.png", "--labels", "nowhere.yaml"], 2, "nowhere.yaml"),
@@ -162,7 +162,8 @@ def test_an_interrupted_run_writes_what_was_done(run, street, tmp_path, monkeypa
             3,
             "",
         ),
-        (["street.png", "--no-such-option"], 2, "No such option"),
+        (["street.png", "--label", "a", "--output", "."], 2, "lies where images are read"),
+        (["street.png", "--label", "a", "--threshold", "0.5"], 2, "No such option"),
     ],
 )
 def test_mistakes_are_one_clear_line(run, street, monkeypatch, arguments, code, message):
@@ -173,17 +174,95 @@ def test_mistakes_are_one_clear_line(run, street, monkeypatch, arguments, code, 
     assert "Traceback" not in errors
 
 
-def test_help_and_version_are_quick_to_read(run):
+def test_help_names_every_command_and_exit_code(run):
     code, printed, _ = run("--help")
     assert code == 0
-    for word in ("segment", "validate", "weights", "demo", "Exit codes"):
-        assert word in printed
+    commands = [
+        "segment",
+        "label",
+        "export",
+        "explain",
+        "tune",
+        "evaluate",
+        "validate",
+        "demo",
+        "weights",
+    ]
+    assert set(commands) == set(get_command(cli.app).commands)
+    for name in commands:
+        assert f" {name} " in printed
+        lines = run(name, "--help")[1].splitlines()
+        assert " 4: another process works on this run" in map(str.rstrip, lines)
     assert run("--version")[1].strip() == clip2sam.__version__
     assert "traffic light" in run("segment", "--help")[1]
 
 
-def test_help_does_not_load_pytorch():
-    code = "import sys; import clip2sam.cli.app; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+def test_the_readme_has_the_same_exit_codes():
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert {int(n): text.replace("`", "") for n, text in rows} == cli.EXIT_CODES
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (clip2sam.WeightsError, 3),
+        (clip2sam.RunLockedError, 4),
+        (clip2sam.OutputError, 5),
+        (clip2sam.TooManyFailuresError, 6),
+        (clip2sam.RunError, 2),
+        (clip2sam.ImageError, 2),
+        (clip2sam.CocoError, 2),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(run, monkeypatch, error, code):
+    def fail(*_, **__):
+        raise error("what [it] says")
+
+    monkeypatch.setattr("clip2sam.coco.validate.validate", fail)
+    assert run("validate", "any.json") == (code, "", "error: what [it] says\n")
+
+
+def test_an_output_that_cannot_be_written_is_5_in_every_command(run, street, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    label = ("--label", "heart")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    street.rename(folder / "street.png")
+    assert run("label", "images", *label, "--output", "run")[0] == 0
+    for arguments in (
+        ("segment", "images", *label, "--output", "file/out"),
+        ("label", "images", *label, "--output", "file/run"),
+        ("export", "run", "--output", "file/annotations.json"),
+        ("explain", "images/street.png", "heart", "--output", "file/drawing.png"),
+        ("tune", "images", *label, "--output", "file/labels.yaml"),
+        ("evaluate", "--scenes", "1", "--output", "file/figures.json"),
+        ("demo", "--output", "file/demo"),
+    ):
+        code, _, errors = run(*arguments)
+        assert code == 5, (arguments, errors)
+        assert "can't be written" in errors
+
+
+def test_an_option_is_the_same_in_every_command():
+    """Defined once; the commands differ only where the same word means something else."""
+    own = {"output", "dataset", "images", "method in evaluate", "presence_threshold in export"}
+    seen: dict[str, tuple[str, list[str], bool]] = {}
+    for name, command in get_command(cli.app).commands.items():
+        for option in command.params:
+            if not own & {option.name, f"{option.name} in {name}"}:
+                found = (option.help, option.opts, option.multiple)
+                assert seen.setdefault(option.name, found) == found, f"{option.name} in {name}"
+    assert len(seen) > 30
+
+
+def test_help_loads_neither_torch_nor_matplotlib():
+    code = (
+        "import sys\n"
+        "from clip2sam.cli import app\n"
+        "sys.argv = ['clip2sam', 'label', '--help']\n"
+        "try:\n    app.main()\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'matplotlib', 'cv2')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -214,6 +293,60 @@ def test_weights_commands(run, tmp_path):
     assert "expected 2564550879" in errors
 
 
+def test_label_and_export(run, street, tmp_path):
+    labels = labels_of(drawn())
+    (tmp_path / "images").mkdir()
+    street.rename(tmp_path / "images" / "a.png")
+    (tmp_path / "images" / "b.jpg").write_text("not an image")
+    arguments = ["label", "images", *(part for x in labels for part in ("--label", x))]
+    code, printed, errors = run(*arguments)
+    assert code == 1
+    assert "2 listed = 1 done + 0 empty + 1 failed; 2 now" in printed
+    assert "failed: b.jpg" in errors
+    code, printed, errors = run(*arguments, "--json")
+    assert (code, json.loads(printed)["labelled_now"]) == (1, 0)
+    code, printed, _ = run("export", "run", "--format", "results", "--output", "r.json")
+    assert code == 0
+    rows = json.loads((tmp_path / "r.json").read_text())
+    assert printed == f"1 of 2 images, {len(rows)} masks, 1 failed, to r.json\n"
+    assert rows
+    wanted = ("export", "run", "--output", "none.json", "--class-threshold")
+    for label in labels:
+        wanted += (f"{label}=9", "--class-threshold")
+    assert run(*wanted[:-1])[0] == 0
+    assert json.loads((tmp_path / "none.json").read_text())["annotations"] == []
+    code, _, errors = run(*wanted[:-1], "--class-threshold", "heart")
+    assert code == 2
+    assert "--class-threshold: expected NAME=SCORE, got 'heart'" in errors
+    code, _, errors = run("export", "run", "--format", "yolo", "--polygons", "--output", "yolo")
+    assert code == 2
+    assert "the option polygons is for the format coco, not yolo" in errors
+    code, _, errors = run(*arguments, "--point-threshold", "0.9")
+    assert code == 2
+    assert "this run began with other settings" in errors
+
+
+def test_a_run_prints_a_line_of_json_for_each_image(run, street, tmp_path):
+    arguments = ("label", street, "--label", "heart", "--json", "--output", "run/of/json")
+    code, printed, errors = run(*arguments)
+    assert (code, errors) == (0, "")
+    record, summary = map(json.loads, printed.splitlines())
+    assert (record["file_name"], record["image_id"]) == ("street.png", 1)
+    assert summary["listed"] == 1
+
+
+def test_an_interrupted_run_says_how_to_continue(run, street, monkeypatch):
+    from clip2sam.cli.progress import Display
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "image", interrupt)
+    code, _, errors = run("label", street, "--label", "heart", "--output", "run/it")
+    assert code == 130
+    assert "interrupted; run/it has what was done: the same command continues" in errors
+
+
 def test_demo_compares_with_the_drawn_truth(run, tmp_path):
     code, printed, _ = run("demo", "--output", "demo")
     assert code == 0
@@ -225,13 +358,14 @@ def test_demo_compares_with_the_drawn_truth(run, tmp_path):
     assert all((tmp_path / name).is_file() for name in named)
 
 
-def test_names_are_relative_and_portable(tmp_path):
-    assert relative_names([]) == []
-    assert relative_names([tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]) == [
-        "a/x.png",
-        "b/x.png",
-    ]
-    assert relative_names([tmp_path / "x.png"]) == ["x.png"]
+def test_names_are_relative_to_the_folder_that_holds_all(run, street, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").write_bytes(street.read_bytes())
+    code, _, _ = run("segment", "a/x.png", "b", "--label", "heart", "--overlays", "none")
+    assert code == 0
+    document = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [i["file_name"] for i in document["images"]] == ["a/x.png", "b/x.png"]
 
 
 def test_names_that_are_not_utf8_or_not_portable(run, street, tmp_path):

@@ -1,162 +1,219 @@
-"""The commands `explain` and `tune`. Models and drawing are slow to import: each command imports what it needs."""
+"""The commands `explain`, `tune` and `evaluate`."""
 
+import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
 
-from clip2sam.errors import LabelError
+from clip2sam.cli.console import err, out
+from clip2sam.cli.options import (
+    Device,
+    Distractor,
+    Label,
+    Labels,
+    Method,
+    Offline,
+    Precision,
+    PresenceThreshold,
+    Preset,
+    Published,
+    Root,
+    Source,
+    WeightsDir,
+    labels_if_given,
+    settings,
+)
+from clip2sam.data.files import write_atomically
 
 if TYPE_CHECKING:
     from clip2sam.analysis.tune import Tuning
 
+Figure = Annotated[Path, typer.Option(help="The drawing: .png, .jpg, .pdf or .svg.")]
+
 
 def explain(
-    picture: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="The image.", show_default=False)],
     explained: Annotated[
         str | None,
         typer.Argument(
             metavar="[LABEL]", help="The label to explain; else the first.", show_default=False
         ),
     ] = None,
-    label: Annotated[
-        list[str],
-        typer.Option(help="A label that is asked; repeat it for more.", show_default=False),
-    ] = [],  # noqa: B006
-    labels: Annotated[Path | None, typer.Option(help="A YAML or JSON file of all labels.")] = None,
-    distractor: Annotated[
-        list[str],
-        typer.Option(
-            help="A label that competes and is never exported; repeatable.", show_default=False
-        ),
-    ] = [],  # noqa: B006
-    output: Annotated[Path, typer.Option(help="The drawing: .png, .jpg, .pdf or .svg.")] = Path(
-        "explanation.png"
-    ),
-    preset: Annotated[
-        str, typer.Option(help="Which models: tiny, vit-b, vit-l, vit-h, vit-h-laion.")
-    ] = "tiny",
-    presence: Annotated[
-        float | None,
-        typer.Option(help="Raw score that a label must reach; the preset's own by default."),
-    ] = None,
-    method: Annotated[str | None, typer.Option(help="raw, maskclip, surgery or clearclip.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    label: Label = None,
+    labels: Labels = None,
+    distractor: Distractor = None,
+    output: Figure = Path("explanation.png"),
+    preset: Preset = "tiny",
+    presence_threshold: PresenceThreshold = None,
+    method: Method = None,
+    device: Device = "auto",
 ) -> None:
-    """Draw why a label has its mask, or none: its map, what was redundant, presence, grid, points, candidates.
+    """Draw why a label has its mask or none: map, redundant part, presence, points, candidates.
 
     Example: clip2sam explain street.jpg --label "traffic light" --label person --label car
     """
     from clip2sam.analysis.explain import explain as explain_label
-    from clip2sam.clip import as_method
     from clip2sam.data.labels import as_label_set
     from clip2sam.models.loading import load
     from clip2sam.visualize import save_figure
 
-    if label and labels is not None:
-        raise LabelError("say the labels once: --label NAME (repeatable) or --labels FILE")
-    names = [*label] if explained is None or explained in label else [explained, *label]
-    asked = as_label_set(labels or names, distractors=distractor)
-    chosen = explained or asked.names[0]
-    changes: dict[str, Any] = {} if presence is None else {"presence": presence}
-    if method is not None:
-        changes["method"] = as_method(method)
-    explanation = explain_label(
-        load(preset, device=device).with_config(**changes), picture, asked, chosen
-    )
+    given = labels_if_given(label, labels) or []
+    if isinstance(given, list) and explained is not None and explained not in given:
+        given = [explained, *given]
+    label_set = as_label_set(given, distractors=distractor or ())
+    chosen = explained or label_set.names[0]
+    config = settings(preset, method=method, presence_threshold=presence_threshold)
+    segmenter = load(preset, config=config, device=device)
+    explanation = explain_label(segmenter, image, label_set, chosen)
     save_figure(explanation.show(), output)
-    score = f"presence {explanation.presence[explanation.index]:.3f}"
-    typer.echo(
-        f"{chosen}: {score}, {f'absent, {explanation.reason}' if explanation.reason else 'mask'}"
-    )
-    typer.echo(f"wrote {output}")
+    score = explanation.presence[explanation.index]
+    outcome = f"absent, {explanation.reason}" if explanation.reason else "mask"
+    out.print(Text(f"{chosen}: presence {score:.3f}, {outcome}"))
+    out.print(Text(f"wrote {output}"))
 
 
 def tune(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A COCO .json file, a folder, a .txt or .csv list, or a quoted glob.",
-            show_default=False,
-        ),
-    ],
-    label: Annotated[
-        list[str], typer.Option(help="A label; repeat it for more.", show_default=False)
-    ] = [],  # noqa: B006
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="A YAML or JSON file of labels. Without labels: the data set's categories."
-        ),
-    ] = None,
-    distractor: Annotated[
-        list[str],
-        typer.Option(
-            help="A label that competes and is never exported; repeatable.", show_default=False
-        ),
-    ] = [],  # noqa: B006
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="What the names in a list or COCO file are relative to; else the file's folder."
-        ),
-    ] = None,
+    source: Source,
+    label: Label = None,
+    labels: Labels = None,
+    distractor: Distractor = None,
+    root: Root = None,
     output: Annotated[
-        Path, typer.Option(help="The labels file to write, with a threshold a class.")
+        Path, typer.Option(help="The labels file to write, with a threshold for each class.")
     ] = Path("labels-tuned.yaml"),
-    figure: Annotated[Path, typer.Option(help="The drawing: .png, .jpg, .pdf or .svg.")] = Path(
-        "tuning.png"
-    ),
-    preset: Annotated[
-        str, typer.Option(help="Which models: tiny, vit-b, vit-l, vit-h, vit-h-laion.")
-    ] = "tiny",
-    method: Annotated[str | None, typer.Option(help="raw, maskclip, surgery or clearclip.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    figure: Figure = Path("tuning.png"),
+    preset: Preset = "tiny",
+    method: Method = None,
+    device: Device = "auto",
 ) -> None:
-    """Choose a presence threshold for each label from pictures, and write the labels file that has them.
+    """Choose a presence threshold for each label from images; write the labels file with them.
 
-    Example: clip2sam tune checked.json --root images/ --labels labels.yaml --output labels-tuned.yaml
+    Without labels: the categories of the source, a COCO dataset, whose annotations are the truth.
+
+    Example: clip2sam tune checked.json --root images/ --labels labels.yaml
     """
     from clip2sam.analysis.tune import tune as tune_labels
-    from clip2sam.clip import as_method
     from clip2sam.models.loading import load
     from clip2sam.visualize import save_figure
 
-    if label and labels is not None:
-        raise LabelError("say the labels once: --label NAME (repeatable) or --labels FILE")
-    segmenter = load(preset, device=device)
-    if method is not None:
-        segmenter = segmenter.with_config(method=as_method(method))
-    tuning = tune_labels(
-        segmenter, source, labels or label or None, distractors=distractor, root=root
-    )
+    given = labels_if_given(label, labels)
+    segmenter = load(preset, config=settings(preset, method=method), device=device)
+    tuning = tune_labels(segmenter, source, given, distractors=distractor or (), root=root)
     tuning.write(output)
     save_figure(tuning.show(), figure)
-    for line in _table(tuning):
-        typer.echo(line)
+    for line in _threshold_lines(tuning):
+        out.print(Text(line))
     for name, reason in tuning.failures:
-        typer.echo(f"{name}: {reason}", err=True)
-    typer.echo(
-        f"{len(tuning.pictures)} pictures, {len(tuning.failures)} failed; wrote {output} and {figure}"
-    )
+        err.print(Text(f"{name}: {reason}", style="red"))
+    counts = f"{len(tuning.images)} images, {len(tuning.failures)} failed"
+    out.print(Text(f"{counts}; wrote {output} and {figure}"))
     raise typer.Exit(1 if tuning.failures else 0)
 
 
-def _table(tuning: "Tuning") -> list[str]:
-    """A line a class: its threshold, and what is known about it."""
+def _threshold_lines(tuning: "Tuning") -> list[str]:
+    """A line for each class: its threshold, and what is known about it."""
     lines = []
     for c in tuning.classes:
-        line = (
-            f"{c.name}: {'no threshold' if c.threshold is None else f'threshold {c.threshold:.4g}'}"
-        )
+        line = f"{c.name}: no threshold"
+        if c.threshold is not None:
+            line = f"{c.name}: threshold {c.threshold:.4g}"
         if c.truth is None:
             line += ", truth not known"
         else:
-            line += f", in {int(c.truth.sum())} of {len(c.truth)} pictures"
-        if c.threshold is not None and c.truth is not None:
-            line += (
-                ", precision {:.3f}, recall {:.3f}".format(*c.at(c.threshold))
-                + f", AUC {c.auc:.3f}"
-            )
+            line += f", in {int(c.truth.sum())} of {len(c.truth)} images"
+            if c.threshold is not None:
+                precision, recall = c.at(c.threshold)
+                line += f", precision {precision:.3f}, recall {recall:.3f}, AUC {c.auc:.3f}"
         lines.append(line)
     return lines
+
+
+def evaluate(
+    dataset: Annotated[
+        Path | None,
+        typer.Option(help="A COCO dataset with masks; by default drawn scenes."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of its images; by default the dataset's own.")
+    ] = None,
+    scenes: Annotated[int, typer.Option(help="Number of drawn scenes.")] = 100,
+    split: Annotated[
+        str, typer.Option(help="Which scenes: train, validation or test.")
+    ] = "validation",
+    label: Label = None,
+    labels: Labels = None,
+    distractor: Distractor = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="raw, maskclip, surgery or clearclip; repeat it to compare.", show_default=False
+        ),
+    ] = None,
+    published: Published = False,
+    presence_threshold: PresenceThreshold = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Write all figures into this JSON file.")
+    ] = None,
+    preset: Preset = "tiny",
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    weights_dir: WeightsDir = None,
+    offline: Offline = False,
+) -> None:
+    """Judge every stage on images whose truth is known: pointing, presence, masks, COCO AP.
+
+    Example: clip2sam evaluate --dataset instances.json --images photos/ --labels labels.yaml
+    """
+    from clip2sam.analysis.evaluate import coco_examples, scene_examples
+    from clip2sam.analysis.evaluate import evaluate as evaluate_examples
+    from clip2sam.clip.methods import as_method
+    from clip2sam.models.loading import load
+
+    config = settings(preset, published=published, presence_threshold=presence_threshold)
+    segmenter = load(
+        preset,
+        config=config,
+        device=device,
+        precision=precision,
+        weights_dir=weights_dir,
+        offline=offline,
+    )
+    figures = {}
+    for name in method or [config.method.name]:
+        if dataset is None:
+            examples = scene_examples(split, scenes)
+        else:
+            examples = coco_examples(dataset, images or dataset.parent)
+        tried = segmenter.with_config(method=as_method(name))
+        columns = (TextColumn(name), TextColumn("{task.completed} images"))
+        with Progress(*columns, console=err, transient=True) as bar:
+            task = bar.add_task(name, total=None)
+            figures[name] = evaluate_examples(tried, examples, lambda: bar.advance(task))  # noqa: B023
+        _print_figures(name, figures[name])
+    if output is not None:
+        write_atomically(output, json.dumps(_without_nan(figures), indent=1).encode() + b"\n")
+
+
+def _print_figures(method: str, figures: dict[str, Any]) -> None:
+    """A table for a method: a column for each kind of label, a row for each figure."""
+    kinds = figures["kinds"] if len(figures["kinds"]) > 1 else {}
+    columns = {**kinds, "all": figures["all"]}
+    table = Table("figure", *columns, title=method)
+    for row in figures["all"]:
+        values = [column[row] for column in columns.values()]
+        table.add_row(row, *(str(v) if isinstance(v, int) else f"{v:.3f}" for v in values))
+    out.print(table)
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in figures["coco"].items())
+    out.print(Text(f"COCO over masks: {shown}"))
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -11,29 +12,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from clip2sam.data.records import Labelled, to_row
-from clip2sam.labelling.decide import reaches
+from clip2sam.data.presence import recorded_presence
+from clip2sam.data.records import ImageRecord, record_to_row
 from clip2sam.labelling.manifest import RunFolder
-from clip2sam.labelling.summary import Summary
+from clip2sam.labelling.summary import Summary, as_row
 
-SECONDS_A_LINE = 10.0
+SECONDS_PER_LINE = 10.0
 
 
 class Display:
-    """A bar on a terminal, else a line every ten seconds; nothing when quiet; JSON lines for machines.
+    """A bar on a terminal, else a line every ten seconds; nothing when quiet; JSON lines for
+    programs.
 
-    Failures are printed as they come, with their reason. The summary goes to standard output, the rest to standard
-    error.
+    Failures are printed as they come, with their reason. The summary goes to standard output, the
+    rest to standard error.
     """
 
     def __init__(
-        self, out: Console, err: Console, *, quiet: bool = False, machine: bool = False
+        self, out: Console, err: Console, *, quiet: bool = False, as_json: bool = False
     ) -> None:
-        self._out, self._err, self._quiet, self._machine = out, err, quiet, machine
+        self._out, self._err, self._quiet, self._as_json = out, err, quiet, as_json
         self._found: Counter[str] = Counter()
-        self._total = self._done = self._failed = self._now = 0
-        self._began = self._said = time.monotonic()
-        shown = not quiet and not machine and err.is_terminal
+        self._total = self._done = self._failed = self._done_now = 0
+        self._began = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("labelling"),
             BarColumn(),
@@ -42,7 +43,7 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("{task.fields[found]}", markup=False),
             console=err,
-            disable=not shown,
+            disable=quiet or as_json or not err.is_terminal,
             transient=True,
         )
         self._task = self._bar.add_task("", total=None, rate=0.0, found="")
@@ -60,71 +61,73 @@ class Display:
         self._bar.stop()
 
     def start(self, run: RunFolder, todo: int) -> None:
-        """Called when it is known how much there is to do."""
-        self._run, self._total = run, len(run.source.keys)
+        """Called when it is known how many images are left to do."""
+        self._run, self._total = run, len(run.keys)
         self._done, self._began = self._total - todo, time.monotonic()
-        if self._done and not self._quiet and not self._machine:
+        if self._done and not self._quiet and not self._as_json:
             self._err.print(
-                f"{self._done} of {self._total} pictures are in the journal already; {todo} to do"
+                f"{self._done} of {self._total} images are in the journal already; {todo} to do"
             )
 
-    def picture(self, record: Labelled) -> None:
-        """Called for each picture that is in the journal."""
-        self._done, self._now = self._done + 1, self._now + 1
-        run = self._run
-        kept = {
-            m.label
-            for m in record.masks
-            if reaches(record.presence[m.label], run.thresholds[m.label])
-        }
-        self._found.update(run.classes[label].name for label in kept)
+    def image(self, record: ImageRecord) -> None:
+        """Called for each image that is in the journal."""
+        self._done, self._done_now = self._done + 1, self._done_now + 1
         if record.state == "failed":
             self._failed += 1
-            if not self._machine:
+            if not self._as_json:
                 self._err.print(Text(f"failed: {record.reason}", style="red"))
-        if self._machine and not self._quiet:
-            self._say_json(to_row(record))
+        else:
+            self._count(record)
+        if self._as_json and not self._quiet:
+            self._print_json(record_to_row(record, self._run.class_names))
         self._show()
 
-    def finish(self, summary: Summary, machine_rows: dict[str, Any]) -> None:
+    def _count(self, record: ImageRecord) -> None:
+        """Count the classes that the run keeps; below their threshold there may be more masks."""
+        run = self._run
+        decided = recorded_presence(record.presence, record.beaten, run.thresholds)
+        present = {name for name, yes in zip(run.class_names, decided, strict=True) if yes}
+        self._found.update(present & {a.label for a in record.annotations})
+
+    def finish(self, summary: Summary) -> None:
         """Print the summary: a table, or one line of JSON."""
-        if self._machine:
-            self._say_json(machine_rows)
+        if self._as_json:
+            self._print_json(as_row(summary))
         elif not self._quiet:
             _print_table(self._out, summary)
 
     def _show(self) -> None:
-        """The bar, or a line when the last one is a while ago."""
-        if self._quiet or self._machine:
+        """Update the bar, or print a line if the last one is a while ago."""
+        if self._quiet or self._as_json:
             return
-        rate = self._now / max(time.monotonic() - self._began, 1e-9)
+        rate = self._done_now / max(time.monotonic() - self._began, 1e-9)
         found = ", ".join(f"{name} {n}" for name, n in self._found.most_common(4))
         found += f"; {self._failed} failed" if self._failed else ""
         self._bar.update(
             self._task, total=self._total, completed=self._done, rate=rate, found=found
         )
-        if not self._err.is_terminal and time.monotonic() - self._said >= SECONDS_A_LINE:
-            self._said = time.monotonic()
+        if not self._err.is_terminal and time.monotonic() - self._last_line >= SECONDS_PER_LINE:
+            self._last_line = time.monotonic()
             left = (self._total - self._done) / max(rate, 1e-9)
-            line = (
-                f"{self._done} of {self._total} pictures, {rate:.1f}/s, {left:.0f} s left; {found}"
-            )
+            line = f"{self._done} of {self._total} images, {rate:.1f}/s, {left:.0f} s left; {found}"
             self._err.print(Text(line))
 
-    def _say_json(self, rows: dict[str, Any]) -> None:
-        self._out.file.write(json.dumps(rows, allow_nan=False) + "\n")
+    def _print_json(self, row: Mapping[str, Any]) -> None:
+        self._out.file.write(json.dumps(row, allow_nan=False) + "\n")
         self._out.file.flush()
 
 
 def _print_table(out: Console, summary: Summary) -> None:
-    table = Table("class", "threshold", "pictures", "masks", "mean score")
+    table = Table("class", "threshold", "images", "masks", "mean score")
     for found in summary.classes:
         threshold = "none" if found.threshold is None else f"{found.threshold:g}"
-        score = f"{found.score:.3f}" if found.masks else ""
-        table.add_row(Text(found.name), threshold, str(found.pictures), str(found.masks), score)
+        score = f"{found.mean_score:.3f}" if found.masks else ""
+        table.add_row(Text(found.name), threshold, str(found.images), str(found.masks), score)
     out.print(table)
     out.print(
-        f"{summary.listed} listed = {summary.done} done + {summary.empty} empty + {summary.failed} failed; "
-        f"{summary.labelled_now} now, in {summary.seconds:.1f} s, {summary.pictures_per_second:.2f} a second; the "
-        f"model waited {summary.waited_for_pictures:.1%} for pictures, {summary.waited_for_writer:.1%} for the writer"
+        f"{summary.listed} listed = {summary.done} done + {summary.empty} empty + "
+        f"{summary.failed} failed; {summary.labelled_now} now, in {summary.seconds:.1f} s, "
+        f"{summary.images_per_second:.2f} a second; the model waited "
+        f"{summary.waited_for_images:.1%} for images, {summary.waited_for_writer:.1%} for the "
+        "writer"
     )

@@ -1,0 +1,240 @@
+"""The commands `label` and `export`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from clip2sam.cli.console import err, out
+from clip2sam.cli.options import (
+    ClipCheckpoint,
+    Compile,
+    Device,
+    Distractor,
+    Grid,
+    Label,
+    Labels,
+    Method,
+    Offline,
+    PointThreshold,
+    Polygons,
+    Precision,
+    PresenceThreshold,
+    Preset,
+    Published,
+    Resolution,
+    Root,
+    SamCheckpoint,
+    Source,
+    WeightsDir,
+    given_labels,
+    settings,
+)
+from clip2sam.errors import ConfigError
+
+if TYPE_CHECKING:
+    from clip2sam.pipeline import Segmenter
+
+
+def label(
+    source: Source,
+    label: Label = None,
+    labels: Labels = None,
+    distractor: Distractor = None,
+    output: Annotated[Path, typer.Option(help="The run's folder: started or continued.")] = Path(
+        "run"
+    ),
+    root: Root = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do failed images again.")
+    ] = False,
+    max_failures: Annotated[
+        int | None, typer.Option(help="Stop after more failed images than this.")
+    ] = None,
+    keep_above: Annotated[
+        float | None,
+        typer.Option(
+            help="Also keep masks below their threshold, down to this presence score, for exports."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(help="Images between the model and the journal.", min=1)
+    ] = 8,
+    readers: Annotated[
+        int | None, typer.Option(help="Processes that decode images.", min=1)
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(help="Images with more pixels, by their header, fail.")
+    ] = 100_000_000,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that decoding one image may take.")
+    ] = 60.0,
+    preset: Preset = "tiny",
+    published: Published = False,
+    method: Method = None,
+    presence_threshold: PresenceThreshold = None,
+    point_threshold: PointThreshold = None,
+    grid: Grid = None,
+    resolution: Resolution = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    compiled: Compile = False,
+    clip_checkpoint: ClipCheckpoint = None,
+    sam_checkpoint: SamCheckpoint = None,
+    weights_dir: WeightsDir = None,
+    offline: Offline = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print failures and errors only.")] = False,
+    json: Annotated[
+        bool,
+        typer.Option("--json", help="Print a line of JSON for each image, then the summary."),
+    ] = False,
+) -> None:
+    """Label a dataset: start, or continue. Every image is in a journal as soon as it is done.
+
+    Example: clip2sam label images/ --labels labels.yaml --output run/
+    """
+    from clip2sam.cli.progress import Display
+    from clip2sam.labelling.run import label_dataset
+
+    given = given_labels(label, labels)
+    config = settings(
+        preset,
+        published=published,
+        method=method,
+        presence_threshold=presence_threshold,
+        point_threshold=point_threshold,
+        grid=grid,
+    )
+
+    def load_models() -> "Segmenter":
+        from clip2sam.models.loading import load
+
+        return load(
+            preset,
+            config=config,
+            device=device,
+            precision=precision,
+            compiled=compiled,
+            resolution=resolution,
+            clip_checkpoint=clip_checkpoint,
+            sam_checkpoint=sam_checkpoint,
+            weights_dir=weights_dir,
+            offline=offline,
+        )
+
+    display = Display(out, err, quiet=quiet, as_json=json)
+    try:
+        with display:
+            summary = label_dataset(
+                source,
+                given,
+                output,
+                segmenter=load_models,
+                preset=preset,
+                distractors=distractor or (),
+                root=root,
+                retry_failed=retry_failed,
+                max_failures=max_failures,
+                keep_above=keep_above,
+                batch_size=batch_size,
+                readers=readers,
+                max_pixels=max_pixels,
+                timeout=timeout,
+                on_start=display.start,
+                on_image=display.image,
+            )
+    except KeyboardInterrupt:
+        err.print(Text(f"interrupted; {output} has what was done: the same command continues"))
+        raise typer.Exit(130) from None
+    display.finish(summary)
+    if not quiet and not json:
+        out.print(Text(f"wrote {output / 'annotations.json'}"))
+    raise typer.Exit(1 if summary.failed else 0)
+
+
+def export(
+    run: Annotated[
+        Path, typer.Argument(help="The output folder of 'clip2sam label'.", show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="A file (coco, results, labelstudio) or a folder (yolo, png).", show_default=False
+        ),
+    ],
+    format: Annotated[str, typer.Option(help="coco, results, yolo, labelstudio or png.")] = "coco",
+    presence_threshold: Annotated[
+        float | None,
+        typer.Option(help="Presence score that every class must reach; else the run's own."),
+    ] = None,
+    class_threshold: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=SCORE: the same for one class; repeatable.", show_default=False),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="A class to keep; repeat it for more.", show_default=False),
+    ] = None,
+    min_score: Annotated[float, typer.Option(help="Least score of a mask, 0 to 1.")] = 0.0,
+    min_area: Annotated[int, typer.Option(help="Least area of a mask in pixels.")] = 0,
+    duplicates: Annotated[
+        float | None,
+        typer.Option(help="Of masks of one class with a larger IoU than this, keep the best."),
+    ] = None,
+    overlap: Annotated[
+        str,
+        typer.Option(
+            help="Pixels in several classes: all keep them (keep), the best score, the small mask."
+        ),
+    ] = "keep",
+    polygons: Polygons = False,
+    merge: Annotated[
+        Path | None, typer.Option(help="coco: add to this file's rows, which stay as they are.")
+    ] = None,
+    image_prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="labelstudio: what stands in front of an image's name; by default "
+            "/data/local-files/?d=."
+        ),
+    ] = None,
+) -> None:
+    """Decide a run's masks again, also by other thresholds, and write them. Needs no model.
+
+    Example: clip2sam export run/ --presence-threshold 0.2 --output annotations.json
+    """
+    from clip2sam.labelling.decide import Decision
+    from clip2sam.labelling.export import export_run
+
+    decision = Decision(
+        presence_threshold,
+        dict(_name_and_score(text) for text in class_threshold or ()),
+        tuple(only) if only else None,
+        min_score,
+        min_area,
+        duplicates,
+        overlap,  # type: ignore[arg-type]  # Decision checks it
+    )
+    summary = export_run(
+        run,
+        output,
+        format,
+        decision,
+        polygons=polygons,
+        merge=merge,
+        image_prefix=image_prefix,
+    )
+    images, masks = summary.done + summary.empty, sum(c.masks for c in summary.classes)
+    counts = f"{images} of {summary.listed} images, {masks} masks, {summary.failed} failed, to "
+    out.print(Text(counts) + Text(str(output), style="bold"))
+
+
+def _name_and_score(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    try:
+        return name, float(number)
+    except ValueError as error:
+        raise ConfigError(
+            f"--class-threshold: expected NAME=SCORE, got {text!r}; write it as in cat=0.2"
+        ) from error

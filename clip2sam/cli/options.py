@@ -1,0 +1,147 @@
+"""Every option and argument that commands share, each defined once; and what several of them give
+together: labels and settings."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clip2sam.errors import LabelError
+
+if TYPE_CHECKING:
+    from clip2sam.config import Config
+
+# Images
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A folder, a .txt or .csv list, a COCO .json file, a quoted glob, or an image.",
+        show_default=False,
+    ),
+]
+Root = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that the names in a list or COCO file are relative to; else the file's own."
+    ),
+]
+
+# Labels
+
+Label = Annotated[
+    list[str] | None, typer.Option(help="A label; repeat it for more.", show_default=False)
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(help="A labels file, YAML or JSON: names, text prompts, thresholds, distractors."),
+]
+Distractor = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A label that competes with the others and gets no mask; repeatable.",
+        show_default=False,
+    ),
+]
+
+# Models
+
+Preset = Annotated[str, typer.Option(help="Models: tiny, vit-b, vit-l, vit-h or vit-h-laion.")]
+PresetName = Annotated[
+    str,
+    typer.Argument(metavar="PRESET", help="tiny, vit-b, vit-l, vit-h or vit-h-laion."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Apply torch.compile to SAM's image encoder.")
+]
+ClipCheckpoint = Annotated[
+    Path | None, typer.Option(help="A file of your own for the preset's CLIP.")
+]
+SamCheckpoint = Annotated[
+    Path | None, typer.Option(help="A file of your own for the preset's SAM.")
+]
+WeightsDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder for weights; else CLIP2SAM_WEIGHTS, else the user's cache folder."),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+
+# Settings
+
+Published = Annotated[
+    bool,
+    typer.Option("--published", help="Settings of the published demo: no presence decision."),
+]
+Method = Annotated[str | None, typer.Option(help="raw, maskclip, surgery or clearclip.")]
+PresenceThreshold = Annotated[
+    float | None,
+    typer.Option(help="Raw score that a label must reach to be present; else the preset's."),
+]
+PointThreshold = Annotated[
+    float | None,
+    typer.Option(help="Grid cells at or above it (0 to 1) become positive points."),
+]
+Grid = Annotated[int | None, typer.Option(help="Cells a side of the grid of points.")]
+Resolution = Annotated[int | None, typer.Option(help="Side of CLIP's square input in pixels.")]
+
+# Outputs
+
+Polygons = Annotated[bool, typer.Option("--polygons", help="COCO: write polygons instead of RLE.")]
+
+
+def given_labels(label: list[str] | None, labels: Path | None) -> list[str] | Path:
+    """The labels of `--label` or of `--labels`.
+
+    Raises:
+        LabelError: none of the two options is given, or both are.
+    """
+    given = labels_if_given(label, labels)
+    if given is None:
+        raise _one_of_the_two()
+    return given
+
+
+def labels_if_given(label: list[str] | None, labels: Path | None) -> list[str] | Path | None:
+    """As `given_labels`, but None if none of the two options is given."""
+    if label and labels is not None:
+        raise _one_of_the_two()
+    return labels or label or None
+
+
+def _one_of_the_two() -> LabelError:
+    return LabelError(
+        "give labels by --label NAME (repeatable) or by --labels FILE: one of the two"
+    )
+
+
+def settings(
+    preset: str,
+    *,
+    published: bool = False,
+    method: str | None = None,
+    presence_threshold: float | None = None,
+    point_threshold: float | None = None,
+    grid: int | None = None,
+) -> "Config":
+    """The preset's settings, or with `published` those of the published demo, with the options
+    that are given in their place.
+
+    Raises:
+        ConfigError: an unknown preset or method, or a value out of range.
+    """
+    from clip2sam.clip.methods import as_method
+    from clip2sam.config import published as published_demo
+    from clip2sam.models.presets import get_preset
+
+    base = get_preset(preset).config
+    changes: dict[str, Any] = {
+        "method": None if method is None else as_method(method),
+        "presence_threshold": presence_threshold,
+        "point_threshold": point_threshold,
+        "grid": grid,
+    }
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(published_demo() if published else base, **given)

@@ -1,0 +1,161 @@
+"""The command `segment`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from clip2sam.cli.console import err, out
+from clip2sam.cli.options import (
+    ClipCheckpoint,
+    Device,
+    Distractor,
+    Grid,
+    Label,
+    Labels,
+    Method,
+    Offline,
+    PointThreshold,
+    Polygons,
+    Precision,
+    PresenceThreshold,
+    Preset,
+    Published,
+    Resolution,
+    SamCheckpoint,
+    WeightsDir,
+    given_labels,
+    settings,
+)
+from clip2sam.errors import ConfigError
+
+if TYPE_CHECKING:
+    from clip2sam.data.records import ImageRecord
+    from clip2sam.result import Result
+
+
+def segment(
+    images: Annotated[
+        list[Path],
+        typer.Argument(help="Images, folders of images, quoted globs.", show_default=False),
+    ],
+    label: Label = None,
+    labels: Labels = None,
+    distractor: Distractor = None,
+    output: Annotated[Path, typer.Option(help="Folder for annotations.json and overlays/.")] = Path(
+        "out"
+    ),
+    overlays: Annotated[str, typer.Option(help="Labels to draw: found, all or none.")] = "found",
+    polygons: Polygons = False,
+    preset: Preset = "tiny",
+    published: Published = False,
+    method: Method = None,
+    presence_threshold: PresenceThreshold = None,
+    point_threshold: PointThreshold = None,
+    grid: Grid = None,
+    resolution: Resolution = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    clip_checkpoint: ClipCheckpoint = None,
+    sam_checkpoint: SamCheckpoint = None,
+    weights_dir: WeightsDir = None,
+    offline: Offline = False,
+) -> None:
+    """Segment labels in images: annotations.json (COCO, scores), a drawing of each label found.
+
+    Example: clip2sam segment street.jpg --label person --label "traffic light" --output out/
+    """
+    from clip2sam.data.labels import as_label_set
+    from clip2sam.data.sources import check_output, find_source
+    from clip2sam.labelling.segment import segment_images
+    from clip2sam.models.loading import load
+    from clip2sam.visualize.overlays import Overlays
+
+    if overlays not in get_args(Overlays):
+        raise ConfigError(f"--overlays must be found, all or none, but got {overlays!r}")
+    # mistakes are found before the models are loaded
+    label_set = as_label_set(given_labels(label, labels), distractors=distractor or ())
+    config = settings(
+        preset,
+        published=published,
+        method=method,
+        presence_threshold=presence_threshold,
+        point_threshold=point_threshold,
+        grid=grid,
+    )
+    source = find_source(images)
+    check_output(source, output)
+    segmenter = load(
+        preset,
+        config=config,
+        device=device,
+        precision=precision,
+        resolution=resolution,
+        clip_checkpoint=clip_checkpoint,
+        sam_checkpoint=sam_checkpoint,
+        weights_dir=weights_dir,
+        offline=offline,
+    )
+    drawings = 0
+    with _progress() as progress:
+        task = progress.add_task("segmenting", total=len(source.keys))
+
+        def on_image(
+            record: "ImageRecord", result: "Result | None", drawn: tuple[Path, ...]
+        ) -> None:
+            nonlocal drawings
+            drawings += len(drawn)
+            _print_image(record, result)
+            progress.advance(task)
+
+        try:
+            records = segment_images(
+                segmenter,
+                images,
+                label_set,
+                output,
+                overlays=overlays,  # type: ignore[arg-type]  # checked above
+                polygons=polygons,
+                on_image=on_image,
+            )
+        except KeyboardInterrupt:
+            err.print(
+                Text(f"interrupted; {output / 'annotations.json'} has the images done so far")
+            )
+            raise typer.Exit(130) from None
+    failed = sum(record.state == "failed" for record in records)
+    masks = sum(len(record.annotations) for record in records)
+    counts = (
+        f"{len(records)} images, {len(label_set.wanted)} labels, {masks} masks, {failed} failed"
+    )
+    where = f" and {drawings} drawings in {output / 'overlays'}" if drawings else ""
+    out.print(Text(f"{counts}; wrote {output / 'annotations.json'}{where}"))
+    raise typer.Exit(1 if failed else 0)
+
+
+def _progress() -> Progress:
+    """A bar, on a terminal only."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+        transient=True,
+    )
+
+
+def _print_image(record: "ImageRecord", result: "Result | None") -> None:
+    """What was found in an image, then what is absent and why."""
+    from clip2sam.data.images import printable
+
+    out.print(Text(printable(record.file_name), style="bold"))
+    if record.state == "failed":
+        err.print(Text(f"  failed: {record.reason}", style="red"))
+    for annotation in record.annotations:
+        out.print(Text(f"  {annotation.label}: mask, score {annotation.score:.3f}"))
+    for absent in () if result is None else result.absent:
+        out.print(Text(f"  {absent.label}: absent, {absent.reason}", style="dim"))
