@@ -1,4 +1,4 @@
-"""Draw the ratios of `speed.py` and `whole.py` as one picture, and print them as a table.
+"""Draw the ratios of `speed.py` and `whole.py` as one figure, and print them as a table.
 
 python benchmarks/draw.py benchmarks/results/*.json --output benchmarks/results/speed.png
 """
@@ -32,8 +32,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         if "identical" in row:
             agreement = f"{row['identical']:.0%} of RLEs identical"
         lines.append(
-            f"| {row['name']} | {row['published, s']:.3g} | {row['ours, s']:.3g} | **{row['ratio']:.3g}** "
-            f"({row['ratio, least']:.3g}, {row['ratio, most']:.3g}) | {agreement} | {row['commit']} |"
+            f"| {row['name']} | {row['published, s']:.3g} | {row['ours, s']:.3g} | "
+            f"**{row['ratio']:.3g}** ({row['ratio, least']:.3g}, {row['ratio, most']:.3g}) | "
+            f"{agreement} | {row['commit']} |"
         )
     return "\n".join(lines)
 

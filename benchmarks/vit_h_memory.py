@@ -2,10 +2,10 @@
 
     python benchmarks/vit_h_memory.py
 
-Writes a seeded checkpoint in the official form and size (2.56 GB, in the folder for temporary files, deleted at the
-end), loads it as the presets do, runs the image encoder once on a picture of 1024x1024, and prints what each step
-took and the peak of resident memory so far (the mapped checkpoint counts, as far as it was used). Ends with status 1
-above 12 GB.
+Writes a seeded checkpoint in the official form and size (2.56 GB, in the folder for temporary
+files, deleted at the end), loads it as the presets do, runs the official image encoder once on an
+image of 1024 x 1024, and prints the time of each step and the peak of resident memory so far (the
+mapped checkpoint counts, as far as it was used). Ends with status 1 above 12 GB.
 """
 
 import argparse
@@ -26,7 +26,8 @@ LIMIT_GB = 12.0
 
 
 def write_checkpoint(path: Path) -> None:
-    """Save seeded weights under the official names; another process does it, so that its memory isn't counted."""
+    """Save seeded weights under the official names; in another process, so that its memory isn't
+    counted."""
     with torch.device("meta"):
         names = sam_model_registry["vit_h"]().state_dict()
     generator = torch.Generator().manual_seed(0)
@@ -49,11 +50,11 @@ def measure(path: Path) -> None:
     start = time.perf_counter()
     sam = load_sam("vit_h", path)
     report("load", time.perf_counter() - start)
-    picture = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(1))
     start = time.perf_counter()
     with torch.inference_mode():
-        embedding = sam.image_encoder(picture)
-    report("image encoder, one picture", time.perf_counter() - start)
+        embedding = sam.image_encoder(image)
+    report("image encoder, one image", time.perf_counter() - start)
     if embedding.shape != (1, 256, 64, 64) or not embedding.isfinite().all():
         raise SystemExit(
             f"the encoder gave {tuple(embedding.shape)}, expected finite values of (1, 256, 64, 64)"
