@@ -16,8 +16,8 @@ needed=(open_clip_torch segment-anything pycocotools ftfy wcwidth pooch platform
 
 if [ "${1:-}" = pack ]; then
   exec "$python" -m pip download --no-deps --only-binary=:all: --implementation cp \
-    --python-version "${PYTHON_VERSION:-3.12}" --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
-    --platform manylinux2014_x86_64 -d .wheels "${needed[@]}"
+    --python-version "${PYTHON_VERSION:-3.12}" --platform manylinux_2_28_x86_64 \
+    --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .wheels "${needed[@]}"
 fi
 
 output=${1:-gpu-results}

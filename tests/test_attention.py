@@ -213,9 +213,9 @@ def test_bf16_is_the_official_encoder_to_its_rounding():
     assert (half - expected).norm() < 0.02 * expected.norm()
 
 
-@pytest.mark.parametrize("scores_bytes", [1, 2**10, 2**12, 2**26])
+@pytest.mark.parametrize("scores_bytes", [1, 5000, 2**26])
 def test_part_by_part_is_the_fused_kernel(monkeypatch, scores_bytes):
-    """One head, a few heads (the last chunk with fewer) or all heads at a time."""
+    """One head, four (and the last two), or all six at a time."""
     monkeypatch.setattr("clip2sam.kernels.attention.SCORES_BYTES", scores_bytes)
     q, k, v = torch.randn(3, *SHAPE[:2], SHAPE[2] ** 2, SHAPE[3])
     expected = F.scaled_dot_product_attention(q, k, v)
