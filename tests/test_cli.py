@@ -335,6 +335,25 @@ def test_a_run_prints_a_line_of_json_for_each_image(run, street, tmp_path):
     assert summary["listed"] == 1
 
 
+def test_evaluate_takes_labels_and_writes_all_figures(run, tmp_path):
+    (tmp_path / "labels.yaml").write_text("[{name: moon, prompts: [moon]}, heart]")
+    arguments = ("evaluate", "--labels", "labels.yaml", "--distractor", "star", "--output", "f")
+    code, printed, _ = run(*arguments, "--scenes", 3, "--method", "raw", "--method", "surgery")
+    assert code == 0
+    assert printed.count("COCO over masks: AP ") == 2
+    figures = json.loads((tmp_path / "f").read_text())
+    assert list(figures) == ["raw", "surgery"]
+    assert [figures[name]["all"]["pairs"] for name in figures] == [6, 6]
+    assert figures["raw"] != figures["surgery"]
+    assert run(*arguments, "--scenes", 1)[0] == 0
+    figures = json.loads((tmp_path / "f").read_text())["surgery"]["all"]
+    assert figures["present"] == 0
+    assert figures["pointing"] is None  # NaN, which JSON doesn't have
+    code, _, errors = run("evaluate", "--scenes", 1, "--label", "traffic light")
+    assert code == 2
+    assert "got 'traffic light'" in errors
+
+
 def test_an_interrupted_run_says_how_to_continue(run, street, monkeypatch):
     from clip2sam.cli.progress import Display
 

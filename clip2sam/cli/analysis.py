@@ -167,6 +167,8 @@ def evaluate(
 ) -> None:
     """Judge every stage on images whose truth is known: pointing, presence, masks, COCO AP.
 
+    Without labels: the dataset's categories, or those that each scene requests.
+
     Example: clip2sam evaluate --dataset instances.json --images photos/ --labels labels.yaml
     """
     from clip2sam.analysis.evaluate import coco_examples, scene_examples
@@ -174,6 +176,7 @@ def evaluate(
     from clip2sam.clip.methods import as_method
     from clip2sam.models.loading import load
 
+    given = labels_if_given(label, labels)
     config = settings(preset, published=published, presence_threshold=presence_threshold)
     segmenter = load(
         preset,
@@ -193,7 +196,13 @@ def evaluate(
         columns = (TextColumn(name), TextColumn("{task.completed} images"))
         with Progress(*columns, console=err, transient=True) as bar:
             task = bar.add_task(name, total=None)
-            figures[name] = evaluate_examples(tried, examples, lambda: bar.advance(task))  # noqa: B023
+            figures[name] = evaluate_examples(
+                tried,
+                examples,
+                given,
+                distractor or (),
+                lambda: bar.advance(task),  # noqa: B023
+            )
         _print_figures(name, figures[name])
     if output is not None:
         write_atomically(output, json.dumps(_without_nan(figures), indent=1).encode() + b"\n")
