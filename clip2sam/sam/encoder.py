@@ -23,7 +23,7 @@ from clip2sam.kernels.relative import IMPLEMENTATIONS, MASKED, AttentionChoice
 
 
 class WindowIndices(NamedTuple):
-    """Gather indices for window partition together with the split into heads, and for the way back.
+    """Gather indices for window partition together with the split into heads, and for its inverse.
 
     A row is one head's channels of one token.
     """
