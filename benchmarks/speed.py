@@ -228,9 +228,9 @@ def agreement(given: argparse.Namespace) -> list[dict[str, Any]]:
     for example in scene_examples("validation", 100):
         one, two = (
             dict(zip(r.labels, r.masks, strict=True))
-            for r in (s(example.image, list(example.truth)) for s in (full, half))
+            for r in (s(example.image, list(example.requested)) for s in (full, half))
         )
-        same += [(label in one) == (label in two) for label in example.truth]
+        same += [(label in one) == (label in two) for label in example.requested]
         ious += [iou(one[label], two[label]) for label in one if label in two]
     row = {"name": "tiny, bf16 against fp32", "mask IoU": float(np.mean(ious)), "masks": len(ious)}
     row |= {"IoU, least": min(ious), "IoU, lowest hundredth": float(np.quantile(ious, 0.01))}

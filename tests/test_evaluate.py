@@ -1,9 +1,11 @@
-"""The measures measured: figures on cases small enough to count by hand, and the whole pipeline against its floors."""
+"""The measures: figures on cases small enough to count by hand, and the whole pipeline against its
+floors."""
 
 import json
 
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
 import clip2sam
 from clip2sam.analysis.evaluate import (
@@ -12,6 +14,7 @@ from clip2sam.analysis.evaluate import (
     area_under_curve,
     coco_examples,
     compare,
+    decided,
     evaluate,
     iou,
     map_iou,
@@ -20,8 +23,16 @@ from clip2sam.analysis.evaluate import (
     scene_examples,
     summarise,
 )
+from clip2sam.coco.document import coco_document
+from clip2sam.coco.rle import encode_mask
+from clip2sam.coco.write import write_coco
+from clip2sam.config import Config
 from clip2sam.data.images import Image
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
+from clip2sam.data.records import Annotation, ImageRecord
+from clip2sam.errors import LabelError
 from clip2sam.pipeline import Segmenter
+from clip2sam.result import Result
 
 
 def box(top, left, bottom, right, size=(70, 70)):
@@ -48,7 +59,7 @@ def test_points_on_and_off():
     points = np.array([[5.5, 5.5, 1], [50.0, 5.0, 1], [60.0, 60.0, 0], [3.0, 3.0, 0]], np.float32)
     assert point_shares(points, box(0, 0, 10, 10)) == (0.5, 0.5)
     assert point_shares(points[:1], box(0, 0, 10, 10)) == (1.0, 0.0)
-    assert point_shares(None, box(0, 0, 10, 10)) == (0.0, 0.0)
+    assert point_shares(points[:0], box(0, 0, 10, 10)) == (0.0, 0.0)
 
 
 def test_map_iou_is_of_the_upper_half():
@@ -85,43 +96,43 @@ def test_summary_by_hand():
 
 
 class Oracle(Segmenter):
-    """Stands in for a segmenter: knows the truth, and answers with it (or with nothing)."""
+    """Stands in for a segmenter: knows the truth and answers with it, or with nothing.
 
-    def __init__(self, examples, knows=True):
+    Args:
+        beaten: labels that a distractor beats.
+    """
+
+    def __init__(self, examples, knows=True, beaten=()):
         self.truth = {id(e.image): e.truth for e in examples}
-        self.knows = knows
+        self.knows, self.beaten = knows, beaten
+        self.config = Config(presence_threshold=0.5)
+        self.requested = []
 
-    def with_config(self, **_):
+    def with_config(self, **changes):
+        assert changes == {"presence_threshold": None}, "every label is decoded"
         return self
 
-    def presence_of(self, result):
-        return result.presence > 0.5
-
     def __call__(self, image, labels):
-        from clip2sam.coco.rle import encode_mask
-        from clip2sam.result import Result
-
-        truth = self.truth[id(image)]
-        found = [n for n in labels.names if truth[n] and self.knows]
-        maps = np.stack(
-            [
-                np.any(truth[n], axis=0).astype(np.float32)
-                if truth[n]
-                else np.zeros(image.size, np.float32)
-                for n in truth
-            ]
-        )
+        self.requested.append(labels)
+        assert all(c.presence_threshold is None for c in labels.classes), "every label is decoded"
+        names = [c.name for c in labels.wanted]
+        truth = {
+            n: np.any([np.zeros(image.size, bool), *self.truth[id(image)][n]], 0) for n in names
+        }
+        found = [n for n in names if truth[n].any() and self.knows]
+        presence = [1.0 if n in found else 0.0 for n in names]
+        beaten = tuple(n in self.beaten for n in names)
+        maps = np.stack([truth[n].astype(np.float32) for n in names])
+        masks = tuple(Annotation(n, encode_mask(truth[n]), 0.9) for n in found)
         return Result(
             image=image,
             label_set=labels,
-            annotations=tuple(
-                clip2sam.Annotation(n, encode_mask(np.any(truth[n], axis=0)), 0.9) for n in found
-            ),
-            label_indices=np.array([labels.names.index(n) for n in found], np.int64),
+            record=ImageRecord(1, "a.png", image.size, "done", "", masks, tuple(presence), beaten),
+            label_indices=np.array([names.index(n) for n in found], np.int64),
             points=tuple(np.zeros((0, 3), np.float32) for _ in found),
-            presence=np.array(
-                [1.0 if truth[n] and self.knows else 0.0 for n in labels.names], np.float32
-            ),
+            presence=np.array(presence, np.float32),
+            beaten=np.array(beaten),
+            present=np.ones(len(names), bool),
             maps=maps,
             grids=maps[:, ::10, ::10],
             absent=(),
@@ -131,7 +142,7 @@ class Oracle(Segmenter):
 def examples():
     image = Image(np.zeros((70, 70, 3), np.uint8), "a.png")
     truth = {"left": [box(0, 0, 30, 30)], "right": [box(40, 40, 70, 70)], "nowhere": []}
-    return [Example(image, truth, dict.fromkeys(truth, "drawn"))]
+    return [Example(image, truth, dict.fromkeys(truth, "drawn"), tuple(truth))]
 
 
 def test_an_oracle_is_perfect_and_silence_is_not():
@@ -147,39 +158,85 @@ def test_an_oracle_is_perfect_and_silence_is_not():
     json.dumps(figures)
 
 
-def test_a_coco_data_set_is_asked_all_its_categories(tmp_path):
-    from PIL import Image as PILImage
+def test_a_label_that_a_distractor_beats_is_not_kept():
+    drawn = examples()
+    oracle = Oracle(drawn, beaten=("left",))
+    figures = evaluate(oracle, drawn, distractors=["sky", "right"])
+    assert oracle.requested[0].names == ("left", "right", "nowhere", "sky")
+    assert figures["all"]["presence_recall"] == 0.5
+    assert figures["all"]["miou"] == 0.5
+    assert figures["all"]["miou_all_kept"] == 1.0
+    assert figures["coco"]["AR"] == pytest.approx(0.5)
 
-    from clip2sam.coco.document import coco_document
-    from clip2sam.coco.rle import encode_mask
-    from clip2sam.coco.write import write_coco
-    from clip2sam.data.records import ImageRecord
 
-    PILImage.fromarray(np.zeros((70, 70, 3), np.uint8)).save(tmp_path / "a.png")
-    labels = clip2sam.as_label_set(["left", "nowhere"])
-    mask = box(0, 0, 30, 30)
-    document = coco_document(
-        [ImageRecord("a.png", 70, 70)],
-        [[clip2sam.Annotation("left", encode_mask(mask), 1.0)]],
-        labels,
+def test_given_labels_bring_their_prompts_and_thresholds():
+    drawn = examples()
+    labels = LabelSet(
+        (LabelClass("right", ("right", "east"), 2.0), LabelClass("left", ("left",), -1.0))
     )
+    oracle = Oracle(drawn)
+    figures = evaluate(oracle, drawn, labels)["all"]
+    assert (figures["pairs"], figures["present"]) == (2, 2)
+    assert figures["presence_recall"] == 0.5, "the score of 1 does not reach the own threshold of 2"
+    assert oracle.requested[0].classes[0].prompts == ("right", "east")
+    silent = evaluate(Oracle(drawn, knows=False), drawn, labels)["all"]
+    assert silent["presence_recall"] == 0.5, "a score of 0 reaches the own threshold of -1"
+
+
+def test_a_label_without_truth_is_refused():
+    drawn = examples()
+    known = (
+        "expected labels whose truth is known, 'left', 'right', 'nowhere', got 'west'; name it as"
+    )
+    with pytest.raises(LabelError, match=known):
+        evaluate(Oracle(drawn), drawn, ["left", "west"])
+
+
+def test_the_decision_is_the_pipelines():
+    """What evaluate keeps is what the segmenter itself would give."""
+    segmenter = clip2sam.load("tiny")
+    (example,) = scene_examples("validation", 1, start=5)
+    others = [name for name in example.truth if name not in example.requested]
+    labels = as_label_set(example.requested, distractors=others[::9])
+    everything = segmenter.with_config(presence_threshold=None)(example.image, labels)
+    for threshold in (0.0, 0.1, segmenter.config.presence_threshold):
+        decided_by = segmenter.with_config(presence_threshold=threshold)(example.image, labels)
+        kept = decided(everything, labels.thresholds(threshold))
+        np.testing.assert_array_equal(kept, decided_by.present)
+    assert decided_by.beaten.any()
+
+
+def test_a_coco_dataset_is_evaluated_on_all_its_categories(tmp_path):
+    PILImage.fromarray(np.zeros((70, 70, 3), np.uint8)).save(tmp_path / "a.png")
+    mask = box(0, 0, 30, 30)
+    record = ImageRecord(
+        1, "a.png", (70, 70), annotations=(Annotation("left", encode_mask(mask), 1.0),)
+    )
+    document = coco_document([record], as_label_set(["left", "nowhere"]).wanted)
     write_coco(tmp_path / "truth.json", document)
     (example,) = coco_examples(tmp_path / "truth.json", tmp_path)
+    assert example.requested == ("left", "nowhere")
     assert {name: len(masks) for name, masks in example.truth.items()} == {"left": 1, "nowhere": 0}
     np.testing.assert_array_equal(example.truth["left"][0], mask)
     (tmp_path / "bad.json").write_text("[]")
-    with pytest.raises(clip2sam.CocoError, match=r"bad.json is no COCO data set"):
+    with pytest.raises(clip2sam.CocoError, match=r"bad.json is no COCO dataset"):
         list(coco_examples(tmp_path / "bad.json", tmp_path))
+    document["images"][0]["file_name"] = "../a.png"
+    (tmp_path / "up.json").write_text(json.dumps(document))
+    with pytest.raises(clip2sam.ImageError, match=r"up.json, image 1: .* no '\.\.'"):
+        list(coco_examples(tmp_path / "up.json", tmp_path))
 
 
-def test_scenes_are_asked_about_known_things():
+def test_scenes_request_labels_of_every_kind():
     (example,) = scene_examples("validation", 1)
-    assert len(example.truth) == 20
-    assert set(example.kinds.values()) == {"shape", "colour", "texture + shape", "colour + shape"}
-    segmenter = clip2sam.load("tiny")
-    result = segmenter.with_config(presence=-np.inf)(example.image, list(example.truth))
-    pairs = compare(example, result, segmenter.presence_of(result))
-    assert [p.present for p in pairs] == [bool(m) for m in example.truth.values()]
+    assert len(example.requested) == 20
+    kinds = {"shape", "colour", "texture + shape", "colour + shape"}
+    assert {example.kinds[label] for label in example.requested} == kinds
+    assert set(example.requested) < set(example.truth), "the truth of other labels is known too"
+    segmenter = clip2sam.load("tiny").with_config(presence_threshold=None)
+    result = segmenter(example.image, example.requested)
+    pairs = compare(example, result, np.ones(20, bool))
+    assert [p.present for p in pairs] == [bool(example.truth[n]) for n in example.requested]
 
 
 FLOORS = {
@@ -189,7 +246,8 @@ FLOORS = {
     "miou": 0.82,
     "presence_recall": 0.94,
 }
-"""Recorded floors: what the shipped weights reach on these scenes, less the noise of other machines."""
+"""Recorded floors: what the shipped weights reach on these scenes, less the noise of other
+machines."""
 
 
 def test_the_pipeline_stays_above_its_floors():
@@ -198,6 +256,4 @@ def test_the_pipeline_stays_above_its_floors():
         name: (figures[name], floor) for name, floor in FLOORS.items() if figures[name] < floor
     }
     assert not below
-    assert (
-        figures["miou"] > figures["control"] + 0.4
-    )  # it is the words that find the object, not SAM alone
+    assert figures["miou"] > figures["control"] + 0.4  # the label finds the object, not SAM alone
