@@ -107,12 +107,14 @@ _MODULES = {
 """Where each name is defined; the others are errors."""
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: `clip2sam --help` needs no PyTorch."""
-    if name not in __all__:
-        raise AttributeError(f"module 'clip2sam' has no attribute {name!r}")
-    return getattr(import_module(f"clip2sam.{_MODULES.get(name, 'errors')}"), name)
+if not TYPE_CHECKING:  # with it, type checkers would accept every name
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is first used: `clip2sam --help` needs no PyTorch."""
+        if name not in __all__:
+            raise AttributeError(f"module 'clip2sam' has no attribute {name!r}")
+        return getattr(import_module(f"clip2sam.{_MODULES.get(name, 'errors')}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])
