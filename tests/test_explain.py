@@ -213,29 +213,28 @@ def test_the_nearest_labels_of_a_place(segmenter, image):
 def test_the_command_draws_and_says_what_was_decided(segmenter, image, tmp_path: Path, monkeypatch):
     app = typer.Typer()
     app.command()(commands.explain)
-    monkeypatch.setattr("clip2sam.models.loading.load", lambda preset, device: segmenter)
+
+    def load(preset, *, config, device):
+        return Segmenter(segmenter.clip, segmenter.sam, config)
+
+    monkeypatch.setattr("clip2sam.models.loading.load", load)
     PILImage.fromarray(image.pixels).save(tmp_path / "street.png")
-    arguments = [
-        str(tmp_path / "street.png"),
-        "person",
-        "--label",
-        "car",
-        "--output",
-        str(tmp_path / "why.png"),
-    ]
-    done = CliRunner().invoke(app, [*arguments, "--method", "clearclip"])
+    street, figure = str(tmp_path / "street.png"), str(tmp_path / "why.png")
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [*arguments, "--label", "car", "--output", figure])
+
+    done = run(street, "person", "--method", "clearclip", "--presence-threshold", "-1000")
     assert done.exit_code == 0, done.output
     assert done.output.startswith("person: presence ")
     assert ", mask\n" in done.output
-    with PILImage.open(tmp_path / "why.png") as drawn:
+    with PILImage.open(figure) as drawn:
         assert drawn.width > 1000
-    done = CliRunner().invoke(app, [*arguments, "--presence", "9"])
+    done = run(street, "person", "--presence-threshold", "9")
     assert "absent, its highest score" in done.output
-    done = CliRunner().invoke(app, [arguments[0], *arguments[2:]])
+    done = run(street)
     assert done.output.startswith("car: presence "), "without a label to explain it is the first"
-    done = CliRunner().invoke(app, arguments[:1])
+    done = CliRunner().invoke(app, [street])
     assert isinstance(done.exception, LabelError)
-    done = CliRunner().invoke(app, [*arguments, "--labels", "x.yaml"])
-    assert isinstance(done.exception, LabelError)
-    done = CliRunner().invoke(app, [str(tmp_path / "none.png"), "person"])
-    assert isinstance(done.exception, ImageError)
+    assert isinstance(run(street, "person", "--labels", "x.yaml").exception, LabelError)
+    assert isinstance(run(str(tmp_path / "none.png"), "person").exception, ImageError)
