@@ -23,7 +23,7 @@ from segment_anything import sam_model_registry
 from clip2sam.clip.methods import MASKCLIP
 from clip2sam.config import Config
 from clip2sam.errors import ConfigError, WeightsError
-from clip2sam.models import download, files
+from clip2sam.models import checkpoints, download, files
 from clip2sam.models.checkpoints import check_quickgelu, load_clip, load_sam
 from clip2sam.models.download import fetch, fetch_clip, fetch_sam
 from clip2sam.models.loading import load
@@ -397,8 +397,9 @@ def test_file_that_can_not_be_remembered(server, tmp_path):
 
 
 def test_hash_is_measured_once(server, tmp_path, monkeypatch):
-    fetched(server, tmp_path)
+    """Before the download gets its name; `None` can't be called."""
     monkeypatch.setattr(files, "file_sha256", None)
+    fetched(server, tmp_path)
     assert fetched(server, tmp_path) == tmp_path / "sam.pth"
 
 
@@ -436,6 +437,20 @@ def test_replaced_after_verification(server, tmp_path):
     os.replace(other, path)
     with pytest.raises(WeightsError, match="its content changed"):
         fetched(server, tmp_path)
+
+
+def test_changed_while_it_is_read(server, tmp_path, monkeypatch):
+    path = tmp_path / "sam.pth"
+    path.write_bytes(CONTENT)
+
+    def hash_and_write(file) -> str:
+        Path(file).write_bytes(CONTENT[::-1])
+        return SHA256
+
+    monkeypatch.setattr(files, "file_sha256", hash_and_write)
+    with pytest.raises(WeightsError, match="changed while it was read; run again when nothing"):
+        fetched(server, tmp_path)
+    assert left_over(tmp_path) == {"sam.pth"}, "nothing is remembered"
 
 
 def test_cut_after_verification(server, tmp_path):
@@ -554,6 +569,24 @@ def test_clip_put_there_by_hand(hub, tmp_path):
     place = files.paths("vit-h", weights_dir=tmp_path)["clip"]
     place.write_bytes(CONTENT)
     assert fetch_clip("vit-h", weights_dir=tmp_path, offline=True) == place
+    assert hub.requested == []
+    (found,) = [row for row in files.verify(tmp_path, ["vit-h"]) if row.kind == "clip"]
+    assert (found.state, found.sha256) == ("present", SHA256), "no SHA-256 is published for it"
+
+
+def test_clip_put_there_by_hand_comes_before_the_hubs(hub, tmp_path):
+    assert fetch_clip("vit-h", weights_dir=tmp_path).name == "open_clip_model.safetensors"
+    place = tmp_path / "ViT-B-16-quickgelu-openai.safetensors"
+    place.write_bytes(CONTENT)
+    assert fetch_clip("vit-h", weights_dir=tmp_path) == place
+
+
+def test_the_hubs_own_offline_switch(hub, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match=r"the download is forbidden \(offline\)"):
+        fetch_clip("vit-h", weights_dir=tmp_path)
     assert hub.requested == []
 
 
@@ -869,6 +902,12 @@ def test_own_preset(hub, own_preset, tmp_path):
     expected = torch.load(found["sam"], weights_only=True)
     for name, tensor in segmenter.sam.sam.state_dict().items():
         assert torch.equal(tensor, expected[name])
+
+
+def test_activation_is_checked_on_loading(own_preset, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "get_pretrained_cfg", lambda *_: {"quick_gelu": False})
+    with pytest.raises(ConfigError, match=r"'my-run' of weights-test .*; use 'weights-test'"):
+        load(own_preset, weights_dir=tmp_path, device="cpu")
 
 
 def test_own_preset_that_was_changed(hub, own_preset, tmp_path):

@@ -191,13 +191,10 @@ def _download(weights: SamWeights, path: Path, progress: bool) -> None:
     """Download a file to `path`, resuming from `.part` if an earlier download left one.
 
     If a resumed file has the wrong hash it is downloaded once more from the start: the content of
-    an old `.part` is not known.
+    an old `.part` is not known, and it may be too long.
     """
     part = path.with_name(path.name + ".part")
     left = part.stat().st_size if part.exists() else 0
-    if left > weights.size:
-        part.unlink()
-        left = 0
     free = shutil.disk_usage(path.parent).free
     if free < weights.size - left:
         raise WeightsError(
