@@ -245,13 +245,15 @@ def test_an_output_that_cannot_be_written_is_5_in_every_command(run, street, tmp
 
 def test_an_option_is_the_same_in_every_command():
     """Defined once; the commands differ only where the same word means something else."""
-    own = {"output", "dataset", "images", "method in evaluate", "presence_threshold in export"}
-    seen: dict[str, tuple[str, list[str], bool]] = {}
-    for name, command in get_command(cli.app).commands.items():
+    own = {"--output", "--dataset", "--images", "images"}
+    own |= {"--method in evaluate", "--presence-threshold in export"}
+    seen: dict[str, tuple[str, str, bool]] = {}
+    for command_name, command in get_command(cli.app).commands.items():
         for option in command.params:
-            if not own & {option.name, f"{option.name} in {name}"}:
-                found = (option.help, option.opts, option.multiple)
-                assert seen.setdefault(option.name, found) == found, f"{option.name} in {name}"
+            name = option.opts[0]
+            if not own & {name, f"{name} in {command_name}"}:
+                found = (option.name, option.help, option.multiple)
+                assert seen.setdefault(name, found) == found, f"{name} in {command_name}"
     assert len(seen) > 30
 
 
@@ -321,9 +323,38 @@ def test_label_and_export(run, street, tmp_path):
     code, _, errors = run("export", "run", "--format", "yolo", "--polygons", "--output", "yolo")
     assert code == 2
     assert "the option polygons is for the format coco, not yolo" in errors
-    code, _, errors = run(*arguments, "--point-threshold", "0.9")
+
+
+def test_every_setting_reaches_the_run(run, street):
+    arguments = ("label", street, "--label", "heart", "--output", "run/it")
+    assert run(*arguments)[0] == 0
+    for option, value, place in (
+        ("--method", "raw", "engine.config.method.name"),
+        ("--presence-threshold", "0.5", "engine.config.presence_threshold"),
+        ("--point-threshold", "0.5", "engine.config.point_threshold"),
+        ("--grid", "5", "engine.config.grid"),
+        ("--resolution", "160", "engine.config.resolution"),
+        ("--precision", "bf16", "engine.weights.clip"),
+        ("--distractor", "star", "labels.classes[1].name"),
+        ("--keep-above", "0.1", "engine.keep_above"),
+        ("--max-pixels", "1000000", "max_pixels"),
+    ):
+        code, _, errors = run(*arguments, option, value)
+        assert code == 2
+        assert f"this run began with other settings: {place} was " in errors, option
+    code, _, errors = run(*arguments, "--published")
     assert code == 2
-    assert "this run began with other settings" in errors
+    assert "engine.config.resolution was None, is now 512" in errors
+
+
+def test_progress_counts_what_the_run_keeps(run, street, monkeypatch):
+    monkeypatch.setattr("clip2sam.cli.progress.SECONDS_PER_LINE", 0.0)
+    there = labels_of(drawn())[0]
+    arguments = ("label", street, "--label", there, "--label", "traffic light")
+    code, _, errors = run(*arguments, "--keep-above", "-1", "--output", "run/it")
+    assert code == 0
+    assert errors.startswith("1 of 1 images, ")
+    assert errors.endswith(f"; {there} 1\n")
 
 
 def test_a_run_prints_a_line_of_json_for_each_image(run, street, tmp_path):
