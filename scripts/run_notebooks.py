@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/run_notebooks.py [notebooks/01_first_masks.ipynb ...]
 
-Each runs in a new empty folder, with one thread, so that it leaves nothing behind and disturbs nobody.
+Each runs in a new empty folder and with one thread.
 """
 
 import argparse
@@ -22,7 +22,7 @@ LARGEST = 500_000
 
 
 class ThisPython(AsyncKernelManager):
-    """A kernel of the Python that runs this, whatever kernels are installed."""
+    """A kernel of the Python that runs this, no matter which kernels are installed."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -39,9 +39,9 @@ class ThisPython(AsyncKernelManager):
 
 
 def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
-    """A notebook, run anew. A cell that raises, or takes longer than so many seconds, raises here.
+    """A notebook, run anew. A cell that raises, or takes longer than `seconds`, raises here.
 
-    Metadata that changes from run to run or from place to place (times, kernels) is left out.
+    Metadata that differs between runs or machines (times, kernels) is left out.
     """
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
             record_timing=False,
             coalesce_streams=True,
         )
-        # tqdm, which open_clip loads, says where it is installed if there is no ipywidgets
+        # without ipywidgets, tqdm (loaded by open_clip) warns with its own path
         quiet = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
         client.execute(env={**os.environ, **quiet})
     notebook.metadata = {
@@ -73,7 +73,8 @@ def main() -> None:
         text = nbformat.writes(execute(path)) + "\n"
         if len(text) > LARGEST:
             raise SystemExit(
-                f"{path.name} would have {len(text)} bytes, {LARGEST} are allowed: show smaller pictures"
+                f"{path.name} would have {len(text)} bytes, {LARGEST} are allowed: "
+                "show smaller images"
             )
         path.write_text(text)
         print(f"{path.name}: {len(text)} bytes")

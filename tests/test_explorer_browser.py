@@ -1,6 +1,8 @@
-"""The explorer in JupyterLab, driven through a real browser: a label typed, a slider moved, clicks, COCO written.
+"""The explorer in JupyterLab, driven through a real browser: a label typed, a slider moved, clicks,
+COCO written.
 
-Needs Chromium and the extra `browser`; skipped without. Screenshots go to the folder named by CLIP2SAM_SCREENSHOTS.
+Needs Chromium and the extra `browser`; skipped without. Screenshots go to the folder named by
+CLIP2SAM_SCREENSHOTS.
 """
 
 import json
@@ -38,7 +40,7 @@ Explorer(clip2sam.load("tiny"), "drawn.png", ["{label}"])
 
 @pytest.fixture(scope="module")
 def drawn():
-    """A picture with one large object, and others."""
+    """An image with one large object, and others."""
     return scene(split_seed("validation", 3))
 
 
@@ -77,7 +79,7 @@ def lab(tmp_path_factory, drawn) -> Iterator[tuple[str, Path]]:
 
 
 def address(log: Path, server: subprocess.Popen) -> str:
-    """Where the server says it listens, once it does, with its token."""
+    """The address that the server prints when it listens, with its token."""
     for _ in range(300):
         found = re.search(r"http://127\.0\.0\.1:(\d+)/lab\?token=(\w+)", log.read_text())
         if found:
@@ -113,13 +115,13 @@ def text_field(page, name: str):
 
 
 def says(page, pattern: str) -> None:
-    """Wait until the line under the picture is this: it comes after the picture."""
+    """Wait until the line above the image is this: it changes after the image."""
     line = page.locator(".jp-OutputArea .widget-vbox > .widget-label")
     expect(line).to_have_text(re.compile(pattern), timeout=20_000)
 
 
 def changes(page, act: Callable[[], None]) -> None:
-    """Do something, and wait until another picture is shown."""
+    """Do something, and wait until another image is shown."""
     before = panels(page).get_attribute("src")
     act()
     page.wait_for_function(
@@ -159,7 +161,7 @@ def test_a_person_types_moves_and_clicks(page, lab, drawn):
         page.mouse.up()
 
     changes(page, lambda: drag(0.99))
-    says(page, f"^{label}: (?!.*mask$)")  # no label is that sure
+    says(page, f"^{label}: (?!.*mask$)")  # no score is that high
     snapshot(page, "3-too-strict")
     changes(page, lambda: drag(0.01))
     says(page, "mask$")

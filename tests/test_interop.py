@@ -1,4 +1,4 @@
-"""A result as other libraries take it: plain arrays, supervision's detections, a picture in a notebook."""
+"""A result as other libraries take it: plain arrays, supervision's detections, a notebook's PNG."""
 
 import sys
 from io import BytesIO
@@ -12,7 +12,7 @@ from clip2sam.clip import SurgeryCLIP
 from clip2sam.errors import ConfigError
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import Result
-from clip2sam.sam import PointSAM
+from clip2sam.sam import PromptSAM
 from tests.models import small_clip, small_sam
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
@@ -21,7 +21,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
 @pytest.fixture(scope="module")
 def segmenter() -> Segmenter:
     return Segmenter(
-        SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=-1e9)
+        SurgeryCLIP(small_clip()), PromptSAM(small_sam()), clip2sam.Config(presence_threshold=-1e9)
     )
 
 
@@ -32,7 +32,7 @@ def found(segmenter) -> Result:
 
 @pytest.fixture(scope="module")
 def nothing(segmenter) -> Result:
-    return segmenter.with_config(presence=9.0)(PIXELS, ["person", "cat"])
+    return segmenter.with_config(presence_threshold=9.0)(PIXELS, ["person", "cat"])
 
 
 def test_arrays_survive_a_file_without_pickling(found, nothing, tmp_path):

@@ -1,4 +1,5 @@
-"""The notebooks run from top to bottom, and are stored as they ran: with their outputs, small, naming no place."""
+"""The notebooks run from top to bottom, and are stored as they ran: with their outputs, small, and
+without paths of a machine."""
 
 import re
 from pathlib import Path
