@@ -1,82 +1,86 @@
-"""Stand-ins for models and decoders: quick, deterministic, and able to fail when told to."""
+"""Stand-ins for models and decode workers: quick, deterministic, and able to fail when told to."""
 
 import os
 import threading
 
 import numpy as np
+from PIL import Image as PILImage
 
 import clip2sam
-from clip2sam.clip import SurgeryCLIP
-from clip2sam.coco.document import encode_mask
-from clip2sam.data.images import load_image
-from clip2sam.data.records import FoundMask
-from clip2sam.labelling.engine import shortest
+from clip2sam.clip.model import SurgeryCLIP
+from clip2sam.coco.rle import encode_mask
+from clip2sam.data.images import Image, load_image
+from clip2sam.data.records import Annotation, as_float32
 from clip2sam.pipeline import Segmenter
-from clip2sam.sam import PointSAM
+from clip2sam.sam import PromptSAM
 from tests.models import small_clip, small_sam
 
 
 class Threshold:
-    """An engine whose classes are red, green and blue: the mask of a colour is where it is above 128."""
+    """An engine whose classes are red, green and blue: the mask of a colour is where it is above
+    128, its presence its mean."""
 
-    def __init__(self, group=4):
+    classes = ("red", "green", "blue")
+
+    def __init__(self, group=4, threshold=0.5):
         self.group = group
+        self.thresholds = (threshold,) * 3
+        self.floors = (None,) * 3
         self.batches: list[int] = []
         self.seen: list[str] = []
 
-    def prepare(self, image):
-        """Nothing to do ahead."""
+    def fingerprint(self):
+        return {"engine": "threshold", "thresholds": list(self.thresholds)}
 
-    def predict(self, images):
-        self.batches.append(len(images))
-        self.seen += [image.origin for image in images]
-        return [image.pixels > 128 for image in images]
+    def prepare(self, image):
+        return image
+
+    def predict(self, prepared):
+        self.batches.append(len(prepared))
+        self.seen += [image.origin for image in prepared]
+        return [image.pixels > 128 for image in prepared]
 
     def finish(self, image, prediction):
-        presence = tuple(shortest(image.pixels[..., c].mean() / 255) for c in range(3))
-        masks = tuple(
-            FoundMask(
-                c,
-                encode_mask(prediction[..., c])["counts"],
-                shortest(presence[c]),
-                ((0.5, 0.5, 1),),
-            )
-            for c in range(3)
+        presence = tuple(as_float32(image.pixels[..., c].mean() / 255) for c in range(3))
+        annotations = tuple(
+            Annotation(name, encode_mask(prediction[..., c]), presence[c], ((0.5, 0.5, 1),))
+            for c, name in enumerate(self.classes)
             if prediction[..., c].any()
         )
-        return presence, masks
+        return presence, (False,) * 3, annotations
 
 
 class Here:
-    """A decoder in the reader's own thread."""
+    """A decode worker in the reader's own thread."""
 
-    def __init__(self, root):
-        self.root = root
-
-    def decode(self, key):
-        image = load_image(os.path.join(self.root, key))
-        return clip2sam.Image(image.pixels, key)
+    def decode(self, data, key):
+        return Image(load_image(data).pixels, key)
 
     def stop(self):
-        """There is nothing to let go of."""
+        """There is nothing to release."""
 
 
-def write_pictures(folder, count, *, side=24, first=0):
+def reads(folder):
+    """From a key to the path of an image below the folder, as `Source.read`."""
+    return lambda key: os.path.join(folder, key)
+
+
+def write_images(folder, count, *, side=24, first=0):
     """Small random PNGs 000.png, 001.png, ...; their sizes differ."""
-    from PIL import Image
-
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(first, first + count):
         rng = np.random.default_rng(i)
         pixels = rng.integers(0, 256, (side + i % 5, side + i % 7, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:03d}.png", compress_level=1)
+        PILImage.fromarray(pixels).save(folder / f"{i:03d}.png", compress_level=1)
     return folder
 
 
-def small_segmenter(presence=0.02):
+def small_segmenter(*, resolution=None, **changes):
     """The real pipeline on small seeded models: about half of all labels are found."""
     return Segmenter(
-        SurgeryCLIP(small_clip()), PointSAM(small_sam()), clip2sam.Config(presence=presence)
+        SurgeryCLIP(small_clip(), resolution=resolution),
+        PromptSAM(small_sam()),
+        clip2sam.Config(**{"presence_threshold": 0.02, **changes}),
     )
 
 

@@ -1,9 +1,9 @@
 """A process that labels until it is killed: python labelling_worker.py IN OUT TRACE MOMENT...
 
-A moment is N:SECONDS, such as 3:0.01: a child labels IN into OUT and is killed (SIGKILL) so many seconds after its
-model was given N pictures (or ended by itself before); with N = 0, after its run has begun. At last a child runs to its
-end. All that is slow to load is loaded once, before the first child. TRACE gets a line a child, with a dot for each
-picture that its model was given.
+A moment is N:SECONDS, such as 3:0.01: a child labels IN into OUT and is killed (SIGKILL) so many
+seconds after its model was given N images (or has ended by itself before); with N = 0, after its
+run has begun. At last a child runs to its end. All that is slow to import is imported once, before
+the first child. TRACE gets a line a child, with a dot for each image that its model was given.
 """
 
 import os
@@ -17,34 +17,34 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-from clip2sam.labelling import decode_worker as decoder  # noqa: F401
-from clip2sam.labelling import run
-from clip2sam.labelling import summary as publish  # noqa: F401
+from clip2sam.labelling.run import label_dataset
+from clip2sam.visualize import histogram  # noqa: F401
 from tests.labelling_fakes import small_segmenter
 
 BATCH = 4
 LABELS = ["cat", "dog"]
 
 
-def label_in_a_child(segmenter, pictures, output):
-    """Fork; the child writes a byte when its run begins and one for each picture that its model is given."""
+def label_in_a_child(segmenter, images, output):
+    """Fork; the child writes a byte when its run begins, and one for each image that its model is
+    given."""
     seen, tell = os.pipe()
     child = os.fork()
     if child:
         os.close(tell)
         return child, seen
     os.close(seen)
-    real = segmenter.predict_batch
+    real = segmenter.encode
 
-    def predict_batch(images, labels, **settings):
-        os.write(tell, b"." * len(images))
-        return real(images, labels, **settings)
+    def encode(batch, **settings):
+        os.write(tell, b"." * len(batch))
+        return real(batch, **settings)
 
-    segmenter.predict_batch = predict_batch
+    segmenter.encode = encode
     try:
         begun = lambda *_: os.write(tell, b"!")  # noqa: E731
-        run.label(
-            pictures,
+        label_dataset(
+            images,
             LABELS,
             output,
             segmenter=segmenter,
@@ -67,12 +67,12 @@ def read_all(seen, least):
 
 
 def main():
-    pictures, output, trace, *moments = sys.argv[1:]
+    images, output, trace, *moments = sys.argv[1:]
     torch.set_num_threads(1)  # threads would not survive the fork
     segmenter = small_segmenter()
     with open(trace, "w") as log:
         for number, seconds in (moment.split(":") for moment in moments):
-            child, seen = label_in_a_child(segmenter, pictures, output)
+            child, seen = label_in_a_child(segmenter, images, output)
             told = read_all(seen, int(number) + 1)
             time.sleep(float(seconds))
             os.kill(child, signal.SIGKILL)
@@ -80,7 +80,7 @@ def main():
             told += read_all(seen, 10**9)
             os.close(seen)
             log.write("." * told.count(b".") + "\n")
-        child, seen = label_in_a_child(segmenter, pictures, output)
+        child, seen = label_in_a_child(segmenter, images, output)
         log.write("." * read_all(seen, 10**9).count(b".") + "\n")
         _, status = os.waitpid(child, 0)
     sys.exit(os.waitstatus_to_exitcode(status))

@@ -3,29 +3,37 @@
 import errno
 import json
 import os
+import zlib
+from contextlib import closing
 
 import pytest
 
-from clip2sam.data.records import FoundMask, Labelled
+from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.errors import OutputError, RunError
 from clip2sam.labelling import journal as room
 from clip2sam.labelling.journal import Journal, as_line, read_index, read_record, read_records
 
+CLASSES = ("cat", "dog", "日本")
+IDS = (41, 7, 3, 1000, 5)
+"""In the order of a source, which needn't be that of the numbers."""
 
-def record(picture, state="done", key=None):
-    key = key or f"ä/{picture}\udcff.png"
+
+def record(image_id, state="done"):
+    name = f"ä/{image_id}\udcff.png"
     if state == "failed":
-        return Labelled(picture, key, state, "it is \udc80 bad\n", seconds={"decode": 0.1})
-    masks = (FoundMask(1, "0@`\\12", 0.5, ((0.5, 12.25, 1), (3.0, 4.0, 0))),)
-    return Labelled(
-        picture,
-        key,
-        state,
-        "",
+        reason = "it is \udc80 bad\n"
+        return ImageRecord(image_id, name, state="failed", reason=reason, seconds={"decode": 0.1})
+    rle = {"size": [10, 20], "counts": "0@`\\12"}
+    annotations = (Annotation("日本", rle, 0.5, ((0.5, 12.25, 1), (3.0, 4.0, 0))),)
+    return ImageRecord(
+        image_id,
+        name,
         (10, 20),
-        (0.1, None),
-        masks if state == "done" else (),
-        {"decode": 0.25},
+        state,
+        annotations=annotations if state == "done" else (),
+        presence=(0.1, None, 0.3),
+        beaten=(False, False, True),
+        seconds={"decode": 0.25},
     )
 
 
@@ -34,103 +42,105 @@ def path(tmp_path):
     return tmp_path / "journal-0001.jsonl"
 
 
-def write(path, records, pictures=10):
-    journal = Journal(path, pictures)
+def write(path, records):
+    journal = Journal(path, IDS, CLASSES)
     for r in records:
         journal.append(r)
     journal.close()
     return journal
 
 
-def test_records_come_back_in_the_lists_order_the_last_word_counts(path):
-    written = [record(4), record(0, "failed"), record(2, "empty"), record(0)]
-    journal = write(path, written)
-    assert list(journal.records()) == [record(0), record(2, "empty"), record(4)]
+def stored(path, index=None):
+    return list(read_records(path, index or read_index(path, IDS), IDS, CLASSES))
+
+
+def test_records_come_back_in_the_sources_order_the_last_line_counts(path):
+    journal = write(path, [record(1000), record(41, "failed"), record(3, "empty"), record(41)])
+    assert stored(path) == [record(41), record(3, "empty"), record(1000)]
     assert journal.index.failed == set()
-    again = read_index(path, 10)
-    assert again == journal.index
-    assert list(read_records(path, again)) == list(journal.records())
+    assert read_index(path, IDS) == journal.index
+    with closing(Journal(path, IDS, CLASSES)) as again:
+        again.append(record(3, "failed"))
+    assert read_index(path, IDS).failed == {3}
 
 
 def test_every_line_is_json_with_the_checksum_of_the_rest(path):
-    import zlib
-
-    write(path, [record(0), record(1, "failed")])
+    write(path, [record(41), record(7, "failed")])
     for line in path.read_bytes().splitlines():
         row = json.loads(line)
+        assert list(row)[:3] == ["crc", "image_id", "state"]
         rest = line.replace(b'"crc":"' + row["crc"].encode() + b'",', b"", 1)
         assert int(row["crc"], 16) == zlib.crc32(rest)
 
 
 def test_cut_at_every_byte_of_its_last_three_lines(path):
     """At most the line that is cut is lost, and what is appended afterwards is whole."""
-    lines = [as_line(record(i, "failed" if i == 3 else "done")) for i in range(5)]
+    records = [record(i, "failed" if i == 1000 else "done") for i in IDS]
+    lines = [as_line(r, CLASSES) for r in records]
     whole = b"".join(lines)
     first = len(b"".join(lines[:2]))
     ends = [sum(map(len, lines[:n])) for n in range(6)]
     for cut in range(first, len(whole) + 1):
         path.write_bytes(whole[:cut])
         kept = max(n for n in range(6) if ends[n] <= cut)
-        journal = Journal(path, 10)
-        assert sorted(journal.index.offsets) == list(range(kept))
+        journal = Journal(path, IDS, CLASSES)
+        assert list(journal.index.offsets) == list(IDS[:kept])
         assert path.stat().st_size == ends[kept]
-        for i in range(kept, 5):
-            journal.append(record(i, "failed" if i == 3 else "done"))
-        os.close(journal._file)
+        for r in records[kept:]:
+            journal.append(r)
+        journal.close()
         assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\0" * 5000, b"{}\n", b"\xff\n\n", b'{"crc":"00000000","picture":1,"state":"done",'],
+    [b"\0" * 5000, b"{}\n", b"\xff\n\n", b'{"crc":"00000000","image_id":7,"state":"done",'],
 )
 def test_garbage_at_the_end_is_cut_off(path, garbage):
-    write(path, [record(0)])
+    write(path, [record(41)])
     good = path.read_bytes()
     path.write_bytes(good + garbage)
-    Journal(path, 10).close()
+    Journal(path, IDS, CLASSES).close()
     assert path.read_bytes() == good
 
 
-def test_a_damaged_line_before_good_ones_costs_its_picture_only(path):
-    write(path, [record(0), record(1), record(2)])
+def test_a_damaged_line_before_good_ones_costs_its_image_only(path):
+    write(path, [record(41), record(7), record(3)])
     data = bytearray(path.read_bytes())
-    data[len(as_line(record(0))) + 60] ^= 1
+    data[len(as_line(record(41), CLASSES)) + 60] ^= 1
     path.write_bytes(data)
-    journal = Journal(path, 10)
-    assert sorted(journal.index.offsets) == [0, 2]
-    assert journal.index.damaged == 1
+    journal = Journal(path, IDS, CLASSES)
+    assert list(journal.index.offsets) == [41, 3]
     assert path.stat().st_size == len(data)
-    journal.append(record(1))
-    assert [r.picture for r in journal.records()] == [0, 1, 2]
+    journal.append(record(7))
     journal.close()
+    assert [r.image_id for r in stored(path)] == [41, 7, 3]
 
 
 def test_any_changed_byte_is_noticed(path):
-    line = as_line(record(0))
+    line = as_line(record(41), CLASSES)
     for i in range(len(line)):
         path.write_bytes(line[:i] + bytes([line[i] ^ 4]) + line[i + 1 :])
-        assert read_index(path, 10).offsets == {}, i
+        assert read_index(path, IDS).offsets == {}, i
 
 
-def test_a_picture_that_the_run_does_not_have_is_damage(path):
-    path.write_bytes(as_line(record(7)))
-    assert read_index(path, 7).offsets == {}
-    assert read_index(path, 8).offsets == {7: 0}
+def test_an_image_that_the_run_does_not_have_is_damage(path):
+    path.write_bytes(as_line(record(8), CLASSES))
+    assert read_index(path, IDS).offsets == {}
+    assert read_index(path, (*IDS, 8)).offsets == {8: 0}
 
 
 def test_a_change_while_reading_is_noticed(path):
-    write(path, [record(0)])
+    write(path, [record(41)])
     with open(path, "rb") as file, pytest.raises(RunError, match="has changed at byte 3"):
-        read_record(file, 3)
+        read_record(file, 3, CLASSES)
 
 
 def test_a_full_disk_leaves_no_half_line(path, monkeypatch):
-    """The disk takes a part of the third line, then nothing; with room again, the run goes on."""
-    journal = write(path, [])
-    journal = Journal(path, 10)
-    journal.append(record(0))
-    journal.append(record(1))
+    """The disk takes a part of the third line, then nothing; with room again, the run continues."""
+    journal = Journal(path, IDS, CLASSES)
+    journal.append(record(41))
+    journal.append(record(7))
     good, real = path.read_bytes(), os.write
 
     def full(descriptor, data):
@@ -140,42 +150,82 @@ def test_a_full_disk_leaves_no_half_line(path, monkeypatch):
 
     monkeypatch.setattr(room.os, "write", full)
     with pytest.raises(
-        OutputError, match=r"No space left on device.*make room.*goes on where it stopped"
+        OutputError, match=r"No space left on device.*make room.*continues where it stopped"
     ):
-        journal.append(record(2))
+        journal.append(record(3))
     monkeypatch.undo()
     assert path.read_bytes() == good
-    journal.append(record(2))
+    journal.append(record(3))
     journal.close()
-    assert sorted(read_index(path, 10).offsets) == [0, 1, 2]
+    assert stored(path) == [record(41), record(7), record(3)]
 
 
-def test_a_really_full_disk(path):
+def test_a_really_full_disk(path, monkeypatch):
     """/dev/full refuses every byte."""
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
-    journal = Journal(path, 10)
-    os.dup2(os.open("/dev/full", os.O_WRONLY), journal._file)
+    journal, real = Journal(path, IDS, CLASSES), os.write
+    full = os.open("/dev/full", os.O_WRONLY)  # never read: its zeros have no end
+    monkeypatch.setattr(room.os, "write", lambda descriptor, data: real(full, data))
     with pytest.raises(OutputError, match="No space left"):
-        journal.append(record(0))
-    os.close(journal._file)
-
-
-def test_lines_go_to_the_disk_by_number_and_by_time(path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(room.os, "fdatasync", synced.append, raising=False)
-    now = [0.0]
-    monkeypatch.setattr(room.time, "monotonic", lambda: now[0])
-    journal = Journal(path, 1000)
-    for i in range(130):
-        journal.append(record(i))
-    assert len(synced) == 2
-    journal.sync_if_due()
-    assert len(synced) == 2
-    now[0] = 6.0
-    journal.sync_if_due()
-    assert len(synced) == 3
-    now[0] = 60.0
-    journal.sync_if_due()
-    assert len(synced) == 3, "nothing new was there"
+        journal.append(record(41))
+    os.close(full)
     journal.close()
+    assert path.read_bytes() == b""
+
+
+class Disk:
+    """Notes when the journal's bytes, and its folder's entries, are brought to the disk."""
+
+    def __init__(self, monkeypatch):
+        self.synced: list[int] = []
+        """The journal's size at each sync."""
+        self.folders = 0
+        self.now = 0.0
+        monkeypatch.setattr(room.os, "fdatasync", self._sync, raising=False)
+        monkeypatch.setattr(room, "sync_folder", self._sync_folder)
+        monkeypatch.setattr(room.time, "monotonic", lambda: self.now)
+
+    def _sync(self, descriptor):
+        self.synced.append(os.fstat(descriptor).st_size)
+
+    def _sync_folder(self, folder):
+        assert (folder / "journal-0001.jsonl").exists()
+        self.folders += 1
+
+
+def test_lines_go_to_the_disk_by_number_by_time_and_at_the_end(path, monkeypatch):
+    disk = Disk(monkeypatch)
+    journal = Journal(path, IDS, CLASSES)
+    assert disk.folders == 1, "the new file's name is on the disk before its first line"
+    sizes = []
+    for _ in range(130):
+        journal.append(record(41))
+        sizes.append(path.stat().st_size)
+    assert disk.synced == [sizes[63], sizes[127]]
+    journal.sync_if_due()
+    assert len(disk.synced) == 2
+    disk.now = 6.0
+    journal.sync_if_due()
+    assert disk.synced[2:] == [sizes[-1]]
+    disk.now = 60.0
+    journal.sync_if_due()
+    assert len(disk.synced) == 3, "nothing new was there"
+    journal.append(record(7))
+    assert len(disk.synced) == 4, "it is long ago"
+    journal.append(record(3))
+    journal.close()
+    assert disk.synced[4:] == [path.stat().st_size]
+
+
+def test_a_disk_that_refuses_to_sync_is_an_error_of_the_output(path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    journal = Journal(path, IDS, CLASSES)
+    journal.append(record(41))
+    monkeypatch.setattr(room.os, "fdatasync", refuse, raising=False)
+    with pytest.raises(OutputError, match=r"journal-0001\.jsonl: .*Input/output error"):
+        journal.sync()
+    with pytest.raises(OutputError):
+        journal.close()

@@ -13,7 +13,7 @@ from clip2sam.coco.document import file_name_fault
 from clip2sam.data.images import MAX_PIXELS, printable
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import ImageRecord
-from clip2sam.data.sources import FileSource, check_output, find_source
+from clip2sam.data.sources import Source, check_output, find_source
 from clip2sam.errors import ImageError
 from clip2sam.export.coco import CocoExporter
 from clip2sam.labelling.decode_worker import load_named
@@ -30,7 +30,7 @@ why), and the paths of the drawings."""
 
 def segment_images(
     segmenter: Segmenter,
-    sources: StrPath | Sequence[StrPath],
+    sources: StrPath | Sequence[StrPath] | Source,
     labels: LabelSet,
     output: StrPath,
     *,
@@ -44,7 +44,8 @@ def segment_images(
     out. If the call is interrupted, the file holds what was done, and the error goes on.
 
     Args:
-        sources: what `find_source` takes: folders, globs, images, or one list or COCO file.
+        sources: what `find_source` takes (folders, globs, images, or one list or COCO file), or a
+            `Source` object.
         labels: checked labels.
         overlays: which labels are drawn: "found", "all" or "none".
         polygons: write polygons instead of RLE.
@@ -58,7 +59,8 @@ def segment_images(
         ConfigError: the output lies where images are read.
         OutputError: a file can't be written.
     """
-    source, folder = find_source(sources), Path(output)
+    source = sources if isinstance(sources, Source) else find_source(sources)
+    folder = Path(output)
     check_output(source, folder)
     records: list[ImageRecord] = []
     try:
@@ -76,7 +78,7 @@ def segment_images(
 
 
 def _segmented(
-    segmenter: Segmenter, source: FileSource, image_id: int, key: str, labels: LabelSet
+    segmenter: Segmenter, source: Source, image_id: int, key: str, labels: LabelSet
 ) -> tuple[ImageRecord, Result | None]:
     def failed(reason: str) -> tuple[ImageRecord, None]:
         return ImageRecord(image_id, key, state="failed", reason=reason), None

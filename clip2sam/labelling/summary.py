@@ -7,7 +7,7 @@ the batch size, the number of threads or interruptions.
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Clock:
     began: float | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class ClassSummary:
     """What was found of one class."""
 
@@ -54,7 +54,7 @@ class ClassSummary:
     """Presence scores: lower edge of each bin that is not empty, and number of images in it."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Summary:
     """A run in figures. listed = done + empty + failed, when it is finished."""
 
@@ -62,8 +62,8 @@ class Summary:
     done: int
     empty: int
     failed: int
-    classes: list[ClassSummary]
-    failures: list[dict[str, str]]
+    classes: tuple[ClassSummary, ...]
+    failures: tuple[dict[str, str], ...]
     """file_name and reason of every image that failed."""
     labelled_now: int = 0
     """Images of this start; those of earlier ones are in the journal. The rest is about this start
@@ -108,12 +108,15 @@ def publish(
         OutputError: a file can't be written; an older one stays as it was.
     """
     paths = {run.path / name: exporter for name, exporter in exporters.items()}
-    summary = write_files(run, index, Decision(), paths)
-    summary.labelled_now, summary.seconds = labelled_now, round(clock.total, 3)
-    if clock.total:
-        summary.images_per_second = round(labelled_now / clock.total, 3)
-        summary.waited_for_images = round(clock.waited_for_images / clock.total, 4)
-        summary.waited_for_writer = round(clock.waited_for_writer / clock.total, 4)
+    total = clock.total or math.inf  # of a start without an image
+    summary = replace(
+        write_files(run, index, Decision(), paths),
+        labelled_now=labelled_now,
+        seconds=round(clock.total, 3),
+        images_per_second=round(labelled_now / total, 3),
+        waited_for_images=round(clock.waited_for_images / total, 4),
+        waited_for_writer=round(clock.waited_for_writer / total, 4),
+    )
     _draw_presence(run.path / PRESENCE, summary)
     write_atomically(run.path / SUMMARY, as_json(as_row(summary)).encode() + b"\n")
     return summary
@@ -210,8 +213,8 @@ class _Counts:
             self._states["done"],
             self._states["empty"],
             self._states["failed"],
-            [self._class(*one) for one in classes],
-            self._failures,
+            tuple(self._class(*one) for one in classes),
+            tuple(self._failures),
         )
 
     def _class(
