@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip2sam.sam.decoder import decode, embed_points
+from clip2sam.sam.decoder import decode
+from clip2sam.sam.prompts import embed_points
 from tests.models import small_sam
 
 OWNERS = torch.tensor([0, 2, 2, 1, 0, 2])

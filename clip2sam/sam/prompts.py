@@ -11,7 +11,28 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clip2sam.points import PADDING
-from clip2sam.sam.decoder import embed_points
+
+
+def embed_points(
+    prompt_encoder: Any,
+    coords: Float[Tensor, "prompts points 2"],
+    labels: Int[Tensor, "prompts points"],
+) -> Float[Tensor, "prompts points_and_end channels"]:
+    """Embed points, and the closing "not a point" token that SAM adds when no box is given.
+
+    Args:
+        prompt_encoder: segment-anything's `PromptEncoder`.
+        coords: (x, y) as pixel indices in SAM's input frame; half a pixel is added here, as in SAM.
+        labels: 1 positive, 0 negative; the embedding of padding doesn't matter.
+    """
+    positions = prompt_encoder.pe_layer.forward_with_coords(
+        coords + 0.5, prompt_encoder.input_image_size
+    )
+    negative, positive = (prompt_encoder.point_embeddings[i].weight for i in (0, 1))
+    # `where` in place of SAM's boolean indexing, which would make the host wait for a GPU.
+    points = positions + torch.where((labels == 1)[..., None], positive, negative)
+    end = prompt_encoder.not_a_point_embed.weight.expand(len(points), 1, -1)
+    return torch.cat([points, end], dim=1)
 
 
 def embed_sparse(
