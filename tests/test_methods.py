@@ -217,7 +217,7 @@ REFERENCES = [
 def reference(model, pixels, method):
     """Dense features by a method: CLS from CLIP itself, ln_post, projection."""
     weights = weights_of(model)
-    blocks = [Block(weights, i) for i in range(LAYERS)]
+    blocks = [Block(weights, i) for i in range(len(model.visual.transformer.resblocks))]
     x = embedded(weights, pixels.double().numpy())
     tokens = np.concatenate([raw_clip(blocks, x)[:1], method(blocks, x)[1:]])
     return norm(tokens, weights, "ln_post") @ weights["proj"]
@@ -260,6 +260,14 @@ def test_the_references_tell_neighbours_apart(vit, change):
     other = dense_features(vit.visual, pixels, Method("other", **fields))[0].numpy()
     expected = reference(vit, pixels[0], clip_surgery)
     assert np.linalg.norm(other - expected) / np.linalg.norm(expected) > 0.01
+
+
+def test_fewer_blocks_than_the_method_has():
+    """Then the new path starts at the first block."""
+    shallow = uneven(small_clip(layers=4))
+    pixels = torch.randn(1, 3, 64, 64)
+    ours = dense_features(shallow.visual, pixels, CLIP_SURGERY)[0].numpy()
+    assert_close(ours, reference(shallow, pixels[0], clip_surgery))
 
 
 def pool_by_hand(model, pixels, method):
@@ -360,6 +368,28 @@ def assert_preprocessed_alike(model, size, mean, std, filter_name):
     clip = SurgeryCLIP(model, resolution=48)
     ours = clip.preprocess([clip.resize(Image(pixels, "array"))])[0]
     torch.testing.assert_close(ours, transform(PILImage.fromarray(pixels)), rtol=0, atol=1e-6)
+
+
+# The adapter
+
+
+def test_tokens_are_unit_features(vit):
+    pixels = torch.randn(2, 3, 48, 80)
+    tokens, grid = SurgeryCLIP(vit).encode_image(pixels, CLEARCLIP)
+    dense = dense_features(vit.visual, pixels, CLEARCLIP)
+    assert grid == (3, 5)
+    torch.testing.assert_close(tokens, dense / (dense**2).sum(dim=-1, keepdim=True).sqrt())
+
+
+def test_text_features_follow_their_templates(vit):
+    """Also when the same prompt was encoded in other templates before."""
+    texts, templates = ["cat", "dog"], ("two {}s.",)
+    clip = SurgeryCLIP(vit)
+    published_ones = clip.encode_texts(texts)
+    ours = clip.encode_texts(texts, templates)
+    torch.testing.assert_close(ours, SurgeryCLIP(vit).encode_texts(texts, templates))
+    assert not torch.allclose(ours, published_ones, atol=1e-3)
+    assert torch.equal(clip.encode_texts(texts), published_ones)
 
 
 # Feature surgery

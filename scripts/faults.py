@@ -1,0 +1,711 @@
+"""The faults that `mutants.py` plants: each is a small, plausible mistake in one file.
+
+To add one: the exact text of one place in a file, the text in its place, and the test files that
+have to see it (the one that most likely does first).
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    file: str
+    old: str
+    """Occurs exactly once in the file."""
+    new: str
+    tests: tuple[str, ...]
+
+
+def faults(file: str, tests: str, *changes: tuple[str, str, str]) -> list[Fault]:
+    """Faults of one file: (name, old, new) each; `tests` are names of test files."""
+    paths = tuple(f"tests/test_{test}.py" for test in tests.split())
+    return [Fault(name, f"clip2sam/{file}", old, new, paths) for name, old, new in changes]
+
+
+METHOD = [
+    *faults(
+        "clip/methods.py",
+        "methods",
+        ("surgery has 7 blocks", "blocks=6", "blocks=7"),
+        ("surgery has 5 blocks", "blocks=6", "blocks=5"),
+        (
+            "surgery with feed-forward",
+            'attention="vv", blocks=6, residual=True, feed_forward=False',
+            'attention="vv", blocks=6, residual=True, feed_forward=True',
+        ),
+        ("surgery by key-key", 'attention="vv"', 'attention="kk"'),
+        (
+            "clearclip with residual",
+            "blocks=1, residual=False",
+            "blocks=1, residual=True",
+        ),
+        ("clearclip by key-key", 'attention="qq"', 'attention="kk"'),
+        (
+            "maskclip without residual",
+            'attention="identity", blocks=1, residual=True',
+            'attention="identity", blocks=1, residual=False',
+        ),
+    ),
+    *faults(
+        "clip/surgery.py",
+        "methods golden clip",
+        ("new path fed from itself", "_qkv(block, x)", "_qkv(block, new)"),
+        (
+            "CLS of the new path",
+            "torch.cat([x[:, :1], new[:, 1:]], dim=1)",
+            "torch.cat([new[:, :1], new[:, 1:]], dim=1)",
+        ),
+        ("no last norm", "visual.ln_post(x) @ visual.proj", "x @ visual.proj"),
+        (
+            "positions resized by bicubic",
+            'mode="bilinear", align_corners=False)\n    grid = grid.flatten',
+            'mode="bicubic", align_corners=False)\n    grid = grid.flatten',
+        ),
+        (
+            "positions resized with antialiasing",
+            'mode="bilinear", align_corners=False)\n    grid = grid.flatten',
+            'mode="bilinear", antialias=True)\n    grid = grid.flatten',
+        ),
+        (
+            "positions: rows and columns swapped",
+            "F.interpolate(grid, (rows, cols)",
+            "F.interpolate(grid, (cols, rows)",
+        ),
+        (
+            "prior from key to query",
+            "(method.prior(*grid)).to(like)",
+            "(method.prior(*grid)).mT.to(like)",
+        ),
+        ("prior one token off", "F.pad(prior, (1, 0, 1, 0))", "F.pad(prior, (0, 1, 0, 1))"),
+        ("qq+kk without kk", "return first + rest[0] if rest else first", "return first"),
+        (
+            "too few blocks wrap around",
+            "max(len(blocks) - method.blocks, 0)",
+            "len(blocks) - method.blocks",
+        ),
+        ("ResNet: CLS is no mean", "x.mean(dim=1, keepdim=True), x", "x[:, :1], x"),
+    ),
+    *faults(
+        "clip/model.py",
+        "methods clip pipeline",
+        (
+            "division by std left out",
+            "(pixels - self._mean) / self._std",
+            "pixels - self._mean",
+        ),
+        ("bilinear instead of bicubic", "BICUBIC if bicubic", "BILINEAR if bicubic"),
+        (
+            "given resolution ignored",
+            "side = resolution or self.resolution",
+            "side = self.resolution",
+        ),
+        (
+            "tokens not normalised",
+            "F.normalize(dense.float(), dim=-1), grid",
+            "dense.float(), grid",
+        ),
+        (
+            "first synonym only",
+            "for p in c.prompts]).mean(dim=0)",
+            "for p in c.prompts])[0]",
+        ),
+        (
+            "class features not normalised",
+            "return F.normalize(torch.stack(rows), dim=-1)",
+            "return torch.stack(rows)",
+        ),
+        (
+            "templates not in the key of the cache",
+            "self.text_features.get((prompt, templates))",
+            "self.text_features.get((prompt, TEMPLATES))",
+        ),
+    ),
+    *faults(
+        "clip/text.py",
+        "clip golden",
+        ("one template less", '    "this is one {} in the scene.",\n', ""),
+        (
+            "texts of a prompt not normalised",
+            "F.normalize(encode_tokens(model, tokenizer(batch)).float(), dim=-1)",
+            "encode_tokens(model, tokenizer(batch)).float()",
+        ),
+        (
+            "positions by place in the tree",
+            "positional_embedding[tree.depths.to(device)]",
+            "positional_embedding[: len(tree.depths)]",
+        ),
+    ),
+    *faults(
+        "similarity.py",
+        "methods golden similarity pipeline",
+        ("temperature 1", "TEMPERATURE = 2.0", "TEMPERATURE = 1.0"),
+        (
+            "weights not divided by their mean",
+            "weights / weights.mean(dim=-1, keepdim=True)",
+            "weights",
+        ),
+        (
+            "nothing redundant taken out",
+            "terms.similarity.sub_(terms.redundant)",
+            "terms.similarity",
+        ),
+        (
+            "weights by the first patch",
+            "(TEMPERATURE * similarity[:, 0])",
+            "(TEMPERATURE * similarity[:, 1])",
+        ),
+        (
+            "weights of the batch's first image",
+            "similarity *= weights[:, None]",
+            "similarity *= weights[:1, None]",
+        ),
+        (
+            "maps: rows and columns swapped",
+            "unflatten(2, (rows, cols))",
+            "unflatten(2, (cols, rows))",
+        ),
+        ("maps with the CLS token", "scores[:, 1:].transpose", "scores[:, :-1].transpose"),
+        ("resized maps with aligned corners", "align_corners=False", "align_corners=True"),
+        (
+            "an equal distractor beats",
+            "cells.amax(dim=-1) < rivals",
+            "cells.amax(dim=-1) <= rivals",
+        ),
+        (
+            "a distractor beats from anywhere",
+            "rivals.gather(1, peak)",
+            "rivals.amax(dim=-1, keepdim=True)",
+        ),
+    ),
+    *faults(
+        "data/presence.py",
+        "pipeline labelling_export",
+        (
+            "presence above, not at, the threshold",
+            "(scores >= thresholds)",
+            "(scores > thresholds)",
+        ),
+        ("distractors don't matter", "(scores >= thresholds) & ~beaten", "(scores >= thresholds)"),
+        ("a score that is NaN is present", "(scores == scores) & (", "("),
+    ),
+]
+
+POINTS = [
+    *faults(
+        "points.py",
+        "methods points golden",
+        (
+            "half grid by area",
+            'F.interpolate(maps, cells, mode="bilinear", align_corners=False)',
+            "F.adaptive_avg_pool2d(maps, cells)",
+        ),
+        (
+            "grid by bilinear resizing",
+            "F.adaptive_avg_pool2d(maps, cells)",
+            'F.interpolate(maps, cells, mode="bilinear", align_corners=False)',
+        ),
+        ("grid not scaled", "return min_max(pooled)", "return pooled"),
+        ("points above, not at, the threshold", "(cells >= threshold)", "(cells > threshold)"),
+        ("more than half positive", ".clamp(max=len(slots))", ".clamp(max=len(slots) - 1)"),
+        (
+            "lowest instead of highest",
+            "rank.gather(2, (rows * cols - positive + slots).clamp(max=last))",
+            "rank[..., : len(slots)]",
+        ),
+        (
+            "corners instead of centres",
+            "[chosen % cols + 0.5, chosen // cols + 0.5]",
+            "[chosen % cols + 0.0, chosen // cols + 0.0]",
+        ),
+        (
+            "x and y swapped",
+            "[chosen % cols + 0.5, chosen // cols + 0.5]",
+            "[chosen // cols + 0.5, chosen % cols + 0.5]",
+        ),
+        (
+            "height and width swapped",
+            "(width / cols, height / rows) for",
+            "(height / cols, width / rows) for",
+        ),
+        ("cells not by their columns", "chosen // cols + 0.5]", "chosen // rows + 0.5]"),
+        (
+            "cap keeps the worst positives",
+            "(rows * cols - positive + slots)",
+            "(rows * cols - count + slots)",
+        ),
+        ("no cap on negatives", "else count.clamp(max=max_negative)", "else count"),
+        ("absent labels are prompted", "keep & (point_labels == 1).any", "(point_labels == 1).any"),
+        ("points rounded", "coords.floor().long()", "coords.round().long()"),
+    ),
+    *faults(
+        "candidates.py",
+        "methods pipeline",
+        (
+            '"both" without predicted IoU',
+            "return agreement + candidates.predicted_iou",
+            "return agreement",
+        ),
+        (
+            '"both" without agreement',
+            "return agreement + candidates.predicted_iou",
+            "return candidates.predicted_iou",
+        ),
+        ("agreement of the unscaled map", "heat = min_max(maps)[:, None]", "heat = maps[:, None]"),
+        ("agreement without the union", "return overlap / union", "return overlap"),
+    ),
+    *faults(
+        "config.py",
+        "methods pipeline",
+        ("default candidate by agreement", '= "both"', '= "agreement"'),
+        ("default candidate by predicted IoU", '= "both"', '= "predicted_iou"'),
+        ("default grid 14", "grid: Grid = 7", "grid: Grid = 14"),
+        ("published at the model's resolution", "        resolution=512,\n", ""),
+        ("published with a presence decision", "        presence_threshold=None,\n", ""),
+    ),
+    *faults(
+        "pipeline.py",
+        "pipeline",
+        (
+            "the worst candidate is kept",
+            "(candidates, agrees).argmax(dim=-1)",
+            "(candidates, agrees).argmin(dim=-1)",
+        ),
+        ("distractors get masks", "& ~distractor", ""),
+        (
+            "redundant feature beside background prompts",
+            "if len(text) == 1 else None",
+            "if len(labels.classes) == 1 else None",
+        ),
+        (
+            "a class's own threshold ignored",
+            "labels.thresholds(self.config.presence_threshold)",
+            "[self.config.presence_threshold] * len(labels.classes)",
+        ),
+        (
+            "agreement with the first image's map",
+            "maps.raw[prompts.image_index, prompts.label_index]",
+            "maps.raw[prompts.image_index * 0, prompts.label_index]",
+        ),
+        (
+            "features kept for another method",
+            "if (method, side) not in self._tokens:",
+            "if not self._tokens:",
+        ),
+    ),
+]
+
+SAM = [
+    *faults(
+        "sam/model.py",
+        "sam pipeline",
+        (
+            "continuous points given to SAM",
+            "pixel_indices(prompts.coords) * scale",
+            "prompts.coords * scale",
+        ),
+        ("boxes not scaled to the frame", "prompts.boxes * scale.repeat(1, 2)", "prompts.boxes"),
+        ("boxes as y, x", "scale.repeat(1, 2)", "scale.flip(1).repeat(1, 2)"),
+        ("frame's sides cut, not rounded", "int(side * scale + 0.5)", "int(side * scale)"),
+        ("bicubic resizing for SAM", "PILImage.Resampling.BILINEAR", "PILImage.Resampling.BICUBIC"),
+        ("padding not cut", "frame[None, :, :height, :width]", "frame[None]"),
+        (
+            "x and y factors swapped",
+            "(wide / width, high / height)",
+            "(high / height, wide / width)",
+        ),
+        (
+            "embeddings in the order of all images",
+            "tuple(n for n in prompts.counts if n)",
+            "prompts.counts",
+        ),
+    ),
+    *faults(
+        "sam/prompts.py",
+        "sam",
+        ("boxes without half a pixel", "boxes.view(-1, 2, 2) + 0.5", "boxes.view(-1, 2, 2)"),
+        ("a box's corners swapped", "for i in (2, 3)]", "for i in (3, 2)]"),
+    ),
+    *faults(
+        "sam/rle.py",
+        "sam",
+        ("changes down the rows", "masks.transpose(1, 2).flatten(1)", "masks.flatten(1)"),
+    ),
+]
+
+COCO = [
+    *faults(
+        "coco/rle.py",
+        "coco export",
+        (
+            "box as x, y, height, width",
+            "right - left + 1, bottom - top + 1]",
+            "bottom - top + 1, right - left + 1]",
+        ),
+        ("box as y, x", "[left, top, right", "[top, left, right"),
+        ("box as corners", "right - left + 1, bottom - top + 1]", "right, bottom]"),
+        (
+            "box one pixel short",
+            "right - left + 1, bottom - top + 1]",
+            "right - left, bottom - top]",
+        ),
+        (
+            "box of a run over two columns",
+            "top, bottom = 0, height - 1",
+            "top, bottom = int((first % height).min()), int((last % height).max())",
+        ),
+        ("RLE down the rows", ".reshape(width, height).T", ".reshape(height, width)"),
+        (
+            "RLE size as width, height",
+            '"size": list(mask.shape),',
+            '"size": list(mask.shape[::-1]),',
+        ),
+        ("runs of no length counted", "[1::2][inside > 0]", "[1::2]"),
+        ("area of the runs outside", "int(inside.sum())", "int(runs[::2].sum())"),
+        ("no differences in packed RLE", "    numbers[2::2] = np.cumsum(numbers[2::2])\n", ""),
+    ),
+    *faults(
+        "coco/polygons.py",
+        "coco",
+        ("holes are filled", "_cut_out(rings[i], inner)", "_cut_out(rings[i], [])"),
+        ("polygons at the origin", "ring[:, 0] / 2), (x, y))", "ring[:, 0] / 2), (0, 0))"),
+        ("parts joined without the way back", "(ring, ring[:1], start)", "(ring, start)"),
+    ),
+    *faults(
+        "coco/document.py",
+        "coco export",
+        ("iscrowd 1", '"iscrowd": 0', '"iscrowd": 1'),
+        ("empty masks kept", "        if area > 0:\n", "        if area >= 0:\n"),
+        ("category ids from 0", "enumerate(classes, 1)\n    ]", "enumerate(classes)\n    ]"),
+        ("annotation ids from 0", '{"id": len(annotations) + 1', '{"id": len(annotations)'),
+        ("area of the box", '"area": mask.area', '"area": mask.box[2] * mask.box[3]'),
+        ("no supercategory", '"supercategory": c.supercategory', '"supercategory": ""'),
+        ("no licenses", ', "licenses": []', ""),
+        (
+            "image's height and width swapped",
+            '"height": int(height),\n        "width": int(width),',
+            '"height": int(width),\n        "width": int(height),',
+        ),
+        ("scores above 1", "if not 0 <= annotation.score <= 1:", "if not 0 <= annotation.score:"),
+        (
+            "masks of another size",
+            'if annotation.rle["size"] != list(record.size):',
+            'if len(annotation.rle["size"]) != len(record.size):',
+        ),
+        ("names that lead out", 'if ".." in name.split("/"):', 'if ".." == name:'),
+        ("failed images", 'if record.state == "failed":', 'if record.state == "":'),
+        ("an id given twice", "if number in ids:", "if number < 1:"),
+    ),
+    *faults(
+        "coco/write.py",
+        "coco",
+        (
+            "written without a check",
+            "violations := validate(document)",
+            "violations := validate([])",
+        ),
+    ),
+    *faults(
+        "data/records.py",
+        "labelling_journal labelling_run labelling_flow",
+        (
+            "scores with a float32's digits",
+            "float(str(np.float32(value)))",
+            "float(np.float32(value))",
+        ),
+        ("the journal forgets who is beaten", "tuple(i in beaten for", "tuple(i is beaten for"),
+        ("points of the journal without kinds", "(x, y, kind) for x", "(x, y, 1) for x"),
+    ),
+    *faults(
+        "result.py",
+        "pipeline interop",
+        ("empty masks are results", "mask_utils.area(rle) > 0", "mask_utils.area(rle) >= 0"),
+        ("boxes of results as x, y, w, h", "        table[:, 2:] += table[:, :2]\n", ""),
+        ("masks of the batch's first image", "first = sum(prompts.counts[:index])", "first = 0"),
+        ("padding among the points", "one[one[:, 2] >= 0]", "one[one[:, 2] >= -1]"),
+    ),
+]
+
+EXPORT = [
+    *faults(
+        "export/coco.py",
+        "export",
+        (
+            "merge: annotation ids from 1",
+            "_next_id(images), _next_id(annotations)",
+            "_next_id(images), 1",
+        ),
+        (
+            "merge: categories by order",
+            "[known[c.name] for c in self._classes]",
+            "list(range(1, len(self._classes) + 1))",
+        ),
+        (
+            "merge: images of another size",
+            '(there.get("height"), there.get("width")) != (height, width)',
+            'there.get("height") is None',
+        ),
+        ("merge: new id for an old image", 'return int(there["id"])', 'return int(row["id"])'),
+        (
+            "merge: the file itself is written",
+            "os.path.realpath(self.merge) == os.path.realpath(output)",
+            "os.path.realpath(self.merge) == output.name",
+        ),
+        (
+            "merge: the old head is lost",
+            "for key, value in (old or {}).items() if key not in _SECTIONS",
+            "for key, value in {}.items()",
+        ),
+        ("images' own ids are lost", "        if self._merging:\n", "        if row:\n"),
+    ),
+    *faults(
+        "export/yolo.py",
+        "export",
+        ("YOLO: width and height swapped", "/ (width, height)", "/ (height, width)"),
+        ("YOLO: classes from 1", 'f"{mask.number - 1} "', 'f"{mask.number} "'),
+        (
+            "YOLO: names from 1",
+            "for i, c in enumerate(classes)}",
+            "for i, c in enumerate(classes, 1)}",
+        ),
+        (
+            "YOLO: one file for two images",
+            "first.setdefault(stem, name) != name",
+            "first.setdefault(name, name) != name",
+        ),
+    ),
+    *faults(
+        "export/label_studio.py",
+        "export",
+        (
+            "Label Studio: width and height swapped",
+            "(100 / width, 100 / height)",
+            "(100 / height, 100 / width)",
+        ),
+        (
+            "Label Studio: fractions, no percent",
+            "(100 / width, 100 / height)",
+            "(1 / width, 1 / height)",
+        ),
+        (
+            "Label Studio: names not escaped",
+            "quote(os.fsencode(record.file_name))",
+            "record.file_name",
+        ),
+        (
+            "Label Studio: first part only",
+            "for part, polygon in enumerate(rle_to_polygons(mask.rle))",
+            "for part, polygon in enumerate(rle_to_polygons(mask.rle)[:1])",
+        ),
+    ),
+    *faults(
+        "export/png.py",
+        "export",
+        ("PNG: classes from 0", "= mask.number\n", "= mask.number - 1\n"),
+        (
+            "PNG: the worst on top",
+            "key=lambda m: m.annotation.score)",
+            "key=lambda m: -m.annotation.score)",
+        ),
+        ("PNG: 256 classes in 8 bits", "len(classes) <= 255 else", "len(classes) <= 256 else"),
+    ),
+    *faults(
+        "export/results.py",
+        "export",
+        (
+            "results: categories from 0",
+            '"category_id": mask.number',
+            '"category_id": mask.number - 1',
+        ),
+        (
+            "results: with a box",
+            '"segmentation": mask.annotation.rle,',
+            '"segmentation": mask.annotation.rle,\n                            "bbox": mask.box,',
+        ),
+    ),
+    *faults(
+        "labelling/decide.py",
+        "labelling_export",
+        ("a mask at the limit is a duplicate", ".max() <= limit", ".max() < limit"),
+        ("duplicates of any class", " if annotations[k].label == own.label]", "]"),
+        (
+            "the worst duplicate stays",
+            "(-annotations[i].score, i)):",
+            "(annotations[i].score, i)):",
+        ),
+        (
+            "overlap: score and size swapped",
+            'if overlap == "score" else',
+            'if overlap == "small" else',
+        ),
+        ("thresholds that the journal can't serve", "limit < floor:", "limit < 0 * floor:"),
+        ("nothing kept is still done", 'state="done" if kept else "empty"', 'state="done"'),
+        (
+            "scores above, not at, the least",
+            "a.score >= decision.min_score",
+            "a.score > decision.min_score",
+        ),
+        (
+            "the general threshold goes first",
+            "decision.class_thresholds.get(name, general)",
+            "general",
+        ),
+    ),
+    *faults(
+        "labelling/summary.py",
+        "labelling_export labelling_run",
+        (
+            "failed images are exported",
+            '        if record.state != "failed":\n            yield record',
+            "        yield record",
+        ),
+        (
+            "a journal of another run",
+            "if record.file_name != keys[record.image_id]:",
+            "if record.image_id not in keys:",
+        ),
+    ),
+]
+
+JOURNAL = [
+    *faults(
+        "labelling/journal.py",
+        "labelling_journal labelling_flow",
+        ("no fsync", 'getattr(os, "fdatasync", os.fsync)(self._file)', "pass"),
+        ("no fsync after many lines", "self._unsynced >= LINES_PER_SYNC or (", "("),
+        ("no fsync after a while", "(self._unsynced and late)", "False"),
+        (
+            "no fsync at the end",
+            "        try:\n            self.sync()\n",
+            "        try:\n            pass\n",
+        ),
+        ("the journal's name is not synced", "            sync_folder(path.parent)\n", ""),
+        ("checksum not checked", "!= int(head[1], 16):", "< 0:"),
+        ("a torn line stays", "            os.ftruncate(self._file, self.index.end)\n", ""),
+        ("half a line stays", "            self._cut(start)\n", ""),
+        (
+            "a part of a line is written",
+            "rest = rest[os.write(self._file, rest) :]",
+            "rest = rest[os.write(self._file, rest) * 0 + len(rest) :]",
+        ),
+        (
+            "the first word counts",
+            "self.offsets[image_id] = start",
+            "self.offsets.setdefault(image_id, start)",
+        ),
+        ("failed stays failed", "else self.failed.discard)", "else self.failed.copy().discard)"),
+        ("images of another run", " and head[0] in known", ""),
+        (
+            "records in the order of the journal",
+            "for image_id in ids:\n            if image_id in index.offsets:",
+            "for image_id in index.offsets:\n            if image_id in ids:",
+        ),
+        (
+            "the end of the file is the end",
+            "self.end = start + length",
+            "self.end = max(self.end, start) + 0 * length",
+        ),
+    ),
+    *faults(
+        "labelling/fingerprint.py",
+        "labelling_run",
+        ("fingerprint without version", '        "version": __version__,\n', ""),
+        ("fingerprint without preset", '        "preset": preset,\n', ""),
+        ("fingerprint without max_pixels", '        "max_pixels": max_pixels,\n', ""),
+        ("fingerprint without templates", ', "templates": labels.templates}', "}"),
+        (
+            "fingerprint without classes",
+            '"classes": [asdict(c) for c in labels.classes]',
+            '"classes": []',
+        ),
+        ("fingerprint: one change passes", "    if changed:\n", "    if len(changed) > 1:\n"),
+        ("fingerprint: new settings pass", "for place in {**old, **new}", "for place in {**old}"),
+        (
+            "fingerprint: all functions alike",
+            'return f"{named.__module__}.{named.__qualname__}"',
+            'return "function"',
+        ),
+    ),
+    *faults(
+        "labelling/engine.py",
+        "labelling_run labelling_flow",
+        (
+            "fingerprint without resolution",
+            '            "resolution": self.config.resolution or clip.resolution,\n',
+            "",
+        ),
+        ("fingerprint without keep_above", '            "keep_above": self.keep_above,\n', ""),
+        ("fingerprint without settings", '            "config": plain(asdict(self.config)),\n', ""),
+        (
+            "fingerprint without CLIP's weights",
+            '                "clip": state_sha256(clip.model.state_dict()),\n',
+            "",
+        ),
+        (
+            "fingerprint without SAM's weights",
+            '                "sam": state_sha256(sam.sam.state_dict()),\n',
+            "",
+        ),
+        (
+            "keep_above raises thresholds",
+            "else min(threshold, floor)",
+            "else max(threshold, floor)",
+        ),
+    ),
+    *faults(
+        "labelling/manifest.py",
+        "labelling_run labelling_export",
+        ("no lock", "            lock.acquire(timeout=0)\n", "            pass\n"),
+        ("runs of another format", 'if rows["format"] != FORMAT:', 'if rows["format"] is None:'),
+        (
+            "exports over the run's own files",
+            "if output.resolve() in own:",
+            "if output in own[:0]:",
+        ),
+    ),
+    *faults(
+        "labelling/decode_worker.py",
+        "labelling_decode_worker",
+        (
+            "the decode worker's timer removed",
+            "signal.setitimer(signal.ITIMER_REAL, timeout)",
+            "pass",
+        ),
+        ("the timer runs on", "        signal.setitimer(signal.ITIMER_REAL, 0)\n", ""),
+        ("images of any size", "load_image(data, max_pixels=max_pixels)", "load_image(data)"),
+    ),
+    *faults(
+        "labelling/flow.py",
+        "labelling_flow",
+        ("a model may fail forever", "MODEL_FAILURES = 3", "MODEL_FAILURES = 3000"),
+    ),
+]
+
+FILES = [
+    *faults(
+        "data/files.py",
+        "files sources",
+        ("a file's bytes are not synced", "                os.fsync(file.fileno())\n", ""),
+        ("a folder's entry is not synced", "        sync_folder(target.parent)\n", ""),
+        (
+            "a file is renamed before it is whole",
+            "                yield file\n",
+            "                os.replace(beside, target)\n                yield file\n",
+        ),
+        ("a failed file stays beside", "            beside.unlink(missing_ok=True)\n", ""),
+        ("NaN is written as JSON", "allow_nan=False", "allow_nan=True"),
+    ),
+    *faults(
+        "data/sources.py",
+        "sources",
+        ("links lead out", "if not _lies_in(path, os.path.realpath(root)):", "if not path:"),
+        ("names sorted by characters", "sorted(set(keys), key=os.fsencode)", "sorted(set(keys))"),
+        (
+            "outputs among inputs",
+            "elif _lies_in(target, os.path.realpath(searched)):",
+            "elif target == searched:",
+        ),
+    ),
+]
+
+FAULTS = [*METHOD, *POINTS, *SAM, *COCO, *EXPORT, *JOURNAL, *FILES]
