@@ -189,6 +189,7 @@ def test_a_dataset_on_disk(tmp_path):
         tmp_path, "validation", 4, labels=("heart", "red thing", "striped star"), size=(96, 160)
     )
     coco = COCO(str(tmp_path / "annotations.json"))
+    assert [image["id"] for image in coco.dataset["images"]] == [1, 2, 3, 4]
     names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
     assert list(names.values()) == ["heart", "red thing", "striped star"]
     for index, (key, record) in enumerate(sorted(coco.imgs.items())):

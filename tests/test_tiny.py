@@ -7,6 +7,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
@@ -157,6 +158,11 @@ def test_wrong_files(tmp_path):
     shutil.copy(embedded_file(SAM_FILE), torn)
     with pytest.raises(WeightsError, match="tiny CLIP"):
         load_tiny_clip(torn)
+    tensors = load_file(embedded_file(SAM_FILE))
+    del tensors["mask_decoder.iou_token.weight"]
+    save_file(tensors, torn)
+    with pytest.raises(WeightsError, match=r"missing \['mask_decoder.iou_token.weight'\]"):
+        load_tiny_sam(torn)
 
 
 @torch.no_grad()
