@@ -75,10 +75,10 @@ def write_images(folder, count, *, side=24, first=0):
     return folder
 
 
-def small_segmenter(*, resolution=None, **changes):
+def small_segmenter(*, clip_resolution=None, **changes):
     """The real pipeline on small seeded models: about half of all labels are found."""
     return Segmenter(
-        SurgeryCLIP(small_clip(), resolution=resolution),
+        SurgeryCLIP(small_clip(), resolution=clip_resolution),
         PromptSAM(small_sam()),
         clip2sam.Config(**{"presence_threshold": 0.02, **changes}),
     )

@@ -1,4 +1,4 @@
-"""Whole runs on small models: begun, stopped, killed, gone on with, refused, published."""
+"""Whole runs on small models: begun, stopped, killed, continued, refused, published."""
 
 import json
 import os
@@ -6,27 +6,32 @@ import random
 import stat
 import subprocess
 import sys
+from dataclasses import fields, replace
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from typer.testing import CliRunner
 
-import clip2sam
-from clip2sam.cli.label import export as export_command
-from clip2sam.cli.label import label as label_command
-from clip2sam.coco.document import coco_document, write_coco
+from clip2sam.clip.methods import CLIP_SURGERY, Method
+from clip2sam.coco.document import coco_document
 from clip2sam.coco.validate import validate
+from clip2sam.coco.write import write_coco
+from clip2sam.config import Config
 from clip2sam.data.images import load_image
-from clip2sam.data.labels import LabelClass, LabelSet
-from clip2sam.errors import ConfigError, ImageError, RunError, RunLockedError
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
+from clip2sam.data.sources import find_source
+from clip2sam.errors import ConfigError, ImageError, OutputError, RunError, RunLockedError
+from clip2sam.export.coco import CocoExporter
+from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.tensors import state_sha256
-from clip2sam.labelling.fingerprint import check_same
-from clip2sam.labelling.run import label, label_iter
-from clip2sam.sam.model import PICTURES_A_BATCH as GROUP
+from clip2sam.labelling.engine import SegmenterEngine
+from clip2sam.labelling.fingerprint import check_same, plain
+from clip2sam.labelling.manifest import begin_run
+from clip2sam.labelling.run import label_dataset, label_dataset_iter
+from clip2sam.models.presets import PRESETS
 from tests import labelling_worker
-from tests.labelling_fakes import small_segmenter, threads_named, write_pictures
+from tests.labelling_fakes import Threshold, small_segmenter, threads_named, write_images
 
 LABELS = ["cat", "dog"]
 BAD = {
@@ -43,22 +48,22 @@ def segmenter():
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Twelve good pictures, two of them of one name, and four bad ones."""
-    folder = write_pictures(tmp_path_factory.mktemp("run") / "in", 11)
-    write_pictures(folder / "sub", 1)
+def images(tmp_path_factory):
+    """Twelve good images, two of them of one name, and four bad ones."""
+    folder = write_images(tmp_path_factory.mktemp("run") / "in", 11)
+    write_images(folder / "sub", 1)
     (folder / "cut.png").write_bytes((folder / "000.png").read_bytes()[:900])
-    (folder / "text.jpg").write_text("not a picture")
+    (folder / "text.jpg").write_text("not an image")
     (folder / "empty.gif").write_bytes(b"")
     os.mkfifo(folder / "pipe.png")
     return folder
 
 
 @pytest.fixture(scope="module")
-def finished(segmenter, pictures, tmp_path_factory):
+def finished(segmenter, images, tmp_path_factory):
     """A run without any trouble: its folder and its summary."""
     output = tmp_path_factory.mktemp("finished") / "run"
-    return output, label(pictures, LABELS, output, segmenter=segmenter)
+    return output, label_dataset(images, LABELS, output, segmenter=segmenter)
 
 
 def same_files(one, other):
@@ -79,147 +84,130 @@ def test_a_run_is_published_whole(finished):
     document = json.loads((output / "annotations.json").read_text())
     assert validate(output / "annotations.json") == []
     assert validate(output / "results.json", output / "annotations.json") == []
-    assert [i["file_name"] for i in document["images"]] == sorted(
-        i["file_name"] for i in document["images"]
-    )
-    assert len(document["images"]) == 12
+    names = [i["file_name"] for i in document["images"]]
+    assert names == sorted(names)
+    assert len(names) == 12
+    assert [i["id"] for i in document["images"]] == [*range(1, 12), 15], "places in the source"
     assert (output / "presence.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((output / "summary.json").read_text())
-    assert written["listed"] == 16
+    assert (written["listed"], written["labelled_now"]) == (16, 16)
+    assert {"images_per_second", "waited_for_images", "waited_for_writer"} <= written.keys()
     assert sum(n for n in written["classes"][0]["histogram"].values()) == 12
     assert sum(c["masks"] for c in written["classes"]) == len(document["annotations"])
-    assert not [p.name for p in output.iterdir() if p.name.startswith(".")], (
-        "temporary files are gone"
-    )
+    hidden = [p.name for p in output.iterdir() if p.name.startswith(".")]
+    assert not hidden, "temporary files are gone"
     assert not threads_named("reader", "writer")
 
 
-def test_the_file_is_what_the_segmenter_makes_one_by_one(segmenter, pictures, tmp_path):
-    """Byte for byte the file of `write_coco`, scores apart: there they are float32's shortest decimals."""
-    good = write_pictures(tmp_path / "in", 6)
-    label(good, LABELS, tmp_path / "run", segmenter=segmenter, batch_size=3)
+def test_the_file_is_what_the_segmenter_makes_one_by_one(segmenter, tmp_path):
+    good = write_images(tmp_path / "in", 6)
+    label_dataset(good, LABELS, tmp_path / "run", segmenter=segmenter, batch_size=3)
     results = [segmenter(path, LABELS) for path in sorted(good.iterdir())]
-    document = coco_document(
-        [r.record() for r in results], [r.annotations for r in results], results[0].label_set
-    )
-    for annotation in document["annotations"]:
-        from clip2sam.labelling.engine import shortest
-
-        annotation["score"] = shortest(annotation["score"])
-    write_coco(tmp_path / "expected.json", document)
-    assert (tmp_path / "run" / "annotations.json").read_bytes() == (
-        tmp_path / "expected.json"
-    ).read_bytes()
+    records = [replace(r.record, image_id=i) for i, r in enumerate(results, 1)]
+    write_coco(tmp_path / "expected.json", coco_document(records, results[0].label_set.wanted))
+    expected = (tmp_path / "expected.json").read_bytes()
+    assert (tmp_path / "run" / "annotations.json").read_bytes() == expected
 
 
-def test_groups_give_the_same_whatever_comes_along(segmenter, pictures):
-    """Pictures encoded together: the same numbers in any company, and within rounding those of a picture alone."""
-    images = [load_image(pictures / f"{i:03d}.png") for i in range(6)]
-    labels = clip2sam.as_label_set(LABELS)
-    together = segmenter.predict_batch(images, labels, group=GROUP)
-    shuffled = segmenter.predict_batch([images[5], images[2]], labels, group=GROUP)
-    for i, other in ((5, shuffled[0]), (2, shuffled[1])):
-        assert together[i].maps.raw.equal(other.maps.raw)
-        assert together[i].masks.logits.equal(other.masks.logits)
-    for image, prediction in zip(images, together, strict=True):
-        alone = segmenter.predict_torch(image, labels)
-        assert prediction.maps.raw.allclose(alone.maps.raw, atol=1e-5)
-        assert prediction.masks.logits.shape == alone.masks.logits.shape
-        assert prediction.masks.logits.allclose(alone.masks.logits, atol=1e-3)
-    assert segmenter.predict_batch([], labels, group=GROUP) == []
+def test_the_engine_gives_the_same_whatever_comes_along(images):
+    """In groups, as on a GPU: the same record to the last bit in any company."""
+    engine = SegmenterEngine(small_segmenter(), as_label_set(LABELS))
+    assert engine.group == 1, "on a CPU each image is encoded alone"
+    engine.group = IMAGES_PER_BATCH
+    loaded = [load_image(images / f"{i:03d}.png") for i in range(6)]
 
+    def outcomes(which):
+        predictions = engine.predict([engine.prepare(loaded[i]) for i in which])
+        return [engine.finish(loaded[i], p) for i, p in zip(which, predictions, strict=True)]
 
-def test_a_picture_prepared_ahead_gives_the_same(monkeypatch, tmp_path):
-    segmenter, labels = (
-        small_segmenter(),
-        LabelSet((LabelClass("red", ("red",)), LabelClass("square", ("square",)))),
-    )
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
-    plain = segmenter.predict_torch(clip2sam.Image(pixels, "plain"), labels)
-    ahead = clip2sam.Image(pixels, "ahead")
-    segmenter.prepare(ahead)
-    assert ahead.nbytes == pixels.nbytes + 3 * (64 * 64 + 85 * 128)
-    monkeypatch.setattr(clip2sam.Image, "_resize", None)  # nothing is left to resize
-    prepared = segmenter.predict_torch(ahead, labels)
-    assert torch.equal(prepared.maps.raw, plain.maps.raw)
-    assert torch.equal(prepared.masks.logits, plain.masks.logits)
-    assert ahead.nbytes == pixels.nbytes
+    together = outcomes(range(6))
+    assert outcomes([5, 2]) == [together[5], together[2]]
+    assert any(annotations for _, _, annotations in together)
 
 
 @pytest.mark.parametrize(
     ("batch_size", "readers", "stops"), [(1, 1, [1, 0, 5]), (5, 3, [4]), (16, 2, [])]
 )
 def test_the_files_do_not_depend_on_batches_threads_or_stops(
-    segmenter, pictures, finished, tmp_path, batch_size, readers, stops
+    segmenter, images, finished, tmp_path, batch_size, readers, stops
 ):
     settings = {"segmenter": segmenter, "batch_size": batch_size, "readers": readers}
     for stop in stops:
-        records = label_iter(pictures, LABELS, tmp_path / "run", **settings)
+        records = label_dataset_iter(images, LABELS, tmp_path / "run", **settings)
         for _ in range(stop):
             next(records)
         records.close()
         assert not (tmp_path / "run" / "annotations.json").exists()
-    summary = label(pictures, LABELS, tmp_path / "run", **settings)
+    summary = label_dataset(images, LABELS, tmp_path / "run", **settings)
     assert summary.labelled_now <= 16 - sum(stops)
     assert same_files(tmp_path / "run", finished[0])
-    assert label(pictures, LABELS, tmp_path / "run", **settings).labelled_now == 0
+    again = label_dataset(images, LABELS, tmp_path / "run", **settings)
+    assert (again.labelled_now, again.images_per_second) == (0, 0.0)
 
 
-def test_a_run_keeps_the_number_of_threads_that_it_began_with(pictures, finished, tmp_path):
+def test_those_who_watch_are_told_of_the_start_and_of_each_image(segmenter, images, tmp_path):
+    told = []
+    label_dataset(
+        images,
+        LABELS,
+        tmp_path / "run",
+        segmenter=segmenter,
+        on_start=lambda run, todo: told.append((len(run.keys), run.class_names, todo)),
+        on_image=lambda record: told.append(record.file_name),
+    )
+    assert told[0] == (16, ("cat", "dog"), 16)
+    assert sorted(told[1:]) == list(find_source(images).keys)
+
+
+def test_a_run_keeps_the_number_of_threads_that_it_began_with(images, finished, tmp_path):
     """Sums over another number of threads can differ in their last digits."""
     segmenter, seen, usual = small_segmenter(), set(), torch.get_num_threads()
-    real = segmenter.predict_batch
-    segmenter.predict_batch = lambda *a, **k: seen.add(torch.get_num_threads()) or real(*a, **k)
-    records = label_iter(pictures, LABELS, tmp_path / "run", segmenter=segmenter, batch_size=1)
+    real = segmenter.encode
+    segmenter.encode = lambda *a, **k: seen.add(torch.get_num_threads()) or real(*a, **k)
+    run = tmp_path / "run"
+    records = label_dataset_iter(images, LABELS, run, segmenter=segmenter, batch_size=1)
     next(records)
     records.close()
     torch.set_num_threads(usual + 1)
     try:
-        label(pictures, LABELS, tmp_path / "run", segmenter=segmenter)
+        label_dataset(images, LABELS, run, segmenter=segmenter)
         assert torch.get_num_threads() == usual + 1, "what the caller has set is there again"
     finally:
         torch.set_num_threads(usual)
     assert seen == {usual}
-    assert same_files(tmp_path / "run", finished[0])
+    assert same_files(run, finished[0])
 
 
-def test_kill_9_costs_a_batch_at_most(pictures, finished, tmp_path):
-    """Eight kills at random moments: the file is that of an unbroken run, each kill cost a batch at most."""
+def test_kill_9_costs_a_batch_at_most(images, finished, tmp_path):
+    """Eight kills at random moments: the file is that of an unbroken run, each kill cost a batch at
+    most."""
     rng = random.Random(0)
     moments = [f"{rng.choice([0, 1, 3])}:{rng.uniform(0.0, 0.03)}" for _ in range(8)]
-    trace = tmp_path / "trace"
-    worker = [
-        sys.executable,
-        labelling_worker.__file__,
-        pictures,
-        tmp_path / "run",
-        trace,
-        *moments,
-    ]
+    trace, run = tmp_path / "trace", tmp_path / "run"
+    worker = [sys.executable, labelling_worker.__file__, images, run, trace, *moments]
     done = subprocess.run(worker, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert same_files(tmp_path / "run", finished[0])
+    assert same_files(run, finished[0])
     starts = [len(line) for line in trace.read_text().splitlines()]
     assert len(starts) == 9
     assert sum(starts[:-1]) > 0, "some kills came when the model was at work"
     assert 0 <= sum(starts) - 12 <= labelling_worker.BATCH * sum(n > 0 for n in starts[:-1])
 
 
-def test_failed_pictures_are_done_again_when_asked(segmenter, tmp_path):
-    good = write_pictures(tmp_path / "in", 3)
+def test_failed_images_are_labelled_again_when_asked(segmenter, tmp_path):
+    good, run = write_images(tmp_path / "in", 3), tmp_path / "run"
     whole = (good / "001.png").read_bytes()
     (good / "001.png").write_bytes(b"later")
-    run = tmp_path / "run"
-    assert label(good, LABELS, run, segmenter=segmenter).failed == 1
+    assert label_dataset(good, LABELS, run, segmenter=segmenter).failed == 1
     (good / "001.png").write_bytes(whole)
-    assert label(good, LABELS, run, segmenter=segmenter).failed == 1
-    summary = label(good, LABELS, run, segmenter=segmenter, retry_failed=True)
+    assert label_dataset(good, LABELS, run, segmenter=segmenter).failed == 1
+    summary = label_dataset(good, LABELS, run, segmenter=segmenter, retry_failed=True)
     assert (summary.failed, summary.labelled_now) == (0, 1)
-    label(good, LABELS, tmp_path / "plain", segmenter=segmenter)
+    label_dataset(good, LABELS, tmp_path / "plain", segmenter=segmenter)
     assert same_files(run, tmp_path / "plain")
 
 
-def test_another_process_on_the_same_run_is_refused_at_once(pictures, finished):
+def test_another_process_on_the_same_run_is_refused_at_once(images, finished):
     def never():
         raise AssertionError("the models were loaded before the lock was looked at")
 
@@ -227,99 +215,260 @@ def test_another_process_on_the_same_run_is_refused_at_once(pictures, finished):
         FileLock(finished[0] / "lock"),
         pytest.raises(RunLockedError, match="another process works on this run"),
     ):
-        label(pictures, LABELS, finished[0], segmenter=never)
+        label_dataset(images, LABELS, finished[0], segmenter=never)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"labels": ["cat", "bird"]}, r"labels\.classes\[1\]\.name was 'dog', is now 'bird'"),
-        (
-            {"labels": {"cat": ["cat", "kitten"], "dog": ["dog"]}},
-            r"labels\.classes\[0\]\.prompts\[1\] was not there",
-        ),
-        (
-            {"labels": ["cat", "dog", "cow"]},
-            r"labels\.classes\[2\]\.name was not there, is now 'cow'",
-        ),
-        ({"distractors": ["sky"]}, r"labels\.classes\[2\]"),
-        ({"segmenter": small_segmenter(0.03)}, r"config\.presence was 0\.02, is now 0\.03"),
-        ({"keep_above": 0.0}, r"keep_above was None, is now 0\.0"),
-        ({"max_pixels": 10**6}, r"max_pixels was 100000000, is now 1000000"),
-        ({"preset": "mine"}, r"preset was 'own models', is now 'mine'"),
-    ],
-)
-def test_a_run_with_other_settings_is_refused(segmenter, pictures, finished, changes, message):
-    settings = {"labels": LABELS, "segmenter": segmenter, **changes}
+def best(candidates, agreement):
+    return candidates.predicted_iou
+
+
+def labels_with(**changes):
+    """The labels, with changes to the second one."""
+    first, second = as_label_set(LABELS).classes
+    return LabelSet((first, replace(second, **changes)))
+
+
+def settings(**changes):
+    return {"segmenter": partial(small_segmenter, **changes)}
+
+
+def method(**changes):
+    return settings(method=replace(CLIP_SURGERY, **changes))
+
+
+def spoiled(which):
+    """The models, one of them with another weight."""
+    segmenter = small_segmenter()
+    model = {"clip": segmenter.clip.model, "sam": segmenter.sam.sam}[which]
+    next(model.parameters()).data.view(-1)[0] += 1e-3
+    return segmenter
+
+
+BEST = "'tests.test_labelling_run.best'"
+CHANGED = {
+    "label": ({"labels": ["cat", "bird"]}, "labels.classes[1].name was 'dog', is now 'bird'"),
+    "synonym": (
+        {"labels": {"cat": ["cat", "kitten"], "dog": "dog"}},
+        "labels.classes[0].prompts[1] was not there, is now 'kitten'",
+    ),
+    "one label more": (
+        {"labels": ["cat", "dog", "cow"]},
+        "labels.classes[2].name was not there, is now 'cow'",
+    ),
+    "distractor": ({"distractors": ["sky"]}, "labels.classes[2].distractor was not there"),
+    "threshold of a class": (
+        {"labels": labels_with(presence_threshold=0.05)},
+        "labels.classes[1].presence_threshold was None, is now 0.05",
+    ),
+    "supercategory": (
+        {"labels": labels_with(supercategory="pet")},
+        "labels.classes[1].supercategory was '', is now 'pet'",
+    ),
+    "templates": (
+        {"labels": replace(labels_with(), templates=("a {}.",))},
+        "labels.templates[0] was not there, is now 'a {}.'",
+    ),
+    "preset": ({"preset": "mine"}, "preset was 'own models', is now 'mine'"),
+    "max_pixels": ({"max_pixels": 10**6}, "max_pixels was 100000000, is now 1000000"),
+    "keep_above": ({"keep_above": 0.0}, "engine.keep_above was None, is now 0.0"),
+    "weights of CLIP": (
+        {"segmenter": partial(spoiled, "clip")},
+        "other settings: engine.weights.clip was '",
+    ),
+    "weights of SAM": (
+        {"segmenter": partial(spoiled, "sam")},
+        "other settings: engine.weights.sam was '",
+    ),
+    "resolution of the model": (
+        settings(clip_resolution=80),
+        "other settings: engine.resolution was 64, is now 80. Start",
+    ),
+    "resolution": (
+        settings(resolution=80),
+        "engine.config.resolution was None, is now 80; engine.resolution was 64, is now 80",
+    ),
+    "method": (method(name="mine"), "engine.config.method.name was 'surgery', is now 'mine'"),
+    "attention": (method(attention="qq"), "engine.config.method.attention was 'vv', is now 'qq'"),
+    "attention of one's own": (
+        method(attention=best),
+        f"engine.config.method.attention was 'vv', is now {BEST}",
+    ),
+    "blocks": (method(blocks=5), "engine.config.method.blocks was 6, is now 5"),
+    "residual": (method(residual=False), "engine.config.method.residual was True, is now False"),
+    "feed_forward": (
+        method(feed_forward=True),
+        "engine.config.method.feed_forward was False, is now True",
+    ),
+    "prior": (method(prior=best), f"engine.config.method.prior was None, is now {BEST}"),
+    "background_prompts": (
+        settings(background_prompts=("sky",)),
+        "engine.config.background_prompts[0] was not there, is now 'sky'",
+    ),
+    "presence_threshold": (
+        settings(presence_threshold=0.03),
+        "engine.config.presence_threshold was 0.02, is now 0.03",
+    ),
+    "grid": (settings(grid="half"), "engine.config.grid was 7, is now 'half'"),
+    "point_threshold": (
+        settings(point_threshold=0.7),
+        "engine.config.point_threshold was 0.8, is now 0.7",
+    ),
+    "max_positive": (settings(max_positive=3), "engine.config.max_positive was None, is now 3"),
+    "max_negative": (settings(max_negative=3), "engine.config.max_negative was None, is now 3"),
+    "candidate": (
+        settings(candidate="agreement"),
+        "engine.config.candidate was 'both', is now 'agreement'",
+    ),
+    "candidate of one's own": (
+        settings(candidate=best),
+        f"engine.config.candidate was 'both', is now {BEST}",
+    ),
+}
+"""For every field of the fingerprint: arguments that change it, and what is said then."""
+
+
+@pytest.mark.parametrize(("changes", "message"), CHANGED.values(), ids=CHANGED)
+def test_a_run_with_other_settings_is_refused(segmenter, images, finished, changes, message):
     before = (finished[0] / "journal-0001.jsonl").read_bytes()
-    with pytest.raises(
-        RunError, match=rf"this run began with other settings: .*{message}.*Start in a new output"
-    ):
-        label(pictures, output=finished[0], **settings)
+    arguments = {"labels": LABELS, "segmenter": segmenter, **changes}
+    with pytest.raises(RunError, match="this run began with other settings: ") as caught:
+        label_dataset(images, output=finished[0], **arguments)
+    assert message in str(caught.value)
+    assert "Start in a new output folder" in str(caught.value)
     assert (finished[0] / "journal-0001.jsonl").read_bytes() == before
 
 
-def test_other_weights_are_noticed():
-    one, two = small_segmenter(), small_segmenter()
-    assert state_sha256(one.clip.model.state_dict()) == state_sha256(two.clip.model.state_dict())
-    two.clip.model.visual.proj.data[0, 0] += 1e-3
-    assert state_sha256(one.clip.model.state_dict()) != state_sha256(two.clip.model.state_dict())
-    assert state_sha256(one.sam.sam.state_dict()) != state_sha256(two.sam.sam.half().state_dict())
-    with pytest.raises(RunError, match=r"weights\.clip was '1a', is now '2b'"):
-        check_same({"weights": {"clip": "1a", "sam": "x"}}, {"weights": {"clip": "2b", "sam": "x"}})
+def test_a_run_of_another_release_is_refused(segmenter, images, finished, monkeypatch):
+    monkeypatch.setattr("clip2sam.labelling.fingerprint.__version__", "9.9")
+    with pytest.raises(RunError, match=r"other settings: version was '.*', is now '9\.9'\. Start"):
+        label_dataset(images, LABELS, finished[0], segmenter=segmenter)
 
 
-def test_other_pictures_are_refused(segmenter, pictures, finished):
+def test_every_field_is_in_the_fingerprint_and_in_the_table(finished):
+    """Whoever adds a setting finds it in the fingerprint, and is asked for a row of the table."""
+    marks = json.loads((finished[0] / "manifest.json").read_text())["fingerprint"]
+    assert marks.keys() == {"version", "preset", "labels", "max_pixels", "engine"}
+    engine = marks["engine"]
+    assert engine.keys() == {"config", "resolution", "keep_above", "weights"}
+    assert engine["config"].keys() == {field.name for field in fields(Config)} <= CHANGED.keys()
+    method = engine["config"]["method"].keys()
+    assert method == {field.name for field in fields(Method)}
+    assert method - {"name"} <= CHANGED.keys()
+    assert marks["labels"].keys() == {"classes", "templates"}
+    assert marks["labels"]["classes"][0].keys() == {field.name for field in fields(LabelClass)}
+    assert [c["name"] for c in marks["labels"]["classes"]] == LABELS
+
+
+def test_the_weights_are_in_the_fingerprint_by_what_is_loaded(segmenter):
+    marks = SegmenterEngine(segmenter, as_label_set(LABELS)).fingerprint()["weights"]
+    assert marks == {
+        "clip": state_sha256(segmenter.clip.model.state_dict()),
+        "sam": state_sha256(segmenter.sam.sam.state_dict()),
+    }
+    other = small_segmenter()
+    assert marks["sam"] == state_sha256(other.sam.sam.state_dict())
+    assert marks["sam"] != state_sha256(other.sam.sam.half().state_dict()), "also by their dtype"
+
+
+def test_functions_in_settings_are_known_by_their_names():
+    assert plain(best) == "tests.test_labelling_run.best"
+    assert plain((partial(best, 1, k=best),)) == [
+        ["tests.test_labelling_run.best", [1], {"k": "tests.test_labelling_run.best"}]
+    ]
+    assert plain(Threshold()) != plain(Threshold)
+
+
+def test_many_changes_are_counted():
+    with pytest.raises(RunError, match=r"a was 1, is now 2; .*; and 2 more\. Start"):
+        check_same(dict.fromkeys("abcdefg", 1), dict.fromkeys("abcdefg", 2))
+
+
+def test_other_images_are_refused(segmenter, images, finished):
     with pytest.raises(RunError, match=r"this run began with the source .*now it is"):
-        label(pictures / "sub", LABELS, finished[0], segmenter=segmenter)
+        label_dataset(images / "sub", LABELS, finished[0], segmenter=segmenter)
     with pytest.raises(RunError, match="this run began with the root"):
-        label(pictures, LABELS, finished[0], segmenter=segmenter, root=pictures / "sub")
+        label_dataset(images, LABELS, finished[0], segmenter=segmenter, root=images / "sub")
 
 
-def test_damaged_and_foreign_folders_are_refused(segmenter, pictures, tmp_path):
+def test_damaged_and_foreign_folders_are_refused(segmenter, images, tmp_path):
+    label = partial(label_dataset, images, LABELS, segmenter=segmenter)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "journal-0001.jsonl").write_bytes(b"")
     with pytest.raises(RunError, match=r"there is a journal but no manifest\.json"):
-        label(pictures, LABELS, tmp_path / "a", segmenter=segmenter)
+        label(tmp_path / "a")
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "manifest.json").write_text("{")
-    with pytest.raises(RunError, match="damaged"):
-        label(pictures, LABELS, tmp_path / "b", segmenter=segmenter)
-    (tmp_path / "b" / "manifest.json").write_text('{"format": 2}')
-    with pytest.raises(RunError, match="expected a run in format 1, got 2"):
-        label(pictures, LABELS, tmp_path / "b", segmenter=segmenter)
+    for manifest, message in (
+        ("{", "this manifest is damaged"),
+        ("[]", "this manifest is damaged"),
+        ('{"format": 2}', "this manifest is damaged"),
+        ('{"format": 3}', r"begun by another version of clip2sam \(format 3, expected 2\)"),
+    ):
+        (tmp_path / "b" / "manifest.json").write_text(manifest)
+        with pytest.raises(RunError, match=message):
+            label(tmp_path / "b")
 
 
-def test_inputs_are_never_written_to(segmenter, tmp_path):
-    good = write_pictures(tmp_path / "in", 3)
+def test_a_run_of_an_older_version_is_refused_in_one_line(segmenter, images, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    manifest = {"format": 1, "fingerprint": {}, "threads": 1, "source": str(images), "root": "/"}
+    (run / "manifest.json").write_text(json.dumps({**manifest, "ids": None, "pictures": ["a.png"]}))
+    (run / "journal-0001.jsonl").write_text('{"crc":"00000000","picture":0,"state":"done"}\n')
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(RunError) as caught:
+        label_dataset(images, LABELS, run, segmenter=segmenter)
+    assert str(caught.value) == (
+        f"{run}: this run was begun by an older version of clip2sam (format 1, expected 2); label "
+        "into a new output folder"
+    )
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("source", ["in", "in/*.png", "list.txt"])
+def test_inputs_are_never_written_to(segmenter, tmp_path, source):
+    good = write_images(tmp_path / "in", 3)
+    (tmp_path / "list.txt").write_text("in/000.png\nin/001.png\nin/002.png\n")
+    inside = good if source == "list.txt" else good / "run"
     with pytest.raises(ConfigError, match="which is never written to"):
-        label(good, LABELS, good / "run", segmenter=segmenter)
+        label_dataset(tmp_path / source, LABELS, inside, segmenter=segmenter)
+    assert sorted(p.name for p in good.iterdir()) == ["000.png", "001.png", "002.png"]
     for path in (*good.iterdir(), good):
         path.chmod(stat.S_IREAD | (stat.S_IEXEC if path.is_dir() else 0))
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in good.iterdir()}
     folder_before = good.stat().st_mtime_ns
-    assert label(good, LABELS, tmp_path / "run", segmenter=segmenter).failed == 0
+    run = tmp_path / "run"
+    assert label_dataset(tmp_path / source, LABELS, run, segmenter=segmenter).failed == 0
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in good.iterdir()} == before
     assert good.stat().st_mtime_ns == folder_before
     good.chmod(0o755)
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"batch_size": 0}, {"readers": 0}, {"timeout": 0.0}, {"max_pixels": 0}, {"readers": -1}],
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be 1 or more, but got 0"),
+        ({"readers": 0}, "readers must be 1 or more, but got 0"),
+        ({"timeout": 0.0}, r"timeout must be 0\.001 or more, but got 0\.0"),
+        ({"max_pixels": 0}, "max_pixels must be 1 or more, but got 0"),
+        ({"exporters": {"../x.json": CocoExporter()}}, r"expected the name of a file .* '\.\./x"),
+        ({"exporters": {"manifest.json": CocoExporter()}}, r"other than manifest\.json, lock"),
+        ({"engine": Threshold(), "keep_above": 0.1}, "keep_above is for a segmenter"),
+    ],
 )
-def test_settings_out_of_range_are_refused(segmenter, pictures, tmp_path, settings):
-    with pytest.raises(ConfigError, match="or more, but got"):
-        label(pictures, LABELS, tmp_path / "run", segmenter=segmenter, **settings)
+def test_settings_that_make_no_sense_are_refused_at_once(
+    segmenter, images, tmp_path, settings, message
+):
+    with pytest.raises(ConfigError, match=message):
+        label_dataset_iter(images, LABELS, tmp_path / "run", segmenter=segmenter, **settings)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_coco_files_ids_and_odd_names_come_out_as_they_are(segmenter, tmp_path):
-    folder = write_pictures(tmp_path / "in", 2)
+    folder = write_images(tmp_path / "in", 2)
     (folder / "000.png").rename(folder / "ä <b> $(x).png")
-    images = [{"id": 41, "file_name": "ä <b> $(x).png"}, {"id": 7, "file_name": "001.png"}]
-    (tmp_path / "data.json").write_text(json.dumps({"images": images}))
-    label(
+    rows = [{"id": 41, "file_name": "ä <b> $(x).png"}, {"id": 7, "file_name": "001.png"}]
+    (tmp_path / "data.json").write_text(json.dumps({"images": rows}))
+    label_dataset(
         tmp_path / "data.json",
         ["Katze 🐈", "日本"],
         tmp_path / "run",
@@ -327,95 +476,218 @@ def test_a_coco_files_ids_and_odd_names_come_out_as_they_are(segmenter, tmp_path
         root=folder,
     )
     document = json.loads((tmp_path / "run" / "annotations.json").read_text())
-    assert {i["file_name"]: i["id"] for i in document["images"]} == {
-        "ä <b> $(x).png": 41,
-        "001.png": 7,
-    }
+    assert [(i["id"], i["file_name"]) for i in document["images"]] == [
+        (7, "001.png"),
+        (41, "ä <b> $(x).png"),
+    ]
     assert [c["name"] for c in document["categories"]] == ["Katze 🐈", "日本"]
     assert validate(document) == []
 
 
-@pytest.fixture
-def command(segmenter, monkeypatch):
-    """Run a command as the command line does; the models are the small ones."""
-    import typer
+class Bucket:
+    """A source of one's own: encoded bytes by name."""
 
-    monkeypatch.setattr("clip2sam.models.loading.load", lambda preset, **settings: segmenter)
-    app = typer.Typer()
-    app.command()(label_command)
-    app.command()(export_command)
+    origin = "bucket://images"
 
-    def run(*arguments):
-        result = CliRunner().invoke(app, [str(a) for a in arguments])
-        return result.exit_code, result.stdout, result.stderr, result.exception
+    def __init__(self, folder):
+        self.files = {p.name: p.read_bytes() for p in sorted(folder.glob("0*.png"))}
+        self.keys = (*self.files, "gone.png")
+        self.ids = tuple(range(50, 50 + len(self.keys)))
 
-    return run
+    def read(self, key):
+        if key not in self.files:
+            raise ImageError(f"{key}: not in the bucket")
+        return self.files[key]
 
 
-def test_the_command_labels_goes_on_and_exports(command, pictures, finished, tmp_path):
-    arguments = (
-        "label",
-        pictures,
-        "--label",
+def test_a_source_of_ones_own_gives_bytes(segmenter, images, tmp_path):
+    bucket, run = Bucket(images), tmp_path / "run"
+    records = label_dataset_iter(bucket, LABELS, run, segmenter=segmenter, batch_size=1)
+    next(records)
+    records.close()
+    summary = label_dataset(bucket, LABELS, run, segmenter=segmenter)
+    assert summary.labelled_now < summary.listed == 12
+    assert summary.failures == ({"file_name": "gone.png", "reason": "gone.png: not in the bucket"},)
+    label_dataset(f"{images}/0*.png", LABELS, tmp_path / "plain", segmenter=segmenter)
+    one, other = (
+        json.loads((p / "annotations.json").read_text()) for p in (run, tmp_path / "plain")
+    )
+    assert [i["id"] for i in one["images"]] == list(range(50, 61))
+    for row in (*one["images"], *one["annotations"]):
+        row["id" if "file_name" in row else "image_id"] -= 49
+    assert one == other
+
+
+def test_a_source_of_ones_own_is_asked_for_again(segmenter, images, tmp_path):
+    bucket, run = Bucket(images), tmp_path / "run"
+    label_dataset(bucket, LABELS, run, segmenter=segmenter)
+    bucket.origin = "bucket://others"
+    with pytest.raises(RunError, match="began with the source bucket://images, now it is bucket:/"):
+        label_dataset(bucket, LABELS, run, segmenter=segmenter)
+    with pytest.raises(ConfigError, match="root is for lists and COCO files"):
+        label_dataset(bucket, LABELS, run, segmenter=segmenter, root=images)
+    bucket.origin = str(tmp_path / "named like a path")
+    label_dataset(bucket, LABELS, tmp_path / "other", segmenter=segmenter)
+    with pytest.raises(RunError, match="began with the root of an object, now it is"):
+        label_dataset(bucket.origin, LABELS, tmp_path / "other", segmenter=segmenter)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ids": (1, 2)}, "expected 12 different ids, one for each image, got 2 in 2"),
+        ({"ids": (1,) * 12}, "expected 12 different ids, one for each image, got 1 in 12"),
+        ({"ids": range(12)}, "expected image ids from 1, got 0"),
+        ({"keys": ("a.png",) * 12}, "expected 12 different keys, one for each image, got 1 in 12"),
+    ],
+)
+def test_a_source_that_would_spoil_the_run_is_refused(
+    segmenter, images, tmp_path, changes, message
+):
+    bucket = Bucket(images)
+    for name, value in changes.items():
+        setattr(bucket, name, value)
+    with pytest.raises(ImageError, match=f"bucket://images: {message}"):
+        label_dataset(bucket, LABELS, tmp_path / "run", segmenter=segmenter)
+    assert not (tmp_path / "run" / "manifest.json").exists()
+
+
+def test_several_folders_are_one_source_object(segmenter, images, tmp_path):
+    source = find_source([images / "000.png", images / "sub"])
+    for labelled in (2, 0):
+        summary = label_dataset(source, LABELS, tmp_path / "run", segmenter=segmenter)
+        assert (summary.listed, summary.labelled_now, summary.failed) == (2, labelled, 0)
+
+
+def test_an_engine_of_ones_own_needs_no_models(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("clip2sam.labelling.run.load", None)
+    run, engine = tmp_path / "run", Threshold()
+    summary = label_dataset(images, engine.classes, run, engine=engine)
+    assert (summary.done + summary.empty, summary.failed) == (12, 4)
+    assert [c.threshold for c in summary.classes] == [0.5] * 3
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert (manifest["format"], manifest["thresholds"]) == (2, [0.5] * 3)
+    assert manifest["floors"] == [None] * 3
+    assert [c["name"] for c in manifest["classes"]] == list(engine.classes)
+    with pytest.raises(RunError, match=r"engine\.thresholds\[0\] was 0\.5, is now 0\.4"):
+        label_dataset(images, engine.classes, run, engine=Threshold(threshold=0.4))
+
+
+def test_engines_that_do_not_fit_are_refused(images, tmp_path):
+    with pytest.raises(ConfigError, match="a floor for each of 2 classes, but the engine has 3"):
+        label_dataset(images, LABELS, tmp_path / "run", engine=Threshold())
+    engine = Threshold()
+    engine.fingerprint = lambda: {"weights": object()}
+    with pytest.raises(ConfigError, match="the engine's fingerprint can't be written as JSON"):
+        label_dataset(images, engine.classes, tmp_path / "run", engine=engine)
+
+
+@pytest.mark.parametrize("kind", ["name", "preset", "function"])
+def test_models_may_be_a_name_a_preset_or_a_function(
+    segmenter, images, tmp_path, monkeypatch, kind
+):
+    loaded = []
+    preset = replace(PRESETS["tiny"], name="mine")
+    monkeypatch.setattr(
+        "clip2sam.labelling.run.load", lambda chosen: loaded.append(chosen) or segmenter
+    )
+    given = {"name": "tiny", "preset": preset, "function": lambda: segmenter}[kind]
+    label_dataset(images / "sub", LABELS, tmp_path / "run", segmenter=given)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    named = {"name": "tiny", "preset": "mine", "function": "own models"}[kind]
+    assert manifest["fingerprint"]["preset"] == named
+    assert loaded == ([] if kind == "function" else [given])
+
+
+class Names:
+    """An exporter of one's own, which may stop early."""
+
+    def __init__(self, most=1000):
+        self.most = most
+
+    def write(self, records, classes, output):
+        lines = [classes[0].name]
+        for record in records:
+            lines.append(f"{record.file_name} {record.state} {len(record.annotations)}")
+            if len(lines) > self.most:
+                break
+        output.write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("most", [1, 1000])
+def test_exporters_of_ones_own_write_what_is_published(segmenter, images, finished, tmp_path, most):
+    exporters = {"first.txt": Names(most), "names.txt": Names(), "coco.json": CocoExporter()}
+    run = tmp_path / "run"
+    summary = label_dataset(images, LABELS, run, segmenter=segmenter, exporters=exporters)
+    assert summary.classes == finished[1].classes, "counted, also what the first one left out"
+    assert not (run / "annotations.json").exists()
+    expected = (finished[0] / "annotations.json").read_bytes()
+    assert (run / "coco.json").read_bytes() == expected
+    document = json.loads(expected)
+    masks = [
+        sum(a["image_id"] == i["id"] for a in document["annotations"]) for i in document["images"]
+    ]
+    assert (run / "names.txt").read_text().splitlines() == [
         "cat",
-        "--label",
-        "dog",
-        "--output",
-        tmp_path / "run",
+        *(
+            f"{i['file_name']} {'done' if n else 'empty'} {n}"
+            for i, n in zip(document["images"], masks, strict=True)
+        ),
+    ]
+
+
+def test_a_run_without_exporters_is_counted_all_the_same(segmenter, images, finished, tmp_path):
+    run = tmp_path / "run"
+    summary = label_dataset(images, LABELS, run, segmenter=segmenter, exporters={})
+    assert (summary.done, summary.classes) == (finished[1].done, finished[1].classes)
+    assert {p.name for p in run.iterdir()} == {
+        "manifest.json",
+        "journal-0001.jsonl",
+        "lock",
+        "summary.json",
+        "presence.png",
+    }
+
+
+def test_masks_below_their_threshold_are_kept_when_asked(images, finished, tmp_path):
+    """Nothing else changes: what is published is what is present."""
+    run = tmp_path / "run"
+    label_dataset(images, LABELS, run, segmenter=small_segmenter(), keep_above=0.0)
+    assert same_files(run, finished[0])
+    counts = [
+        (folder / "journal-0001.jsonl").read_text().count('"counts"')
+        for folder in (run, finished[0])
+    ]
+    assert counts[0] > counts[1]
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert (manifest["thresholds"], manifest["floors"]) == ([0.02] * 2, [0.0] * 2)
+
+
+def test_floors_are_never_above_thresholds(segmenter):
+    classes = (
+        LabelClass("cat", ("cat",)),
+        LabelClass("dog", ("dog",), presence_threshold=0.5),
+        LabelClass("cow", ("cow",), presence_threshold=-0.1),
+        LabelClass("sky", ("sky",), distractor=True),
     )
-    code, out, err, _ = command(*arguments)
-    assert code == 1, "some failed"
-    assert "16 listed = " in out
-    assert err.count("failed: ") == 4
-    assert same_files(tmp_path / "run", finished[0])
-    code, out, err, _ = command(*arguments, "--json")
-    assert "already" not in err
-    assert json.loads(out)["labelled_now"] == 0
-    assert command(*arguments, "--quiet")[1] == ""
-    code, out, _, _ = command("export", tmp_path / "run", "--output", tmp_path / "x.json")
-    assert code == 0
-    assert (tmp_path / "x.json").read_bytes() == (finished[0] / "annotations.json").read_bytes()
-    assert "12 of 16 pictures" in out
+    labels = replace(as_label_set(["x"]), classes=classes)
+    engine = SegmenterEngine(segmenter, labels, 0.01)
+    assert engine.thresholds == (0.02, 0.5, -0.1)
+    assert engine.floors == (0.01, 0.01, -0.1)
+    assert SegmenterEngine(segmenter, labels).floors == engine.thresholds
+    free = segmenter.with_config(presence_threshold=None)
+    assert SegmenterEngine(free, labels, 0.01).thresholds == (None, 0.5, -0.1)
+    assert SegmenterEngine(free, labels, 0.01).floors == (None, 0.01, -0.1)
 
 
-def test_the_command_prints_a_line_of_json_a_picture(command, pictures, tmp_path):
-    code, out, _, _ = command(
-        "label", pictures, "--label", "cat", "--output", tmp_path / "run", "--json"
-    )
-    lines = [json.loads(line) for line in out.splitlines()]
-    assert code == 1
-    assert len(lines) == 17
-    assert {line["state"] for line in lines[:-1]} >= {"failed"}
-    assert lines[-1]["failed"] == 4
+def test_the_manifest_is_whole_or_not_there(tmp_path, monkeypatch):
+    source = find_source(write_images(tmp_path / "in", 1))
+    (tmp_path / "run").mkdir()
 
-
-def test_exit_codes(command, pictures, finished, tmp_path, monkeypatch):
-    common = ("label", pictures, "--label", "cat", "--label", "dog")
-    with FileLock(finished[0] / "lock"):
-        code, _, err, _ = command(*common, "--output", finished[0])
-    assert (code, "another process" in err) == (4, True)
-    code, _, err, _ = command(*common[:-2], "--output", finished[0])
-    assert (code, "began with other settings" in err) == (2, True)
-    code, _, err, _ = command(*common, "--output", tmp_path / "few", "--max-failures", "2")
-    assert (code, "more than the 2 allowed" in err) == (6, True)
-
-    def full(self, line):
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("clip2sam.labelling.journal.Journal._write", full)
-    code, _, err, _ = command(*common, "--output", tmp_path / "full")
-    assert (code, "No space left on device" in err) == (5, True)
-
-    def interrupt(self, line):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("clip2sam.labelling.journal.Journal._write", interrupt)
-    code, _, err, _ = command(*common, "--output", tmp_path / "stopped")
-    assert (code, "The same command goes on from there" in err) == (130, True)
-    assert isinstance(command("label", pictures)[3], clip2sam.LabelError)
-    assert isinstance(
-        command("label", tmp_path / "nowhere", "--label", "a", "--output", tmp_path / "r")[3],
-        ImageError,
-    )
-    code, _, err, _ = command("export", tmp_path, "--output", "x.json")
-    assert (code, "expected the output folder of 'clip2sam label'" in err) == (2, True)
+    monkeypatch.setattr("clip2sam.data.files.os.fsync", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        begin_run(tmp_path / "run", source, (), {}, thresholds=(), floors=(), threads=1)
+    assert list((tmp_path / "run").iterdir()) == []
