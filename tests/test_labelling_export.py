@@ -1,33 +1,32 @@
-"""Deciding anew from the journal, and exporting a run."""
+"""A run's journal decided anew: which masks are kept, what is counted, and what is written."""
 
-from dataclasses import asdict, replace
+import json
+import subprocess
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from clip2sam import Config, LabelClass
+from clip2sam.coco.document import coco_document
 from clip2sam.coco.rle import decode_rle, encode_mask
-from clip2sam.coco.validate import validate
-from clip2sam.data.records import FoundMask, Labelled
-from clip2sam.data.sources import Source
+from clip2sam.data.labels import LabelClass
+from clip2sam.data.records import Annotation, ImageRecord
+from clip2sam.data.sources import FileSource
 from clip2sam.errors import ConfigError, RunError
+from clip2sam.export import Exporter
+from clip2sam.export.coco import CocoExporter
 from clip2sam.labelling.decide import Decision, decide, decided_thresholds
-from clip2sam.labelling.export import export
+from clip2sam.labelling.export import export_run
 from clip2sam.labelling.journal import Journal, read_index
-from clip2sam.labelling.manifest import begin_run
-from clip2sam.labelling.summary import ClassSummary, pour
-from clip2sam.visualize.histogram import presence_figure
-
-# pycocotools' arrays, under numpy 2
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)
+from clip2sam.labelling.manifest import begin_run, open_run
+from clip2sam.labelling.summary import as_row, write_files
 
 CLASSES = (
     LabelClass("cat", ("cat",), supercategory="animal"),
-    LabelClass('<dog> & "co"', ("dog",), threshold=0.3),
+    LabelClass('<dog> & "co"', ("dog",), presence_threshold=0.3),
 )
-SKY = LabelClass("sky", ("sky",), distractor=True)
+CAT, DOG = (c.name for c in CLASSES)
 
 
 def box(x, y, width, height, size=(40, 60)):
@@ -37,54 +36,51 @@ def box(x, y, width, height, size=(40, 60)):
 
 
 def found(label, mask, score=0.9):
-    return FoundMask(label, encode_mask(mask)["counts"], score, ((1.5, 2.5, 1), (30.0, 3.0, 0)))
+    return Annotation(label, encode_mask(mask), score, ((1.5, 2.5, 1), (30.0, 3.0, 0)))
 
 
-RING = box(30, 5, 20, 20) & ~box(35, 10, 5, 5) | box(2, 30, 6, 6)
-"""A square with a hole, and another square."""
+RING = box(30, 5, 20, 20) & ~box(35, 10, 5, 5)
 
 RECORDS = (
-    Labelled(
-        0,
+    ImageRecord(
+        10,
         "a.png",
-        "done",
-        "",
         (40, 60),
-        (0.5, 0.4),
-        (found(0, box(0, 0, 20, 10)), found(1, RING, 0.7)),
+        annotations=(found(CAT, box(0, 0, 20, 10)), found(DOG, RING, 0.7)),
+        presence=(0.5, 0.4),
+        beaten=(False, False),
     ),
-    Labelled(
-        1,
+    ImageRecord(
+        4,
         "sub/b ü.png",
-        "done",
-        "",
         (40, 60),
-        (0.15, 0.1),
-        (
-            found(0, box(0, 0, 20, 20), 0.8),
-            found(0, box(1, 0, 20, 20), 0.9),
-            found(1, box(10, 10, 20, 20), 0.6),
+        annotations=(
+            found(CAT, box(0, 0, 20, 20), 0.8),
+            found(CAT, box(1, 0, 20, 20), 0.9),
+            found(DOG, box(10, 10, 20, 20), 0.6),
         ),
+        presence=(0.15, 0.1),
+        beaten=(False, False),
     ),
-    Labelled(2, "sub/c.png", "empty", "", (10, 10), (None, -0.1), ()),
-    Labelled(3, "sub/d.png", "failed", "sub/d.png: it is cut"),
+    ImageRecord(5, "sub/c.png", (10, 10), "empty", presence=(None, -0.1), beaten=(False, True)),
+    ImageRecord(6, "sub/d.png", state="failed", reason="sub/d.png: it is cut"),
 )
 
 
 @pytest.fixture
 def make_run(tmp_path):
-    def make(records=RECORDS, *, keep_above=None, presence=0.1, ids=None):
-        keys = tuple(r.key for r in records)
-        labels = {"classes": [asdict(c) for c in (*CLASSES, SKY)], "templates": None}
-        marks = {
-            "labels": labels,
-            "config": asdict(Config(presence=presence)),
-            "keep_above": keep_above,
-        }
+    def make(records=RECORDS, *, keep_above=None, presence_threshold=0.1):
+        thresholds = [presence_threshold, 0.3]
+        floors = [t if t is None or keep_above is None else min(t, keep_above) for t in thresholds]
+        keys, ids = tuple(r.file_name for r in records), tuple(r.image_id for r in records)
         folder = tmp_path / "run"
         folder.mkdir()
-        run = begin_run(folder, Source("/in", "/in", keys, ids), marks)
-        journal = Journal(run.journal, len(keys))
+        (tmp_path / "images").mkdir()
+        source = FileSource(*[str(tmp_path / "images")] * 2, keys, ids)
+        run = begin_run(
+            folder, source, CLASSES, {}, thresholds=thresholds, floors=floors, threads=1
+        )
+        journal = Journal(run.journal, ids, run.class_names)
         for r in reversed(records):
             journal.append(r)
         journal.close()
@@ -95,32 +91,53 @@ def make_run(tmp_path):
 
 def kept(run, record, **wishes):
     decision = Decision(**wishes)
-    return decide(record, decision, decided_thresholds(run, decision))
+    thresholds = decided_thresholds(run, decision)
+    return decide(record, decision, run.class_names, thresholds)
 
 
-def test_the_runs_own_thresholds_hold_unless_others_are_asked_for(make_run):
+def labels_kept(run, record, **wishes):
+    return [a.label for a in kept(run, record, **wishes).annotations]
+
+
+def scores_kept(run, record, **wishes):
+    return [a.score for a in kept(run, record, **wishes).annotations]
+
+
+def test_the_runs_own_thresholds_hold_unless_others_are_given(make_run):
     run = make_run(keep_above=0.05)
-    assert [m.label for m in kept(run, RECORDS[0])] == [0, 1]
-    assert [m.label for m in kept(run, RECORDS[1])] == [0, 0], (
-        "the second class has its own threshold, 0.3"
-    )
-    assert [m.label for m in kept(run, RECORDS[1], presence=0.1)] == [0, 0, 1]
-    assert [m.label for m in kept(run, RECORDS[1], presence=0.12)] == [0, 0]
-    assert [m.label for m in kept(run, RECORDS[0], presence=0.45)] == [0]
-    assert [m.label for m in kept(run, RECORDS[0], class_presence={"cat": 0.6})] == [1]
-    assert [m.label for m in kept(run, RECORDS[0], classes=(CLASSES[1].name,))] == [1]
-    assert [m.label for m in kept(run, RECORDS[0], min_score=0.8)] == [0]
-    assert [m.label for m in kept(run, RECORDS[0], min_area=201)] == [1]
-    assert kept(run, RECORDS[0], min_area=10_000) == ()
+    first, second = RECORDS[:2]
+    assert labels_kept(run, first) == [CAT, DOG]
+    assert labels_kept(run, second) == [CAT, CAT], "the second class has its own threshold, 0.3"
+    assert labels_kept(run, second, presence_threshold=0.1) == [CAT, CAT, DOG]
+    assert labels_kept(run, second, presence_threshold=0.12) == [CAT, CAT]
+    assert labels_kept(run, first, presence_threshold=0.45) == [CAT]
+    assert labels_kept(run, first, class_thresholds={CAT: 0.6}) == [DOG]
+    assert labels_kept(run, first, presence_threshold=0.6, class_thresholds={CAT: 0.2}) == [CAT]
+    assert labels_kept(run, first, classes=(DOG,)) == [DOG]
+    assert labels_kept(run, first, min_score=0.8) == [CAT]
+    assert labels_kept(run, first, min_score=0.7) == [CAT, DOG], "at the limit counts"
+    assert labels_kept(run, first, min_area=201) == [DOG]
+    assert labels_kept(run, first, min_area=200) == [CAT, DOG]
+    assert kept(run, first) == first
+    assert kept(run, first, min_area=10_000) == replace(first, state="empty", annotations=())
 
 
 def test_a_score_at_its_threshold_counts_as_the_model_counts_it(make_run):
     """float32(0.1) is above 0.1 and is written as 0.1."""
     run = make_run()
     at = replace(RECORDS[0], presence=(0.1, 0.3))
-    assert len(kept(run, at)) == 2
+    assert labels_kept(run, at) == [CAT, DOG]
     just_below = replace(RECORDS[0], presence=(0.099999994, 0.3))
-    assert [m.label for m in kept(run, just_below)] == [1]
+    assert labels_kept(run, just_below) == [DOG]
+
+
+def test_a_label_that_a_distractor_beats_is_absent_where_a_decision_is_taken(make_run):
+    """As in the pipeline: without a threshold its mask stays."""
+    run = make_run(presence_threshold=None)
+    beaten = replace(RECORDS[0], beaten=(True, True))
+    assert labels_kept(run, beaten) == [CAT]
+    assert labels_kept(run, beaten, class_thresholds={CAT: 0.2}) == []
+    assert labels_kept(run, replace(beaten, beaten=(True, False))) == [CAT, DOG]
 
 
 def test_thresholds_below_what_the_journal_has_are_refused(make_run):
@@ -128,40 +145,56 @@ def test_thresholds_below_what_the_journal_has_are_refused(make_run):
     with pytest.raises(
         ConfigError, match=r"masks of 'cat' from a presence score of 0\.1 on.*--keep-above 0\.05"
     ):
-        kept(run, RECORDS[0], presence=0.05)
+        kept(run, RECORDS[0], presence_threshold=0.05)
     with pytest.raises(ConfigError, match=r"'<dog> .*of 0\.3 on, so 0\.2"):
-        kept(run, RECORDS[0], presence=0.2)
-    assert len(kept(run, RECORDS[0], presence=0.05, classes=())) == 0
+        kept(run, RECORDS[0], presence_threshold=0.2)
+    assert labels_kept(run, RECORDS[0], presence_threshold=0.05, classes=()) == []
 
 
 def test_a_run_without_a_decision_has_all_masks(make_run):
-    run = make_run(presence=None)
-    assert [m.label for m in kept(run, RECORDS[1])] == [0, 0]
-    assert [m.label for m in kept(run, RECORDS[1], class_presence={"cat": 0.16})] == []
+    run = make_run(presence_threshold=None)
+    assert labels_kept(run, RECORDS[1]) == [CAT, CAT]
+    assert labels_kept(run, RECORDS[1], class_thresholds={CAT: 0.16}) == []
+    assert labels_kept(run, RECORDS[1], class_thresholds={CAT: -5.0}) == [CAT, CAT]
 
 
 def test_duplicates_are_of_one_class_and_the_best_stays(make_run):
     run = make_run(keep_above=0.0)
-    assert [m.score for m in kept(run, RECORDS[1], presence=0.0, duplicates=0.5)] == [0.9, 0.6]
-    assert [m.score for m in kept(run, RECORDS[1], presence=0.0, duplicates=0.95)] == [
-        0.8,
-        0.9,
-        0.6,
+    scores = [
+        scores_kept(run, RECORDS[1], presence_threshold=0.0, duplicates=limit)
+        for limit in (0.5, 0.95)
     ]
+    assert scores == [[0.9, 0.6], [0.8, 0.9, 0.6]]
+    same = replace(RECORDS[1], annotations=(found(CAT, RING, 0.5), found(DOG, RING, 0.4)))
+    assert scores_kept(run, same, presence_threshold=0.0, duplicates=0.5) == [0.5, 0.4]
 
 
-@pytest.mark.parametrize(("overlap", "first_owns"), [("score", True), ("small", False)])
-def test_overlapping_classes_can_be_set_apart(make_run, overlap, first_owns):
-    run = make_run(keep_above=0.0)
-    large, small = found(0, box(0, 0, 30, 30), 0.9), found(1, box(10, 10, 10, 10), 0.5)
-    record = replace(RECORDS[0], masks=(large, small))
-    masks = [decode_rle(record.rle(m)) for m in kept(run, record, overlap=overlap)]
-    if first_owns:
+@pytest.mark.parametrize("overlap", ["score", "small"])
+def test_overlapping_classes_can_be_set_apart(make_run, overlap):
+    run = make_run()
+    large, small = found(CAT, box(0, 0, 30, 30), 0.9), found(DOG, box(10, 10, 10, 10), 0.5)
+    record = replace(RECORDS[0], annotations=(large, small))
+    masks = [decode_rle(a.rle) for a in kept(run, record, overlap=overlap).annotations]
+    if overlap == "score":
         assert len(masks) == 1, "nothing is left of the small one"
         np.testing.assert_array_equal(masks[0], box(0, 0, 30, 30))
     else:
         np.testing.assert_array_equal(masks[0], box(0, 0, 30, 30) & ~box(10, 10, 10, 10))
         np.testing.assert_array_equal(masks[1], box(10, 10, 10, 10))
+    assert labels_kept(run, record, overlap="keep") == [CAT, DOG]
+
+
+def test_masks_of_one_class_may_overlap_and_keep_their_order(make_run):
+    run = make_run(keep_above=0.0)
+    given = {"presence_threshold": 0.0, "overlap": "score"}
+    assert scores_kept(run, RECORDS[1], **given) == [0.8, 0.9, 0.6]
+    one, two, dog = (decode_rle(a.rle) for a in kept(run, RECORDS[1], **given).annotations)
+    np.testing.assert_array_equal(one, box(0, 0, 20, 20))
+    np.testing.assert_array_equal(two, box(1, 0, 20, 20))
+    np.testing.assert_array_equal(dog, box(10, 10, 20, 20) & ~box(0, 0, 21, 20))
+    left = int(dog.sum())
+    assert scores_kept(run, RECORDS[1], **given, min_area=left) == [0.8, 0.9, 0.6]
+    assert scores_kept(run, RECORDS[1], **given, min_area=left + 1) == [0.8, 0.9]
 
 
 @pytest.mark.parametrize(
@@ -170,8 +203,9 @@ def test_overlapping_classes_can_be_set_apart(make_run, overlap, first_owns):
         ({"min_score": 1.5}, "min_score must be from 0 to 1"),
         ({"duplicates": -0.1}, "duplicates must be"),
         ({"min_area": -1}, "min_area must be"),
+        ({"overlap": "both"}, "overlap must be one of keep, score, small, but got 'both'"),
         ({"classes": ("cow",)}, "no class 'cow'; its classes are cat"),
-        ({"class_presence": {"sky": 0.5}}, "no class 'sky'"),
+        ({"class_thresholds": {"sky": 0.5}}, "no class 'sky'"),
     ],
 )
 def test_wishes_that_make_no_sense_are_refused(make_run, wishes, message):
@@ -180,52 +214,134 @@ def test_wishes_that_make_no_sense_are_refused(make_run, wishes, message):
         kept(run, RECORDS[0], **wishes)
 
 
-def test_counts_add_up(make_run):
-    run = make_run()
-    seen = []
-    summary = pour(
-        run, read_index(run.journal, 4), Decision(), [lambda record, masks: seen.append(record.key)]
-    )
+class Seen:
+    """An exporter that notes what it gets."""
+
+    def write(self, records, classes, output):
+        self.records, self.classes, self.output = list(records), classes, output
+
+
+def test_counts_add_up(make_run, tmp_path):
+    run, seen = make_run(), Seen()
+    assert isinstance(seen, Exporter)
+    index = read_index(run.journal, run.ids)
+    summary = write_files(run, index, Decision(), {tmp_path / "x": seen})
     assert (summary.listed, summary.done, summary.empty, summary.failed) == (4, 2, 1, 1)
-    assert seen == ["a.png", "sub/b ü.png", "sub/c.png"]
-    assert [(c.pictures, c.masks) for c in summary.classes] == [(2, 3), (1, 1)]
-    assert summary.classes[0].score == pytest.approx((0.9 + 0.8 + 0.9) / 3)
-    assert [sum(c.histogram.values()) for c in summary.classes] == [2, 3], (
-        "a score that isn't finite is in no bin"
-    )
-    assert summary.failures == [{"file_name": "sub/d.png", "reason": "sub/d.png: it is cut"}]
+    assert [r.file_name for r in seen.records] == ["a.png", "sub/b ü.png", "sub/c.png"]
+    assert [r.state for r in seen.records] == ["done", "done", "empty"]
+    assert (seen.classes, seen.output) == (CLASSES, tmp_path / "x")
+    assert [(c.images, c.masks) for c in summary.classes] == [(2, 3), (1, 1)]
+    assert [c.threshold for c in summary.classes] == [0.1, 0.3]
+    assert [c.mean_score for c in summary.classes] == [
+        pytest.approx((0.9 + 0.8 + 0.9) / 3, abs=1e-6),
+        0.7,
+    ]
+    assert summary.classes[0].histogram == {0.14: 1, 0.5: 1}, "a score that isn't finite counts not"
+    assert summary.classes[1].histogram == {-0.1: 1, 0.1: 1, 0.4: 1}
+    assert summary.failures == ({"file_name": "sub/d.png", "reason": "sub/d.png: it is cut"},)
+    row = as_row(summary)
+    assert row["classes"][0]["histogram"] == {"0.14": 1, "0.5": 1}
+    assert json.loads(json.dumps(row))["failures"] == list(summary.failures)
+
+
+def test_every_exporter_gets_the_decided_records(make_run, tmp_path):
+    run, first, second = make_run(keep_above=0.0), Seen(), Seen()
+    index, decision = read_index(run.journal, run.ids), Decision(presence_threshold=0.12)
+    summary = write_files(run, index, decision, {tmp_path / "1": first, tmp_path / "2": second})
+    assert first.records == second.records
+    assert [len(r.annotations) for r in first.records] == [2, 2, 0]
+    assert [c.masks for c in summary.classes] == [3, 1]
+    assert summary == write_files(run, index, decision, {})
 
 
 def test_a_journal_of_another_run_is_refused(make_run):
     run = make_run()
-    other = replace(run, source=replace(run.source, keys=("x.png", *run.source.keys[1:])))
-    with pytest.raises(RunError, match="belong to different runs"):
-        pour(other, read_index(run.journal, 4), Decision(), [])
+    other = replace(run, keys=("x.png", *run.keys[1:]))
+    with pytest.raises(RunError, match=r"image 10 has another name .* belong to different runs"):
+        write_files(other, read_index(run.journal, run.ids), Decision(), {})
 
 
-def test_the_runs_own_files_are_no_outputs(make_run):
+def test_a_run_is_what_was_frozen(make_run):
+    run = make_run(keep_above=0.05)
+    assert open_run(run.path) == run
+    assert (run.keys, run.ids) == (tuple(r.file_name for r in RECORDS), (10, 4, 5, 6))
+    assert (run.classes, run.class_names) == (CLASSES, (CAT, DOG))
+    assert (run.thresholds, run.floors, run.threads) == ((0.1, 0.3), (0.05, 0.05), 1)
+
+
+def test_export_writes_the_source_s_order_and_ids(make_run, tmp_path):
     run = make_run()
-    with pytest.raises(ConfigError, match="is the run's own file"):
-        export(run.path, run.path / "manifest.json")
+    summary = export_run(run.path, tmp_path / "coco.json")
+    decided = [kept(run, r) for r in RECORDS[:3]]
+    document = json.loads((tmp_path / "coco.json").read_text())
+    assert document == coco_document(decided, CLASSES)
+    assert [i["id"] for i in document["images"]] == [10, 4, 5]
+    assert len(document["annotations"]) == sum(c.masks for c in summary.classes) == 4
 
 
-def test_a_run_can_be_exported_while_it_is_not_finished(make_run, tmp_path):
+def test_export_takes_options_and_objects(make_run, tmp_path):
+    run, seen = make_run(keep_above=0.0), Seen()
+    export_run(run.path, tmp_path / "a.json", polygons=True)
+    segments = json.loads((tmp_path / "a.json").read_text())["annotations"]
+    assert all(isinstance(a["segmentation"], list) for a in segments)
+    export_run(run.path, tmp_path / "b.json", CocoExporter(polygons=True))
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    export_run(run.path, tmp_path / "c.json", merge=tmp_path / "a.json")
+    merged = json.loads((tmp_path / "c.json").read_text())["annotations"]
+    assert merged[: len(segments)] == segments
+    assert len(merged) == 2 * len(segments)
+    export_run(run.path, tmp_path / "d.json", "labelstudio", image_prefix="s3://b/")
+    assert json.loads((tmp_path / "d.json").read_text())[0]["data"]["image"] == "s3://b/a.png"
+    export_run(run.path, tmp_path / "x", seen, Decision(presence_threshold=0.0))
+    assert [len(r.annotations) for r in seen.records] == [2, 3, 0]
+
+
+def test_a_run_can_be_exported_while_it_is_at_work(make_run, tmp_path):
     run = make_run()
     data = run.journal.read_bytes()
     run.journal.write_bytes(data[: -len(data.splitlines()[-1]) // 2])
-    summary = export(run.path, tmp_path / "coco.json")
-    assert summary.done + summary.empty + summary.failed == 3
-    assert validate(tmp_path / "coco.json") == []
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+    summary = export_run(run.path, tmp_path / "coco.json")
+    assert (summary.listed, summary.done + summary.empty + summary.failed) == (4, 3)
+    assert {path: path.read_bytes() for path in run.path.iterdir()} == before, "it is only read"
 
 
-def test_many_classes_in_any_script_can_be_drawn(tmp_path):
-    classes = [
-        ClassSummary(f"$日本_{i}", 0.1 if i % 2 else None, histogram={-0.02: 3, 0.1: 1000})
-        for i in range(120)
-    ]
-    classes[3].histogram = {}
-    presence_figure(classes[:9], 0.02).savefig(tmp_path / "few.png")
-    figure = presence_figure(classes, 0.02)
-    assert "the first 100 of 120 classes" in figure.axes[0].get_title()
-    assert (tmp_path / "few.png").stat().st_size > 1000
-    presence_figure([ClassSummary("nothing", None)], 0.02).savefig(tmp_path / "none.png")
+def test_what_export_can_not_do_is_refused(make_run, tmp_path):
+    run = make_run()
+    for exporter, options, message in (
+        ("voc", {}, "no format is called 'voc'; choose one of coco, results"),
+        ("yolo", {"polygons": True}, "the option polygons is for the format coco, not yolo"),
+        ("png", {"merge": tmp_path / "x"}, "the option merge is for the format coco"),
+        ("coco", {"image_prefix": "x"}, "image_prefix is for the format labelstudio"),
+        (CocoExporter(), {"polygons": True}, "polygons: an exporter object has its options"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            export_run(run.path, tmp_path / "x", exporter, **options)
+    for name in ("manifest.json", "journal-0001.jsonl", "lock"):
+        with pytest.raises(ConfigError, match="is the run's own file; give another output"):
+            export_run(run.path, run.path / name)
+    with pytest.raises(ConfigError, match="lies where images are read"):
+        export_run(run.path, tmp_path / "images" / "coco.json")
+    with pytest.raises(RunError, match="expected the output folder of 'clip2sam label', but its"):
+        export_run(tmp_path / "nowhere", tmp_path / "x")
+    (run.path / "manifest.json").write_text('{"format": 1}')
+    with pytest.raises(RunError, match="begun by an older version of clip2sam"):
+        export_run(run.path, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_export_needs_neither_torch_nor_matplotlib(make_run, tmp_path):
+    run = make_run()
+    code = (
+        "import sys; from clip2sam.labelling.export import export_run; "
+        "export_run(sys.argv[1], sys.argv[2]); "
+        "print([m for m in ('torch', 'matplotlib', 'open_clip') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, run.path, tmp_path / "coco.json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "[]\n", done.stderr
+    assert (tmp_path / "coco.json").exists()

@@ -214,7 +214,7 @@ def export(
         min_score,
         min_area,
         duplicates,
-        overlap,  # type: ignore[arg-type]  # Decision checks it
+        overlap,
     )
     summary = export_run(
         run,

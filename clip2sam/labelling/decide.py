@@ -6,7 +6,6 @@ Everything here works on records; no model is needed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -17,7 +16,7 @@ from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.errors import ConfigError
 from clip2sam.labelling.manifest import RunFolder
 
-Overlap = Literal["keep", "score", "small"]
+OVERLAPS = ("keep", "score", "small")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Decision:
     duplicates: float | None = None
     """Of masks of one class whose IoU is above this, only the one with the best score is kept;
     None: all are."""
-    overlap: Overlap = "keep"
+    overlap: str = "keep"
     """A pixel in masks of several classes belongs to all of them ("keep"), to the one with the best
     score ("score"), or to the smallest ("small")."""
 
@@ -48,9 +47,9 @@ class Decision:
                 raise ConfigError(f"{name} must be from 0 to 1, but got {value}")
         if self.min_area < 0:
             raise ConfigError(f"min_area must be 0 pixels or more, but got {self.min_area}")
-        if self.overlap not in ("keep", "score", "small"):
+        if self.overlap not in OVERLAPS:
             raise ConfigError(
-                f'overlap must be "keep", "score" or "small", but got {self.overlap!r}'
+                f"overlap must be one of {', '.join(OVERLAPS)}, but got {self.overlap!r}"
             )
 
 
@@ -125,9 +124,7 @@ def _without_duplicates(annotations: list[Annotation], limit: float) -> list[Ann
     return [annotations[i] for i in sorted(kept)]
 
 
-def _apart(
-    size: tuple[int, int], annotations: list[Annotation], overlap: Overlap
-) -> list[Annotation]:
+def _apart(size: tuple[int, int], annotations: list[Annotation], overlap: str) -> list[Annotation]:
     """Give each pixel to one class: masks of one class may still overlap each other."""
     order = sorted(  # the first takes its pixels first
         range(len(annotations)),
