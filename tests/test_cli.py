@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image as PILImage
 from pycocotools.coco import COCO
 from typer.main import get_command
@@ -307,6 +308,11 @@ def test_label_and_export(run, street, tmp_path):
     assert "failed: b.jpg" in errors
     code, printed, errors = run(*arguments, "--json")
     assert (code, json.loads(printed)["labelled_now"]) == (1, 0)
+    assert run(*arguments, "--quiet") == (1, "", "")
+    assert run("export", "run", "--output", "again.json")[0] == 0
+    assert (tmp_path / "again.json").read_bytes() == (
+        tmp_path / "run" / "annotations.json"
+    ).read_bytes()
     code, printed, _ = run("export", "run", "--format", "results", "--output", "r.json")
     assert code == 0
     rows = json.loads((tmp_path / "r.json").read_text())
@@ -355,6 +361,32 @@ def test_progress_counts_what_the_run_keeps(run, street, monkeypatch):
     assert code == 0
     assert errors.startswith("1 of 1 images, ")
     assert errors.endswith(f"; {there} 1\n")
+
+
+def test_a_run_that_cannot_go_on_says_why(run, street, tmp_path):
+    arguments = ("label", street, "--label", "heart", "--output", "run")
+    assert run(*arguments)[0] == 0
+    with FileLock(tmp_path / "run" / "lock"):
+        code, _, errors = run(*arguments)
+    assert code == 4
+    assert "another process works on this run" in errors
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "images" / name).write_text("not an image")
+    failing = ("label", "images", "--label", "heart", "--output", "few", "--max-failures", "1")
+    code, _, errors = run(*failing)
+    assert code == 6
+    assert "more than the 1 allowed" in errors
+    for wrong, message in (
+        (("label", street, "--output", "other"), "give labels by --label NAME (repeatable)"),
+        (("label", "nowhere", "--label", "heart", "--output", "other"), "no such file or folder"),
+        (("label", "images", "--label", "heart", "--output", "images/run"), "never written to"),
+        (("export", "images", "--output", "x.json"), "expected the output folder of 'clip2sam"),
+    ):
+        code, _, errors = run(*wrong)
+        assert code == 2
+        assert message in errors
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_prints_a_line_of_json_for_each_image(run, street, tmp_path):
