@@ -1,0 +1,104 @@
+"""A few images into one COCO file: the same records, ids and scores as a run's."""
+
+import json
+
+import pytest
+
+from clip2sam.data.labels import as_label_set
+from clip2sam.data.sources import find_source
+from clip2sam.errors import ConfigError, ImageError
+from clip2sam.labelling.run import label_dataset
+from clip2sam.labelling.segment import segment_images
+from tests.labelling_fakes import small_segmenter, write_images
+
+LABELS = as_label_set(["cat", "dog"])
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    return small_segmenter()
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Four good images and a bad one."""
+    folder = write_images(tmp_path / "in", 3)
+    write_images(folder / "sub", 1)
+    (folder / "001-bad.png").write_bytes(b"not an image")
+    return folder
+
+
+def test_the_file_is_that_of_a_run(segmenter, images, tmp_path):
+    records = segment_images(segmenter, images, LABELS, tmp_path / "out", overlays="none")
+    label_dataset(images, LABELS, tmp_path / "run", segmenter=segmenter)
+    written = (tmp_path / "out" / "annotations.json").read_bytes()
+    assert written == (tmp_path / "run" / "annotations.json").read_bytes()
+    assert [(r.image_id, r.file_name, r.state == "failed") for r in records] == [
+        (1, "000.png", False),
+        (2, "001-bad.png", True),
+        (3, "001.png", False),
+        (4, "002.png", False),
+        (5, "sub/000.png", False),
+    ]
+    assert records[1].reason.startswith("001-bad.png: expected an image")
+    assert json.loads(written)["annotations"]
+    assert not (tmp_path / "out" / "overlays").exists()
+
+
+def test_those_who_watch_get_record_result_and_drawings(segmenter, images, tmp_path):
+    seen, out = [], tmp_path / "out"
+    records = segment_images(
+        segmenter,
+        find_source(images),
+        LABELS,
+        out,
+        overlays="all",
+        polygons=True,
+        on_image=lambda *one: seen.append(one),
+    )
+    assert [record for record, _, _ in seen] == records
+    for record, result, drawn in seen:
+        if record.state == "failed":
+            assert (result, drawn) == (None, ())
+            continue
+        assert result.record == record
+        assert len(result.annotations) + len(result.absent) == 2
+        stem = out / "overlays" / record.file_name
+        assert drawn == tuple(stem.with_name(f"{stem.name}.{n}.png") for n in ("01-cat", "02-dog"))
+        assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    document = json.loads((out / "annotations.json").read_text())
+    assert all(isinstance(a["segmentation"], list) for a in document["annotations"])
+
+
+def test_an_interruption_leaves_what_was_done(segmenter, images, tmp_path):
+    def interrupt(record, result, drawn):
+        if record.file_name == "001.png":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment_images(
+            segmenter, images, LABELS, tmp_path / "out", overlays="none", on_image=interrupt
+        )
+    document = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [i["file_name"] for i in document["images"]] == ["000.png", "001.png"]
+
+
+def test_what_is_read_is_never_written_to(segmenter, images):
+    before = sorted(images.rglob("*"))
+    with pytest.raises(ConfigError, match="which is never written to; give one elsewhere"):
+        segment_images(segmenter, images, LABELS, images / "out")
+    with pytest.raises(ConfigError, match="which is never written to; give one elsewhere"):
+        segment_images(segmenter, [images / "000.png"], LABELS, images)
+    with pytest.raises(ImageError, match="no such file or folder"):
+        segment_images(segmenter, images / "gone", LABELS, images.parent / "out")
+    assert sorted(images.rglob("*")) == before
+    assert not (images.parent / "out").exists()
+
+
+def test_a_name_that_coco_cannot_hold_costs_its_image(segmenter, images, tmp_path):
+    (images / "a\\b.png").write_bytes((images / "000.png").read_bytes())
+    records = segment_images(
+        segmenter, f"{images}/*b.png", LABELS, tmp_path / "out", overlays="none"
+    )
+    assert [r.state for r in records] == ["failed"]
+    assert records[0].reason.startswith("a%5Cb.png: expected a POSIX path")
