@@ -123,6 +123,10 @@ def test_an_image_on_which_a_distractor_beats_the_label_is_never_kept():
     assert thresholds.tolist() == [1, 3]
     assert precision == pytest.approx([1 / 2, 1])
     assert recall == pytest.approx([1 / 2, 1 / 2])
+    many = scores(5, 1, 2, 3, 4, 9, 9, 9)
+    shown = np.array([True, True, False, False, False, True, True, True])
+    assert cut(many[:5], shown[:5]) == 4.5, "one of two found is an F1 of 2/3"
+    assert cut(many, shown, beaten=(5, 6, 7)) < 1, "one of five found is less than two of five"
     everywhere = scored("a", values, truth, beaten=(0, 1, 2, 3))
     assert everywhere.threshold is None
     assert [len(column) for column in everywhere.curve()] == [0, 0, 0]
