@@ -1,11 +1,14 @@
-"""What a run over a data set survives, in figures: python benchmarks/labelling_faults.py WHAT [COUNT]
+"""What a run over a dataset survives, in figures.
 
-    kills    COUNT times (200) a run is killed (SIGKILL) at a random moment and gone on with: is the file that of an
-             unbroken run, and how many pictures were done twice?
-    bad      COUNT pictures (1,000), 5 % of them bad in all known ways, decoders that crash and hang among them: are the
-             others as in a clean run?
-    memory   COUNT small pictures (50,000) through a quick stand-in for the models: resident memory along the way
-    waiting  COUNT drawn pictures (200) with the tiny preset: how long the model waits
+    python benchmarks/labelling_faults.py WHAT [COUNT]
+
+    kills    COUNT times (200) a run is killed (SIGKILL) at a random moment and continued: is the
+             file that of an unbroken run, and how many images were labelled twice?
+    bad      COUNT images (1,000), 5 % of them bad in all known ways, decode workers that crash and
+             hang among them: are the others as in a clean run?
+    memory   COUNT small images (50,000) through a quick stand-in for the models: resident memory
+             along the way
+    waiting  COUNT drawn images (200) with the tiny preset: how long the model waits
     decoding what it costs to decode in other processes instead of threads
 
 Everything is made in a temporary folder, which is removed at the end.
@@ -19,7 +22,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +32,30 @@ from PIL import Image as PILImage
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from clip2sam.labelling import decode_worker as decoder_room  # noqa: E402
-from clip2sam.labelling.decode_worker import DecoderProcess  # noqa: E402
+from clip2sam.labelling import decode_worker  # noqa: E402
+from clip2sam.labelling.decode_worker import DecodeWorker  # noqa: E402
 from clip2sam.labelling.flow import run_flow  # noqa: E402
 from clip2sam.labelling.journal import Journal  # noqa: E402
-from clip2sam.labelling.readers import Readers  # noqa: E402
-from clip2sam.labelling.run import label  # noqa: E402
-from tests.labelling_fakes import Here, Threshold, small_segmenter, write_pictures  # noqa: E402
+from clip2sam.labelling.readers import Readers, Worker  # noqa: E402
+from clip2sam.labelling.run import label_dataset  # noqa: E402
+from tests.labelling_fakes import (  # noqa: E402
+    Here,
+    Threshold,
+    reads,
+    small_segmenter,
+    write_images,
+)
 
 WORKER = ROOT / "tests" / "labelling_worker.py"
 BATCH = 4  # the worker's
 
 
 def kills(folder: Path, count: int) -> None:
-    """The worker's children are killed at moments spread over a run: some before the model's first picture."""
-    pictures = write_pictures(folder / "in", 150)
+    """The worker's children are killed at moments spread over a run: some before the model's first
+    image."""
+    images = write_images(folder / "in", 150)
     whole, rng = folder / "whole", random.Random(0)
-    subprocess.run([sys.executable, WORKER, pictures, whole, folder / "trace"], check=True)
+    subprocess.run([sys.executable, WORKER, images, whole, folder / "trace"], check=True)
     rounds = redone = runs = working = 0
     while rounds < count:
         runs += 1
@@ -53,7 +63,7 @@ def kills(folder: Path, count: int) -> None:
         moments = [
             f"{rng.randrange(15)}:{rng.uniform(0.0, 0.05)}" for _ in range(min(10, count - rounds))
         ]
-        subprocess.run([sys.executable, WORKER, pictures, output, trace, *moments], check=True)
+        subprocess.run([sys.executable, WORKER, images, output, trace, *moments], check=True)
         for name in ("annotations.json", "results.json"):
             assert (output / name).read_bytes() == (whole / name).read_bytes(), name
         starts = [len(line) for line in trace.read_text().splitlines()]
@@ -62,31 +72,28 @@ def kills(folder: Path, count: int) -> None:
         assert 0 <= twice <= BATCH * struck, (twice, struck)
         rounds, redone, working = rounds + len(moments), redone + twice, working + struck
         print(
-            f"{rounds} kills ({working} of them while the model worked), {redone} pictures done twice, files identical"
+            f"{rounds} kills ({working} of them while the model worked), {redone} images labelled "
+            "twice, files identical"
         )
 
 
 def bad(folder: Path, count: int) -> None:
-    """A clean run over the good pictures, and one with bad ones among them."""
-    decoder_room.CODE = FAULTY
-    good = write_pictures(folder / "in", count - count // 20)
-    segmenter = small_segmenter()
-    clean = label(good, ["cat", "dog"], folder / "clean", segmenter=segmenter)
+    """A clean run over the good images, and one with bad ones among them."""
+    decode_worker.CODE = FAULTY
+    good = write_images(folder / "in", count - count // 20)
+    segmenter, labels = small_segmenter(), ["cat", "dog"]
+    clean = label_dataset(good, labels, folder / "clean", segmenter=segmenter)
     for i, kind in zip(range(count // 20), _kinds(), strict=False):
         _write_bad(good, i, kind)
-    mixed = label(
-        good, ["cat", "dog"], folder / "mixed", segmenter=segmenter, timeout=2.0, max_pixels=10**8
-    )
+    mixed = label_dataset(good, labels, folder / "mixed", segmenter=segmenter, timeout=2.0)
     one, other = (
         json.loads((folder / n / "annotations.json").read_text()) for n in ("clean", "mixed")
     )
     assert _by_name(one) == _by_name(other)
     print(
-        f"clean: {clean.listed} listed, {clean.failed} failed; mixed: {mixed.listed} listed = {mixed.done} done + ",
-        end="",
-    )
-    print(
-        f"{mixed.empty} empty + {mixed.failed} failed; the {len(_by_name(one))} good ones are identical"
+        f"clean: {clean.listed} listed, {clean.failed} failed; mixed: {mixed.listed} listed = "
+        f"{mixed.done} done + {mixed.empty} empty + {mixed.failed} failed; the "
+        f"{len(_by_name(one))} good ones are identical"
     )
     for failure in mixed.failures[: len(KINDS)]:
         print("  " + failure["reason"])
@@ -94,8 +101,8 @@ def bad(folder: Path, count: int) -> None:
 
 FAULTY = """
 import ctypes, os
-from clip2sam.labelling import decode_worker as decoder
-real = decoder.load_image
+from clip2sam.labelling import decode_worker
+real = decode_worker.load_image
 def load_image(path, **settings):
     name = os.path.basename(path)
     if "crash" in name:
@@ -103,8 +110,8 @@ def load_image(path, **settings):
     if "hang" in name:
         ctypes.PyDLL(None).sleep(1000)
     return real(path, **settings)
-decoder.load_image = load_image
-decoder.serve()
+decode_worker.load_image = load_image
+decode_worker.serve()
 """
 
 KINDS = (
@@ -138,12 +145,12 @@ def _write_bad(folder: Path, i: int, kind: str) -> None:
         header = b"IHDR" + (65000).to_bytes(4) * 2 + whole[24:29]
         path.write_bytes(whole[:12] + header + zlib.crc32(header).to_bytes(4) + whole[33:])
     else:
-        contents = {"cut.png": whole[:500], "text.jpg": b"not a picture", "empty.gif": b""}
+        contents = {"cut.png": whole[:500], "text.jpg": b"not an image", "empty.gif": b""}
         path.write_bytes(contents.get(kind, whole))
 
 
 def _by_name(document: dict[str, list[dict[str, object]]]) -> dict[object, list[object]]:
-    """Everything about each picture but its ids, which count the pictures."""
+    """Everything about each image but its ids, which count the images."""
     rows: dict[object, list[object]] = {
         i["id"]: [i["file_name"], i["height"], i["width"]] for i in document["images"]
     }
@@ -165,27 +172,26 @@ class Forgetful(list[Any]):
 
 
 def memory(folder: Path, count: int) -> None:
-    """A quick engine, real decoders: what grows is the flow's, the journal's index and nothing else."""
-    pictures = write_pictures(folder / "in", 100, side=64)
-    wanted = [(i, f"{i % 100:03d}.png") for i in range(count)]
-    journal = Journal(folder / "journal-0001.jsonl", count)
+    """A quick engine, real decode workers: what grows is the flow's, the journal's index and
+    nothing else."""
+    images = write_images(folder / "in", 100, side=64)
+    wanted = [(i, f"{(i - 1) % 100:03d}.png") for i in range(1, count + 1)]
+    journal = Journal(folder / "journal-0001.jsonl", range(1, count + 1), Threshold.classes)
     curve: list[tuple[int, float]] = []
     began = time.perf_counter()
     engine = Threshold()
     engine.seen = engine.batches = Forgetful()
-    make = lambda: DecoderProcess(str(pictures), 10**8, 60.0)  # noqa: E731
-    records = run_flow(wanted, engine, journal, [0.5] * 3, make, threads=2, batch_size=8)
+    make = lambda: DecodeWorker(10**8, 60.0)  # noqa: E731
+    records = run_flow(wanted, reads(images), engine, journal, make, threads=2, batch_size=8)
     for n, _ in enumerate(records, 1):
         if n % max(count // 20, 1) == 0:
             curve.append((n, _resident()))
-            print(
-                f"{n:>8} pictures {curve[-1][1]:8.1f} MB {n / (time.perf_counter() - began):8.0f} a second",
-                flush=True,
-            )
+            rate = n / (time.perf_counter() - began)
+            print(f"{n:>8} images {curve[-1][1]:8.1f} MB {rate:8.0f} a second", flush=True)
     journal.close()
     settled, most = curve[1][1], max(m for _, m in curve[1:])
     print(
-        f"from {curve[1][0]} pictures on at most {most - settled:+.1f} MB, {most / settled - 1:+.2%}"
+        f"from {curve[1][0]} images on at most {most - settled:+.1f} MB, {most / settled - 1:+.2%}"
     )
 
 
@@ -196,19 +202,18 @@ def _resident() -> float:
 
 
 def waiting(folder: Path, count: int) -> None:
-    """Drawn pictures and the tiny preset on the CPU."""
+    """Drawn images and the tiny preset on the CPU."""
     from clip2sam.tiny.scenes import scene, split_seed
 
     (folder / "in").mkdir()
     for i in range(count):
         PILImage.fromarray(scene(split_seed("test", i)).pixels).save(folder / "in" / f"{i:04d}.png")
     labels = ["red circle", "heart", "star", "blue thing", "striped square"]
-    summary = label(folder / "in", labels, folder / "run", segmenter="tiny")
+    summary = label_dataset(folder / "in", labels, folder / "run", segmenter="tiny")
     print(
-        f"{count} pictures, {summary.pictures_per_second:.2f} a second; the model waited ", end=""
-    )
-    print(
-        f"{summary.waited_for_pictures:.2%} for pictures, {summary.waited_for_writer:.2%} for the writer"
+        f"{count} images, {summary.images_per_second:.2f} a second; the model waited "
+        f"{summary.waited_for_images:.2%} for images, {summary.waited_for_writer:.2%} for the "
+        "writer"
     )
 
 
@@ -226,21 +231,21 @@ def decoding(folder: Path, count: int) -> None:
             folder / f"{name}.jpg", quality=90
         )
         wanted = [(i, f"{name}.jpg") for i in range(times)]
-        for how, make in (
-            ("threads", lambda: Here(str(folder))),
-            ("processes", lambda: DecoderProcess(str(folder), 10**9, 60.0)),
-        ):
-            with Readers(iter(wanted), make, 2) as readers:
+        ways: dict[str, Callable[[], Worker]] = {
+            "threads": Here,
+            "processes": lambda: DecodeWorker(10**9, 60.0),
+        }
+        for how, make in ways.items():
+            with Readers(iter(wanted), reads(folder), make, 2) as readers:
                 next(readers)
                 began = time.perf_counter()
                 n = sum(1 for _ in readers)
-            print(
-                f"{name} ({height} x {width}) in {how}: {1000 * (time.perf_counter() - began) / n:.2f} ms a picture"
-            )
+            ms = 1000 * (time.perf_counter() - began) / n
+            print(f"{name} ({height} x {width}) in {how}: {ms:.2f} ms an image")
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run what is given."""
     tasks = {
         "kills": (kills, 200),
         "bad": (bad, 1000),
