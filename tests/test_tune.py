@@ -184,7 +184,7 @@ def test_a_folder_has_no_truth_and_a_label_may_be_no_category(segmenter, folder)
 
 def test_a_bad_image_costs_that_image(segmenter, folder, tmp_path):
     (tmp_path / "good.png").write_bytes((folder / "0.png").read_bytes())
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     tuning = tune(segmenter, tmp_path, ["cat", "dog"])
     assert tuning.images == ("good.png",)
     assert [name for name, _ in tuning.failures] == ["bad.png"]

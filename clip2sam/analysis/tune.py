@@ -41,7 +41,7 @@ class ClassScores:
     """Suggested: present at or above it. None where nothing can be suggested, see `suggested`."""
 
     def kept(self, threshold: float | int) -> Bool[np.ndarray, "images"]:
-        """The presence decision with a threshold, in float32 as the model takes it."""
+        """The presence decision with a threshold, in fp32 as the model takes it."""
         return np.asarray(is_present(self.scores, self.beaten, np.float32(threshold)))
 
     def curve(
