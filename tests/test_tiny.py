@@ -1,6 +1,7 @@
 """The tiny models: they load, they are small, and they do what they learned."""
 
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -215,3 +216,57 @@ def test_sam_cuts_objects_out_from_true_points(tiny_sam):
             overlaps.append((mask & item.mask).sum() / (mask | item.mask).sum())
     assert len(overlaps) > 20
     assert np.mean(overlaps) > SAM_FLOOR
+
+
+def with_a_bit_flipped(source: Path, target: Path, at: int = -1000) -> Path:
+    """A copy of a file in which one bit, by default far behind the header, is another."""
+    content = bytearray(source.read_bytes())
+    content[at] ^= 1
+    target.write_bytes(content)
+    return target
+
+
+@pytest.mark.parametrize(("name", "load"), [(CLIP_FILE, load_tiny_clip), (SAM_FILE, load_tiny_sam)])
+def test_one_flipped_bit_in_an_embedded_file_is_refused(tmp_path, monkeypatch, name, load):
+    """It loads and runs all the same, and finds nothing or the wrong things."""
+    damaged = with_a_bit_flipped(embedded_file(name), tmp_path / name)
+    monkeypatch.setattr("clip2sam.tiny.files.embedded_path", lambda _: damaged)
+    with pytest.raises(WeightsError, match=f"{name} has SHA-256 .*: its content changed; install"):
+        load()
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match=r"bytes, expected .*: it is cut or another file"):
+        load()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    known = known_tokens()
+    clip, sam = build_tiny_clip(len(known) + 1), build_tiny_sam()
+    with torch.no_grad():
+        clip.visual.proj[3, 4] = value
+        sam.mask_decoder.iou_token.weight[0, 1] = value
+    save_tiny_clip(clip, known, tmp_path / "clip.safetensors")
+    with pytest.raises(WeightsError, match=r"the tensor visual\.proj in .* not finite"):
+        load_tiny_clip(tmp_path / "clip.safetensors")
+    save_tiny_sam(sam, tmp_path / "sam.safetensors")
+    with pytest.raises(WeightsError, match=r"the tensor mask_decoder\.iou_token\.weight in"):
+        load_tiny_sam(tmp_path / "sam.safetensors")
+
+
+@pytest.mark.parametrize(
+    "known", ["", "[1, 2", "null", "7", '"text"', "{}", "[1, null]", "[[1]]", "[-1]", "[1e9]"]
+)
+def test_damaged_metadata_is_refused(tmp_path, known):
+    tensors = load_file(embedded_file(CLIP_FILE))
+    tensors["token_embedding.weight"] = tensors["token_embedding.weight"][:2].clone()
+    save_file(tensors, tmp_path / "clip.safetensors", {"known_tokens": known})
+    with pytest.raises(WeightsError, match="tiny CLIP's weights"):
+        load_tiny_clip(tmp_path / "clip.safetensors")
+
+
+def test_a_token_embedding_without_rows_is_refused(tmp_path):
+    tensors = load_file(embedded_file(CLIP_FILE))
+    tensors["token_embedding.weight"] = torch.zeros(())
+    save_file(tensors, tmp_path / "clip.safetensors", {"known_tokens": "[]"})
+    with pytest.raises(WeightsError, match="tiny CLIP's weights"):
+        load_tiny_clip(tmp_path / "clip.safetensors")

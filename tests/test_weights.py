@@ -574,6 +574,26 @@ def test_clip_put_there_by_hand(hub, tmp_path):
     assert (found.state, found.sha256) == ("present", SHA256), "no SHA-256 is published for it"
 
 
+def test_clip_put_there_by_hand_is_compared_with_a_known_sha256(tmp_path):
+    weights = ClipWeights("ViT-B-16", "mine", "me/mine", size=len(CONTENT), sha256=SHA256)
+    place = tmp_path / weights.file
+    preset = Preset("mine", weights, get_preset("vit-b").sam, "")
+
+    def state() -> str:
+        return files.verify(tmp_path, [preset])[0].state
+
+    place.write_bytes(CONTENT)
+    assert fetch_clip(preset, weights_dir=tmp_path, offline=True) == place
+    assert state() == "verified"
+    place.write_bytes(CONTENT[::-1])
+    with pytest.raises(WeightsError, match=f"expected {SHA256}: .*; delete {place} and run again"):
+        fetch_clip(preset, weights_dir=tmp_path, offline=True)
+    assert state() == "damaged"
+    place.write_bytes(CONTENT[1:])
+    with pytest.raises(WeightsError, match="has 399999 bytes, expected 400000"):
+        fetch_clip(preset, weights_dir=tmp_path, offline=True)
+
+
 def test_clip_put_there_by_hand_comes_before_the_hubs(hub, tmp_path):
     assert fetch_clip("vit-h", weights_dir=tmp_path).name == "open_clip_model.safetensors"
     place = tmp_path / "ViT-B-16-quickgelu-openai.safetensors"
@@ -700,6 +720,54 @@ def test_quickgelu_is_checked(monkeypatch):
             ConfigError, match=f"the weights '{pretrained}' of ViT-B-16 were .*; use '{other}'"
         ):
             check_quickgelu(small[name], name, pretrained)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("form", ["safetensors", "pt"])
+def test_weights_that_are_not_finite_are_refused(architecture, tmp_path, value, dtype, form):
+    """Such a model runs, and every image ends without a mask."""
+    state = {n: t.to(dtype) for n, t in open_clip.create_model(architecture).state_dict().items()}
+    state["visual.proj"] = state["visual.proj"].clone()
+    state["visual.proj"][3, 4] = value
+    path = tmp_path / f"clip.{form}"
+    (safetensors.torch.save_file if form == "safetensors" else torch.save)(state, path)
+    for load_it, model in ((load_clip, architecture), (load_sam, "vit_b")):
+        with pytest.raises(
+            WeightsError,
+            match=r"clip\..* holds values that are not finite, in the tensor visual\.proj",
+        ):
+            load_it(model, path)
+
+
+def test_large_weights_are_finite(architecture, tmp_path):
+    """Their sum is not."""
+    state = open_clip.create_model(architecture).state_dict()
+    state["visual.proj"] = torch.full_like(state["visual.proj"], 3e38)
+    torch.save(state, tmp_path / "clip.pt")
+    clip, _ = load_clip(architecture, tmp_path / "clip.pt")
+    assert torch.equal(clip.visual.proj, state["visual.proj"])
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(3, device="meta"), torch.eye(3).to_sparse()],
+    ids=["meta", "sparse"],
+)
+def test_tensors_that_are_not_plain_are_refused(tmp_path, tensor):
+    torch.save({"weight": tensor}, tmp_path / "sam.pth")
+    with pytest.raises(
+        WeightsError, match=r"without values|expected plain tensors by name|read as"
+    ):
+        load_sam("vit_b", tmp_path / "sam.pth")
+
+
+def test_names_of_tensors_are_texts(tmp_path):
+    torch.save({7: torch.zeros(3)}, tmp_path / "sam.pth")
+    with pytest.raises(
+        WeightsError, match=r"holds 7 as torch.float32 .*, expected plain tensors by"
+    ):
+        load_sam("vit_b", tmp_path / "sam.pth")
 
 
 def sam_state(model_type: str) -> dict[str, torch.Tensor]:
@@ -1001,8 +1069,29 @@ def test_embedded_files_are_named():
         "sam": "tiny_sam.safetensors",
     }
     assert fetch("tiny", offline=True) == embedded
-    states = {entry.state for entry in files.status() if entry.presets == ("tiny",)}
-    assert states == {"present"}
+    for survey, state in ((files.status, "present"), (files.verify, "verified")):
+        assert {entry.state for entry in survey() if entry.presets == ("tiny",)} == {state}
+
+
+@pytest.mark.parametrize("kind", ["clip", "sam"])
+def test_one_flipped_bit_in_an_embedded_file_is_damage(tmp_path, monkeypatch, kind):
+    path = files.paths("tiny")[kind]
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    (tmp_path / path.name).write_bytes(content)
+    for module in ("clip2sam.tiny.files", "clip2sam.models.files"):
+        monkeypatch.setattr(
+            f"{module}.embedded_path",
+            lambda name: tmp_path / name if name == path.name else path.with_name(name),
+        )
+    states = {row.kind: (row.state, row.problem) for row in files.verify(presets=["tiny"])}
+    state, problem = states.pop(kind)
+    assert state == "damaged"
+    assert "its content changed; install clip2sam again. If you trained it anew: " in problem
+    assert [state for state, _ in states.values()] == ["verified"]
+    for call in (fetch, load):
+        with pytest.raises(WeightsError, match=f"{path.name} has SHA-256"):
+            call("tiny", offline=True)
 
 
 def test_missing_part_of_the_package():

@@ -1,4 +1,4 @@
-"""Weights identified by their content."""
+"""Weights identified by their content, and checked."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,3 +18,22 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
         # Viewed as bytes, because numpy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the first floating tensor of a state dict that holds NaN or infinity in fp32.
+
+    Speed: a sum is not finite if a term isn't, and reads each value once without a second tensor,
+    so a mapped file stays mapped. Only where the sum overflows are the values looked at one by one.
+    """
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            values = tensor if tensor.dtype in _SUMMED else tensor.float()
+            finite = values.sum(dtype=torch.float32).isfinite() or values.isfinite().all()
+            if not finite:
+                return name
+    return None
+
+
+_SUMMED = (torch.float32, torch.float16, torch.bfloat16)
+"""The dtypes that PyTorch sums in fp32 on every device."""

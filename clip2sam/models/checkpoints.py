@@ -17,6 +17,7 @@ from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
 from clip2sam.errors import ConfigError, WeightsError, one_line
+from clip2sam.kernels.tensors import not_finite
 
 SAM_TYPES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 """SAM's model types by the width of their image encoder."""
@@ -149,7 +150,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, memory-mapped where the format allows it.
 
     Raises:
-        WeightsError: no such file, or it holds anything but tensors by name.
+        WeightsError: no such file, or it holds anything but tensors of finite values by name.
     """
 
     if not path.is_file():
@@ -159,7 +160,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     zipped = zipfile.is_zipfile(path)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return _checked_values(path, load_file(path))
         if zipped and _is_torchscript(path):
             raise WeightsError(
                 f"{path} is a TorchScript archive, a program, as OpenAI published its CLIP; it is "
@@ -195,6 +196,24 @@ def _state_dict(path: Path, state: Any) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path} holds a {type(state).__name__} of {kinds}, expected tensors by name; save a "
             "state dict"
+        )
+    return _checked_values(path, state)
+
+
+def _checked_values(path: Path, state: dict[Any, Tensor]) -> dict[str, Tensor]:
+    """The tensors, if their names are texts and all values are there and finite."""
+    for name, tensor in state.items():
+        if not isinstance(name, str) or tensor.layout != torch.strided or tensor.is_quantized:
+            raise WeightsError(
+                f"{path} holds {name!r:.80} as {tensor.dtype} in the layout {tensor.layout}, "
+                "expected plain tensors by name; save a state dict"
+            )
+        if tensor.is_meta:
+            raise WeightsError(f"{path} holds {name} without values; save the model's real weights")
+    if (name := not_finite(state)) is not None:
+        raise WeightsError(
+            f"{path} holds values that are not finite, in the tensor {name}: it is damaged, or its "
+            "training went wrong; use the official checkpoint, or get it again"
         )
     return state
 

@@ -22,7 +22,7 @@ from huggingface_hub import constants
 from tqdm import tqdm
 
 from clip2sam.errors import WeightsError, one_line
-from clip2sam.models.files import ENVIRONMENT, file_sha256, local_file
+from clip2sam.models.files import ENVIRONMENT, local_file
 from clip2sam.models.presets import (
     ClipWeights,
     EmbeddedWeights,
@@ -30,7 +30,7 @@ from clip2sam.models.presets import (
     SamWeights,
     get_preset,
 )
-from clip2sam.tiny.files import embedded_file
+from clip2sam.tiny.files import embedded_file, file_sha256
 
 _log = logging.getLogger(__name__)
 
@@ -113,9 +113,9 @@ def fetch_clip(
     """The CLIP file of a preset, downloaded by open_clip into `hub/` of the weights folder if it is
     missing.
 
-    A file that a user put into the weights folder under `ClipWeights.file` takes precedence; as no
-    SHA-256 is published for it, its content is not checked. The hub's own file is compared with the
-    SHA-256 that the hub names.
+    A file that a user put into the weights folder under `ClipWeights.file` takes precedence; its
+    content is checked only if `ClipWeights.sha256` is known. The hub's own file is compared with
+    the SHA-256 that the hub names.
 
     Args:
         which: a preset, its name, or the weights themselves.

@@ -6,7 +6,6 @@ Hugging Face hub, or under `ClipWeights.file` where a user put them by hand. Bes
 moment, so that gigabytes are not hashed at each start.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -26,11 +25,15 @@ from clip2sam.models.presets import (
     ClipWeights,
     EmbeddedWeights,
     Preset,
-    SamWeights,
     Weights,
     get_preset,
 )
-from clip2sam.tiny.files import embedded_path
+from clip2sam.tiny.files import (
+    check_embedded_sha256,
+    check_embedded_size,
+    embedded_path,
+    file_sha256,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -50,12 +53,6 @@ def weights_dir(chosen: str | os.PathLike[str] | None = None) -> Path:
     return Path(folder).expanduser() if folder else Path(pooch.os_cache("clip2sam"))
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits; the file is read in chunks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # The files of all presets
 
 
@@ -71,7 +68,7 @@ class FileStatus:
     """Where it is or, when it is missing, where to put it by hand."""
     state: State
     """`verified`: unchanged since its SHA-256 was measured and found right. `present`: not measured
-    yet, or no SHA-256 is published (embedded files, and CLIP files put there by hand)."""
+    yet, or no SHA-256 is known (CLIP files put there by hand)."""
     size: int | None
     """Bytes: on disk, or expected when it is missing; None when that is not known."""
     sha256: str | None
@@ -138,7 +135,7 @@ def _status_of(
     kind: Kind, presets: tuple[str, ...], local: "LocalFile", measure: bool
 ) -> FileStatus:
     weights, path = local.weights, local.path
-    size = weights.size if isinstance(weights, SamWeights) else None
+    size = weights.size
     state: State = "missing"
     sha256, problem = None, ""
     if path.exists():
@@ -177,7 +174,7 @@ class LocalFile:
     """Where it is, or belongs when it is missing."""
     note: Path | None
     """The file that remembers its SHA-256; None for embedded files: an installed package is not
-    written to."""
+    written to, and they are small enough to be hashed each time."""
 
     def check(self) -> Path:
         """The path, if the file is right; it is hashed only if it changed since the last time.
@@ -196,7 +193,9 @@ class LocalFile:
         if not path.is_file():
             raise WeightsError(f"{path} is no regular file; move it away and run again")
         size = path.stat().st_size
-        if isinstance(weights, SamWeights) and size != weights.size:
+        if isinstance(weights, EmbeddedWeights) and weights.size is not None:
+            check_embedded_size(path, size)
+        elif weights.size not in (None, size):
             raise WeightsError(
                 f"{path} has {size} bytes, expected {weights.size}: it is cut or another file; "
                 f"delete it and run again to get {weights.url}"
@@ -205,9 +204,11 @@ class LocalFile:
     def check_sha256(self, sha256: str) -> None:
         """Raise a WeightsError unless a measured SHA-256 is the expected one."""
         path, expected = self.path, self.expected_sha256
-        if expected not in (None, sha256):
+        if isinstance(self.weights, EmbeddedWeights) and expected is not None:
+            check_embedded_sha256(path, sha256)
+        elif expected not in (None, sha256):
             # In the hub's cache the repository's folder: the link and its blob belong together.
-            wrong = path if isinstance(self.weights, SamWeights) else path.parents[2]
+            wrong = path.parents[2] if path.is_symlink() and path.name in HUB_FILES else path
             raise WeightsError(
                 f"{path} has SHA-256 {sha256}, expected {expected}: its content changed; "
                 f"delete {wrong} and run again to get {self.weights.url}"
@@ -215,8 +216,8 @@ class LocalFile:
 
     @property
     def expected_sha256(self) -> str | None:
-        """The SHA-256 that the file must have, None when none is published."""
-        if isinstance(self.weights, SamWeights):
+        """The SHA-256 that the file must have, None when none is known."""
+        if self.weights.sha256 is not None:
             return self.weights.sha256
         # In the hub's cache the name is a link to a blob, which is named after its SHA-256.
         blob = Path(os.readlink(self.path)).name if self.path.is_symlink() else ""

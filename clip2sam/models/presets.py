@@ -10,7 +10,7 @@ from huggingface_hub import hf_hub_url
 
 from clip2sam.config import Config
 from clip2sam.errors import ConfigError
-from clip2sam.tiny.files import CLIP_FILE, SAM_FILE
+from clip2sam.tiny.files import CLIP_FILE, EMBEDDED, SAM_FILE
 from clip2sam.tiny.scenes import COLOURS, SHAPES
 
 HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -28,6 +28,11 @@ class ClipWeights:
     hub: str
     """The repository: "owner/name"."""
     licence: str = "MIT"
+    size: int | None = None
+    """Bytes of the file; None: not known."""
+    sha256: str | None = None
+    """64 hexadecimal digits. None: not known; a file from the hub is still compared with the
+    SHA-256 that the hub names."""
 
     @property
     def file(self) -> str:
@@ -58,11 +63,22 @@ class SamWeights:
 
 @dataclass(frozen=True)
 class EmbeddedWeights:
-    """A weight file of a tiny model inside the package."""
+    """A weight file of a tiny model inside the package; `clip2sam.tiny.files.EMBEDDED` has its size
+    and hash."""
 
     file: str
     licence: str = "Apache-2.0"
     url: str = ""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes."""
+        return EMBEDDED[self.file][0] if self.file in EMBEDDED else None
+
+    @property
+    def sha256(self) -> str | None:
+        """64 hexadecimal digits."""
+        return EMBEDDED[self.file][1] if self.file in EMBEDDED else None
 
 
 Weights = ClipWeights | SamWeights | EmbeddedWeights

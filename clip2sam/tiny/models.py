@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from clip2sam.clip.text import TEMPLATES
 from clip2sam.errors import WeightsError, one_line
+from clip2sam.kernels.tensors import not_finite
 from clip2sam.tiny.files import CLIP_FILE, SAM_FILE, embedded_file
 from clip2sam.tiny.scenes import COLOURS, SHAPES, TEXTURES
 
@@ -163,13 +164,14 @@ def load_tiny_clip(
         path: a file of `save_tiny_clip`; by default the embedded one.
 
     Raises:
-        WeightsError: the file is missing or not a tiny CLIP's.
+        WeightsError: the file is missing, changed, not a tiny CLIP's, or holds values that are not
+            finite.
     """
     file = Path(path) if path else embedded_file(CLIP_FILE)
     tensors, metadata = _read(file)
-    known = json.loads(metadata.get("known_tokens", "[]"))
+    known = _known_ids(metadata.get("known_tokens", ""))
     compact = tensors.get("token_embedding.weight")
-    if compact is None or len(compact) != len(known) + 1:
+    if known is None or compact is None or compact.shape[:1] != (len(known) + 1,):
         raise WeightsError(
             f"expected a tiny CLIP's weights in {file}, got others: restore the file"
         )
@@ -177,6 +179,18 @@ def load_tiny_clip(
     model = build_tiny_clip()
     _fill(model, tensors, file)
     return model.eval(), tiny_tokenizer()
+
+
+def _known_ids(text: str) -> list[int] | None:
+    """The ascending token ids in a file's metadata; None if it isn't that."""
+    try:
+        known = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(known, list) or not all(type(i) is int for i in known):
+        return None
+    fit = all(0 <= i < VOCABULARY_SIZE for i in known) and known == sorted(set(known))
+    return known if fit else None
 
 
 # SAM
@@ -224,7 +238,8 @@ def load_tiny_sam(path: str | os.PathLike[str] | None = None) -> Sam:
         path: a file of `save_tiny_sam`; by default the embedded one.
 
     Raises:
-        WeightsError: the file is missing or not a tiny SAM's.
+        WeightsError: the file is missing, changed, not a tiny SAM's, or holds values that are not
+            finite.
     """
     file = Path(path) if path else embedded_file(SAM_FILE)
     tensors, _ = _read(file)
@@ -245,11 +260,16 @@ def _read(path: Path) -> tuple[dict[str, Float[Tensor, "..."]], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
+            metadata = file.metadata() or {}
     except Exception as error:  # safetensors' own exceptions have no other common base class
         raise WeightsError(
-            f"expected a safetensors file at {path}, got {error}: restore the file"
+            f"expected a safetensors file at {path}, got {one_line(error)}: restore the file"
         ) from error
+    if (name := not_finite(tensors)) is not None:
+        raise WeightsError(
+            f"the tensor {name} in {path} has values that are not finite: restore the file"
+        )
+    return tensors, metadata
 
 
 def _fill(model: nn.Module, tensors: dict[str, Float[Tensor, "..."]], path: Path) -> None:
