@@ -25,6 +25,10 @@ class WeightsError(Clip2SamError, OSError):
     """A weight file that is missing, cut, changed or out of reach."""
 
 
+class ModelError(Clip2SamError, RuntimeError):
+    """A model computed values that are not finite, so there is no result for this image."""
+
+
 class CocoError(Clip2SamError, ValueError):
     """Annotations that are not, or would not be, valid COCO."""
 

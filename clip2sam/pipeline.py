@@ -162,6 +162,7 @@ class Segmenter:
         Raises:
             ImageError: the image can't be read.
             LabelError: a label is empty, given twice, or there is none.
+            ModelError: a model's values are not finite.
         """
         features = self.encode([load_image(image)])
         label_set = as_label_set(labels, distractors=distractors)
@@ -266,6 +267,9 @@ class Segmenter:
         Args:
             ids, names: COCO image ids and file names for the results' records; by default 1, 2,
                 3, ... and those of the images' origins.
+
+        Raises:
+            ModelError: maps, predicted IoUs or mask logits of an image are not finite.
         """
         return as_results(features.images, prediction, self.config, self.sam, ids, names)
 

@@ -1,6 +1,5 @@
 """What a person gets for one image: arrays on the host, masks as RLE until they are needed."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePath
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from pycocotools import mask as mask_utils
+from torch import Tensor
 
 from clip2sam.coco.document import coco_document
 from clip2sam.coco.rle import decode_rle
@@ -17,7 +17,7 @@ from clip2sam.config import Config
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import Annotation, ImageRecord, as_float32
-from clip2sam.errors import ConfigError
+from clip2sam.errors import ConfigError, ModelError
 from clip2sam.points import pool_grid
 from clip2sam.sam import PromptSAM
 from clip2sam.sam.rle import encode_masks
@@ -213,6 +213,9 @@ def as_result(
         index: the image's place in the batch.
         image_id: its COCO id, for the record.
         file_name: for the record; by default that of the image's origin.
+
+    Raises:
+        ModelError: maps, predicted IoUs or mask logits of this image are not finite.
     """
     maps, prompts, masks = prediction.maps, prediction.prompts, prediction.masks
     labels, wanted = maps.labels, len(maps.labels.wanted)
@@ -222,14 +225,19 @@ def as_result(
     rles = [rle for chunk in chunks for rle in encode_masks(chunk)]
     kept = [k for k, rle in enumerate(rles) if mask_utils.area(rle) > 0]
     label_index = prompts.label_index[rows].cpu().numpy()
-    score = masks.predicted_iou[rows].clamp(0, 1).cpu().numpy()
+    predicted_iou = masks.predicted_iou[rows].cpu().numpy()
     padded = torch.cat([prompts.coords[rows], prompts.point_labels[rows, :, None].float()], dim=-1)
     points = [one[one[:, 2] >= 0] for one in padded.cpu().numpy()]
-    presence, beaten, present = (
-        t[index, :wanted].cpu().numpy() for t in (maps.presence, maps.beaten, maps.present)
-    )
+    all_presence = maps.presence[index].cpu().numpy()  # distractors too: they decide
+    presence = all_presence[:wanted]
+    beaten, present = (t[index, :wanted].cpu().numpy() for t in (maps.beaten, maps.present))
     raw = maps.raw[index : index + 1, :wanted]
     host_maps = raw[0].cpu().numpy()
+    # Here, where everything is on the host anyway: earlier, each check would wait for the device.
+    _check_finite(image, "CLIP's similarity maps", host_maps, all_presence)
+    _check_finite(image, "SAM's predicted IoUs", predicted_iou)
+    _check_finite(image, "SAM's mask logits", _finite_if_all_are(masks.logits[rows]))
+    score = predicted_iou.clip(0, 1)
     annotations = tuple(
         Annotation(
             labels.names[label_index[k]],
@@ -250,7 +258,7 @@ def as_result(
             image.size,
             "done" if annotations else "empty",
             annotations=annotations,
-            presence=tuple(as_float32(p) if math.isfinite(p) else None for p in presence),
+            presence=tuple(map(as_float32, presence)),
             beaten=tuple(map(bool, beaten)),
         ),
         label_indices=label_index[kept],
@@ -270,6 +278,24 @@ def as_result(
             if n not in found
         ),
     )
+
+
+def _check_finite(image: Image, what: str, *arrays: Float[np.ndarray, "..."]) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ModelError(
+            f"{image.origin}: {what} have values that are not finite, so the model failed on this "
+            "image; use the precision fp32, and check the weights with 'clip2sam weights verify'"
+        )
+
+
+def _finite_if_all_are(logits: Float[Tensor, "masks low low"]) -> Float[np.ndarray, "masks"]:
+    """For each mask a number that is finite if and only if all its logits are. Their sum, which
+    needs no second tensor; where it overflows, 0 or NaN."""
+    sums = logits.sum(dim=(-2, -1)).cpu()
+    if not sums.isfinite().all():
+        finite = logits.isfinite().all(dim=-1).all(dim=-1).cpu()
+        sums = torch.where(finite, 0.0, torch.nan)
+    return sums.numpy()
 
 
 def why_absent(raw: Float[np.ndarray, "rows cols"], threshold: float | None, present: bool) -> str:

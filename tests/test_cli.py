@@ -206,6 +206,7 @@ def test_the_readme_has_the_same_exit_codes():
 @pytest.mark.parametrize(
     ("error", "code"),
     [
+        (clip2sam.ModelError, 1),
         (clip2sam.WeightsError, 3),
         (clip2sam.RunLockedError, 4),
         (clip2sam.OutputError, 5),

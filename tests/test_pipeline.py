@@ -12,6 +12,7 @@ import clip2sam
 from clip2sam.clip import CLIP_SURGERY, SurgeryCLIP
 from clip2sam.data.images import Image
 from clip2sam.pipeline import Segmenter
+from clip2sam.result import as_result
 from clip2sam.sam import PromptSAM
 from clip2sam.types import Prediction
 from tests.models import small_clip, small_sam
@@ -292,14 +293,69 @@ def test_the_defaults_are_what_is_documented():
     assert (config.max_positive, config.max_negative, config.background_prompts) == (None, None, ())
 
 
-def test_features_that_are_not_finite_give_no_mask_and_say_so(models, monkeypatch):
-    segmenter = Segmenter(*models, clip2sam.published())
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("published", [False, True])
+def test_features_that_are_not_finite_are_the_models_failure(models, monkeypatch, published, value):
+    """Not an image without masks. One token is enough."""
+    segmenter = Segmenter(*models, clip2sam.published() if published else None)
     encode = segmenter.clip.encode_image
-    broken = lambda *a: (encode(*a)[0] * torch.nan, encode(*a)[1])  # noqa: E731
+
+    def broken(*arguments):
+        tokens, grid = encode(*arguments)
+        tokens[:, -1] *= value
+        return tokens, grid
+
     monkeypatch.setattr(segmenter.clip, "encode_image", broken)
-    result = segmenter(noise(), ["person", "dog"])
-    assert len(result.masks) == 0
-    assert {a.reason for a in result.absent} == {"its map has values that are not finite"}
+    with pytest.raises(
+        clip2sam.ModelError,
+        match=r"street\.png: CLIP's similarity maps have values that are not finite.*fp32.*verify",
+    ):
+        segmenter(noise(), ["person", "dog"])
+
+
+def test_a_distractor_that_is_not_finite_is_the_models_failure(segmenter):
+    """It can beat nothing, so every label that it should beat would be kept."""
+    labels = clip2sam.as_label_set(["person"], distractors=["sky"])
+    features = segmenter.encode([noise()])
+    prediction = segmenter.predict(features, labels)
+    prediction.maps.presence[0, 1] = torch.nan
+    with pytest.raises(clip2sam.ModelError, match="CLIP's similarity maps"):
+        segmenter.results(features, prediction)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("part", ["predicted IoUs", "mask logits"])
+def test_masks_that_are_not_finite_are_the_models_failure(segmenter, monkeypatch, part, value):
+    """Of the image that has them, and of no other of the batch."""
+    features = segmenter.encode([noise(), noise(seed=1)])
+    prediction = segmenter.predict(features, clip2sam.as_label_set(["person", "dog"]))
+    masks, (first, _) = prediction.masks, prediction.prompts.counts
+    if part == "predicted IoUs":
+        masks.predicted_iou[first] = value
+    else:
+        masks.logits[first, 3, 4] = value
+    images = features.images
+    config, sam = segmenter.config, segmenter.sam
+    assert as_result(images[0], prediction, 0, config, sam).labels == ["person", "dog"]
+    with pytest.raises(clip2sam.ModelError, match=f"street.png: SAM's {part} have values that are"):
+        as_result(images[1], prediction, 1, config, sam)
+
+
+def test_large_logits_are_finite(segmenter):
+    """Their sum is not."""
+    features = segmenter.encode([noise()])
+    prediction = segmenter.predict(features, clip2sam.as_label_set(["person"]))
+    prediction.masks.logits[:] = 3e38
+    (result,) = segmenter.results(features, prediction)
+    assert result.masks.all()
+
+
+def test_half_precision_that_overflows_is_the_models_failure(monkeypatch):
+    ours = clip2sam.load(clip=small_clip(), sam=small_sam(), precision="fp16", device="cpu")
+    with torch.no_grad():
+        ours.clip.model.visual.proj *= 3e4
+    with pytest.raises(clip2sam.ModelError, match="CLIP's similarity maps"):
+        ours(noise(), ["person", "dog"])
 
 
 def test_a_constant_map_gives_no_mask_and_says_so(models, monkeypatch):

@@ -20,6 +20,7 @@ from clip2sam.cli.demo import demo
 from clip2sam.cli.segment import segment
 from clip2sam.errors import (
     Clip2SamError,
+    ModelError,
     OutputError,
     RunLockedError,
     TooManyFailuresError,
@@ -38,7 +39,13 @@ EXIT_CODES = {
 }
 """Of all commands."""
 
-ERROR_CODES = {WeightsError: 3, RunLockedError: 4, OutputError: 5, TooManyFailuresError: 6}
+ERROR_CODES = {
+    ModelError: 1,
+    WeightsError: 3,
+    RunLockedError: 4,
+    OutputError: 5,
+    TooManyFailuresError: 6,
+}
 """The exit codes of errors; 2 for all others that a user can cause."""
 
 EXIT_CODES_HELP = "Exit codes\n" + "\n".join(f"{n}: {text}" for n, text in EXIT_CODES.items())
