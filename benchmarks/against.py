@@ -3,8 +3,8 @@
     git worktree add ../before COMMIT
     python benchmarks/against.py ../before [--pairs 7] [--sam vit_b] [--output FILE.json]
 
-Each side is a process of its own that has loaded its models. They get the same work in turn; a
-Each side is a process of its own with its models loaded. They get the same work in turn; a
+Each side is a process of its own with its models loaded. They get the same work in turn. A ratio
+is the other side's time divided by ours in one turn, so above 1 ours is faster. Only what both
 sides understand is called: `clip2sam.load` and the segmenter itself. CLIP ViT-B/16 and SAM with
 seeded weights, and `tiny`; every label is prompted.
 """
