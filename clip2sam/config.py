@@ -1,15 +1,28 @@
 """The settings of the pipeline: one small frozen record."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
-from clip2sam.clip.methods import CLIP_SURGERY, Method
-from clip2sam.errors import ConfigError
+from clip2sam.clip.methods import CLIP_SURGERY, Method, as_method
+from clip2sam.errors import ConfigError, shown
 
 Grid = int | Literal["half"]
 CANDIDATES = ("both", "agreement", "predicted_iou")
 """The candidate rules that have a name."""
+
+MAX_RESOLUTION = 8192
+"""Of `Config.resolution`: 256 patches of 32 pixels a side, the largest patch in use. `SurgeryCLIP`
+refuses what gives its own patches more than that."""
+
+MAX_GRID = 64
+"""Of `Config.grid`: every cell is a slot for a point, and SAM's memory for one prompt grows with
+their number: 0.5 GB of attention for 64 x 64."""
+
+MAX_POINTS = 1_000_000
+"""Of `Config.max_positive` and `max_negative`: more than any grid has cells."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +31,7 @@ class Config:
     demo."""
 
     method: Method = CLIP_SURGERY
-    """How CLIP's dense features are computed."""
+    """How CLIP's dense features are computed. A published method may also be given by its name."""
     resolution: int | None = None
     """Side in pixels of CLIP's square input; None: the preset's, or else the model's own."""
     background_prompts: tuple[str, ...] = ()
@@ -43,25 +56,70 @@ class Config:
     `clip2sam.candidates`."""
 
     def __post_init__(self) -> None:
-        if not callable(self.candidate) and self.candidate not in CANDIDATES:
-            raise ConfigError(
-                f"candidate must be a function or one of {', '.join(CANDIDATES)}, "
-                f"but got {self.candidate!r}"
-            )
-        prompts = self.background_prompts
-        if isinstance(prompts, str) or not all(isinstance(p, str) and p.strip() for p in prompts):
-            raise ConfigError(f"background_prompts must be a tuple of texts, but got {prompts!r}")
-        if self.resolution is not None and self.resolution < 1:
-            raise ConfigError(f"resolution must be 1 pixel or more, but got {self.resolution}")
-        if isinstance(self.grid, int) and self.grid < 2:
-            raise ConfigError(f"grid must be 2 or more cells a side, but got {self.grid}")
+        """Check every field. What means the same in another type becomes the field's own type:
+        a method's name, a list of prompts, numpy's numbers."""
+        self._set("method", as_method(self.method))
+        if self.resolution is not None:
+            self._set("resolution", checked_resolution(self.resolution))
+        self._set("background_prompts", _texts("background_prompts", self.background_prompts))
+        if self.presence_threshold is not None:
+            self._set("presence_threshold", _finite("presence_threshold", self.presence_threshold))
+        if not (isinstance(self.grid, str) and self.grid == "half"):
+            unit = 'cells a side, or "half"'
+            self._set("grid", _whole("grid", self.grid, 2, MAX_GRID, unit))
+        self._set("point_threshold", _finite("point_threshold", self.point_threshold))
         if not 0 < self.point_threshold <= 1:
             raise ConfigError(
                 f"point_threshold must be above 0 and at most 1, but got {self.point_threshold}"
             )
-        for name, cap in (("max_positive", self.max_positive), ("max_negative", self.max_negative)):
-            if cap is not None and cap < 0:
-                raise ConfigError(f"{name} must be 0 or more (or None for no cap), but got {cap}")
+        for name in ("max_positive", "max_negative"):
+            cap = getattr(self, name)
+            if cap is not None:
+                self._set(name, _whole(name, cap, 0, MAX_POINTS, "points, or None for no cap"))
+        if not callable(self.candidate) and self.candidate not in CANDIDATES:
+            raise ConfigError(
+                f"candidate must be a function or one of {', '.join(CANDIDATES)}, "
+                f"but got {shown(self.candidate)}"
+            )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # a frozen dataclass has no other way
+
+
+def checked_resolution(resolution: Any) -> int:
+    """A side of CLIP's square input in pixels, as int.
+
+    Raises:
+        ConfigError: no whole number, below 1 or above MAX_RESOLUTION.
+    """
+    return _whole("resolution", resolution, 1, MAX_RESOLUTION, "pixels")
+
+
+def _whole(name: str, value: Any, least: int, most: int, unit: str) -> int:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not least <= value <= most:
+        raise ConfigError(
+            f"{name} must be a whole number from {least} to {most} {unit}, but got {shown(value)}"
+        )
+    return int(value)
+
+
+def _finite(name: str, value: Any) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else value
+        finite = math.isfinite(number)
+    except OverflowError:  # an integer beyond all floats
+        finite = False
+    if not finite:
+        raise ConfigError(f"{name} must be a finite number, but got {shown(value)}")
+    return float(number)
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    given = isinstance(value, list | tuple)
+    if not given or not all(isinstance(text, str) and text.strip() for text in value):
+        raise ConfigError(f"{name} must be a tuple of texts, but got {shown(value)}")
+    return tuple(value)
 
 
 # fmt: off

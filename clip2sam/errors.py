@@ -49,6 +49,12 @@ class TooManyFailuresError(RunError):
     """More images failed than were allowed."""
 
 
+def shown(value: object, limit: int = 80) -> str:
+    """A value that a message names: its `repr` on one line, cut."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= limit else text[:limit] + " ..."
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An error of a library on one line. A failed connection's own reason comes first: requests
     wraps it in another."""

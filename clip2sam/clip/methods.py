@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from clip2sam.errors import ConfigError
+from clip2sam.errors import ConfigError, shown
 
 ATTENTIONS = ("qk", "vv", "qq", "kk", "qq+kk", "identity")
 """The attentions that have a name."""
@@ -29,7 +29,7 @@ class Method:
 
     Raises:
         ConfigError: an attention that is neither a known name nor callable, a negative number of
-            blocks, or a prior for the identity, which has no logits.
+            blocks, a prior for the identity, which has no logits, or a field of another type.
     """
 
     name: str
@@ -49,13 +49,23 @@ class Method:
     The CLS token has no prior."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ConfigError(f"a method's name must be a text, but got {shown(self.name)}")
         if not callable(self.attention) and self.attention not in ATTENTIONS:
             raise ConfigError(
                 f"attention must be a function or one of {', '.join(ATTENTIONS)}, "
-                f"but got {self.attention!r}"
+                f"but got {shown(self.attention)}"
             )
-        if self.blocks < 0:
-            raise ConfigError(f"blocks must be 0 or more, but got {self.blocks}")
+        if type(self.blocks) is not int or self.blocks < 0:
+            raise ConfigError(
+                f"blocks must be a whole number of 0 or more, but got {shown(self.blocks)}"
+            )
+        for name in ("residual", "feed_forward"):
+            if not isinstance(getattr(self, name), bool):
+                value = shown(getattr(self, name))
+                raise ConfigError(f"{name} must be True or False, but got {value}")
+        if self.prior is not None and not callable(self.prior):
+            raise ConfigError(f"prior must be a function or None, but got {shown(self.prior)}")
         if self.prior is not None and self.attention == "identity":
             raise ConfigError("the identity has no attention logits; leave its prior out")
 
@@ -80,7 +90,7 @@ METHODS = {m.name: m for m in (RAW_CLIP, MASKCLIP, CLIP_SURGERY, CLEARCLIP)}
 not be in here."""
 
 
-def as_method(method: Method | str) -> Method:
+def as_method(method: Any) -> Method:
     """Return the published method of that name, or the method itself.
 
     Raises:
@@ -88,6 +98,9 @@ def as_method(method: Method | str) -> Method:
     """
     if isinstance(method, Method):
         return method
-    if method not in METHODS:
-        raise ConfigError(f"no method is called {method!r}; choose one of {', '.join(METHODS)}")
+    if not isinstance(method, str) or method not in METHODS:
+        raise ConfigError(
+            f"no method is called {shown(method)}; choose one of {', '.join(METHODS)} or give a "
+            "Method object"
+        )
     return METHODS[method]

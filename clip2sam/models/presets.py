@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from huggingface_hub import hf_hub_url
 
-from clip2sam.config import Config
-from clip2sam.errors import ConfigError
+from clip2sam.config import Config, checked_resolution
+from clip2sam.errors import ConfigError, shown
 from clip2sam.tiny.files import CLIP_FILE, EMBEDDED, SAM_FILE
 from clip2sam.tiny.scenes import COLOURS, SHAPES
 
@@ -97,6 +97,10 @@ class Preset:
     """Side of CLIP's square input in pixels; None: the model's own."""
     config: Config = field(default_factory=Config)
 
+    def __post_init__(self) -> None:
+        if self.resolution is not None:
+            checked_resolution(self.resolution)
+
 
 def _official_sam(model_type: str, file: str, size: int, sha256: str) -> SamWeights:
     """Source: https://github.com/facebookresearch/segment-anything#model-checkpoints."""
@@ -169,6 +173,8 @@ def get_preset(preset: str | Preset) -> Preset:
     """
     if isinstance(preset, Preset):
         return preset
-    if preset not in PRESETS:
-        raise ConfigError(f"no preset is called {preset!r}; choose one of {', '.join(PRESETS)}")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise ConfigError(
+            f"no preset is called {shown(preset)}; choose one of {', '.join(PRESETS)}"
+        )
     return PRESETS[preset]
