@@ -180,7 +180,7 @@ METHOD = [
     ),
     *faults(
         "data/presence.py",
-        "pipeline labelling_export",
+        "methods pipeline labelling_export",
         (
             "presence above, not at, the threshold",
             "(scores >= thresholds)",

@@ -27,6 +27,7 @@ from clip2sam.clip import (
 )
 from clip2sam.config import Config, published
 from clip2sam.data.images import Image
+from clip2sam.data.presence import is_present, recorded_presence
 from clip2sam.points import pool_grid, select_points
 from clip2sam.similarity import feature_surgery
 from clip2sam.types import Candidates
@@ -425,6 +426,36 @@ def test_feature_surgery_is_the_published_tensor(alone):
         redundant = None if empty is None else empty.double().numpy()
         expected = surgery_as_published(image.double().numpy(), text.double().numpy(), redundant)
         np.testing.assert_allclose(scores.numpy(), expected, atol=1e-6)
+
+
+# Presence
+
+NAN = float("nan")
+PRESENCE = [  # score, beaten by a distractor, threshold (NaN: no decision), present
+    (0.2, False, 0.1, True),
+    (0.1, False, 0.1, True),
+    (0.0999, False, 0.1, False),
+    (0.2, True, 0.1, False),
+    (0.2, True, NAN, True),
+    (-5.0, False, NAN, True),
+    (NAN, False, NAN, False),
+    (NAN, False, 0.1, False),
+]
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_the_presence_decision(kind):
+    scores, beaten, thresholds, present = map(kind, zip(*PRESENCE, strict=True))
+    assert is_present(scores, beaten, thresholds).tolist() == present.tolist()
+
+
+def test_the_presence_decision_of_a_record():
+    """None stands for NaN; in float32 a recorded 0.1 reaches 0.1."""
+    scores, beaten, thresholds, present = zip(*PRESENCE, strict=True)
+    scores, thresholds = ([None if x != x else x for x in row] for row in (scores, thresholds))
+    assert recorded_presence(scores, beaten, thresholds).tolist() == list(present)
+    nearly = float(np.nextafter(np.float32(0.1), np.float32(0)))
+    assert recorded_presence([nearly], [False], [0.1]).tolist() == [False]
 
 
 # Grid and points
