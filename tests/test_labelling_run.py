@@ -661,6 +661,9 @@ def test_masks_below_their_threshold_are_kept_when_asked(images, finished, tmp_p
     assert counts[0] > counts[1]
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["thresholds"], manifest["floors"]) == ([0.02] * 2, [0.0] * 2)
+    other = small_segmenter(presence_threshold=0.03)
+    with pytest.raises(RunError, match=r"presence_threshold was 0\.02, is now 0\.03\. Start"):
+        label_dataset(images, LABELS, run, segmenter=other, keep_above=0.0)
 
 
 def test_floors_are_never_above_thresholds(segmenter):
