@@ -407,7 +407,7 @@ COCO = [
     ),
     *faults(
         "data/records.py",
-        "labelling_journal labelling_run labelling_flow",
+        "records labelling_journal labelling_run labelling_flow",
         (
             "scores with a float32's digits",
             "float(str(np.float32(value)))",
@@ -418,7 +418,7 @@ COCO = [
     ),
     *faults(
         "result.py",
-        "pipeline interop",
+        "methods pipeline interop",
         ("empty masks are results", "mask_utils.area(rle) > 0", "mask_utils.area(rle) >= 0"),
         ("boxes of results as x, y, w, h", "        table[:, 2:] += table[:, :2]\n", ""),
         ("masks of the batch's first image", "first = sum(prompts.counts[:index])", "first = 0"),

@@ -27,11 +27,14 @@ from clip2sam.clip import (
 )
 from clip2sam.config import Config, published
 from clip2sam.data.images import Image
+from clip2sam.data.labels import as_label_set
 from clip2sam.data.presence import is_present, recorded_presence
 from clip2sam.points import pool_grid, select_points
+from clip2sam.result import as_results
+from clip2sam.sam import PromptSAM
 from clip2sam.similarity import feature_surgery
-from clip2sam.types import Candidates
-from tests.models import small_clip
+from clip2sam.types import Candidates, Masks, Prediction, Prompts, SimilarityMaps
+from tests.models import small_clip, small_sam
 
 LAYERS = 8  # more than surgery's six blocks, so that a seventh would be seen
 
@@ -574,3 +577,40 @@ def test_each_rule_keeps_another_candidate(config, kept):
     candidates = Candidates(torch.zeros(1, 4, 8, 8), predicted_iou)
     quality = as_rule(config.candidate)(candidates, agrees)
     assert quality.argmax(dim=-1).tolist() == [kept]
+
+
+# From masks to a record
+
+
+def test_boxes_and_empty_masks():
+    """A mask off the origin and off the diagonal: 32 pixels wide, 16 high; one without a pixel."""
+    sam = PromptSAM(small_sam())  # its input is 128 pixels, its logits a quarter of that
+    logits = torch.full((3, 32, 32), -10.0)
+    logits[1, 8:12, 20:28] = 10.0
+    logits[2, :, 0] = 10.0
+    labels = as_label_set(["cat", "dog"])
+    sizes, counts = ((128, 128), (128, 128)), (2, 1)
+    maps = SimilarityMaps(
+        raw=torch.rand(2, 2, 4, 4),
+        presence=torch.full((2, 2), 0.5),
+        beaten=torch.zeros(2, 2, dtype=torch.bool),
+        present=torch.tensor([[True, True], [False, True]]),
+        labels=labels,
+        sizes=sizes,
+    )
+    which, iou = torch.tensor([0, 1, 1]), torch.tensor([0.1, 0.2, 0.3])
+    prompts = Prompts(torch.ones(3, 1, 2), torch.ones(3, 1, dtype=torch.long), which, counts, sizes)
+    masks = Masks(logits, iou, iou, which, which, counts, sizes)
+    image = Image(np.zeros((128, 128, 3), np.uint8), "array")
+    results = as_results((image, image), Prediction(maps, prompts, masks), Config(), sam)
+    assert [result.labels for result in results] == [["dog"], ["dog"]]
+    assert [result.scores.tolist() for result in results] == [[np.float32(0.2)], [np.float32(0.3)]]
+    assert results[0].boxes.tolist() == [[80, 32, 112, 48]]
+    assert results[1].boxes.tolist() == [[0, 0, 4, 128]]
+    (mask,) = results[0].masks
+    assert mask[34:46, 82:110].all()  # bilinear resizing takes the corners off
+    assert mask.sum() == mask[32:48, 80:112].sum()
+    (absent,) = results[0].absent
+    assert (absent.label, absent.reason) == ("cat", "its points gave an empty mask")
+    (row,) = results[0].to_coco()["annotations"]
+    assert (row["bbox"], row["area"]) == ([80, 32, 32, 16], mask.sum())
