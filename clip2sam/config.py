@@ -86,6 +86,19 @@ class Config:
         object.__setattr__(self, name, value)  # a frozen dataclass has no other way
 
 
+def as_config(config: Any) -> Config:
+    """The settings themselves, or the defaults for None.
+
+    Raises:
+        ConfigError: an object of another type.
+    """
+    if config is not None and not isinstance(config, Config):
+        raise ConfigError(
+            f"config must be a Config, such as Config(grid=5), but got {shown(config)}"
+        )
+    return Config() if config is None else config
+
+
 def checked_resolution(resolution: Any) -> int:
     """A side of CLIP's square input in pixels, as int.
 

@@ -7,6 +7,7 @@ images --> SAM's embeddings (only where there is a prompt) -----------------+-->
 Each stage is public, takes a batch, and hands on one record of `clip2sam.types`.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -21,10 +22,11 @@ from torch import Tensor
 from clip2sam.candidates import agreement, as_rule
 from clip2sam.clip.methods import Method
 from clip2sam.clip.model import SurgeryCLIP
-from clip2sam.config import Config
+from clip2sam.config import Config, as_config
 from clip2sam.data.images import Image, load_image
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.data.presence import is_present
+from clip2sam.errors import ConfigError, ImageError, shown
 from clip2sam.points import point_prompts, pool_grid, select_points
 from clip2sam.result import Result, as_results
 from clip2sam.sam import PromptSAM
@@ -139,12 +141,17 @@ class Segmenter:
         clip: an open_clip model in its adapter.
         sam: a segment-anything model in its adapter, on the same device.
         config: the settings; `clip2sam.published()` gives those of the published demo.
+
+    Raises:
+        ConfigError: settings of another type, or a resolution that the CLIP can't take.
     """
 
     def __init__(self, clip: SurgeryCLIP, sam: PromptSAM, config: Config | None = None) -> None:
         self.clip = clip
         self.sam = sam
-        self.config = config or Config()
+        self.config = as_config(config)
+        if self.config.resolution is not None:
+            clip.checked_resolution(self.config.resolution)
 
     def __call__(
         self, image: ImageLike, labels: LabelsLike, *, distractors: Sequence[str] = ()
@@ -169,13 +176,27 @@ class Segmenter:
         return self.results(features, self.predict(features, label_set))[0]
 
     def with_config(self, **changes: Any) -> "Segmenter":
-        """The same models with other settings: fields of `Config`."""
+        """The same models with other settings: fields of `Config`.
+
+        Raises:
+            ConfigError: a field that doesn't exist, or a value that it can't have.
+        """
+        fields = [field.name for field in dataclasses.fields(Config)]
+        if unknown := sorted(changes.keys() - set(fields)):
+            raise ConfigError(
+                f"no settings are called {', '.join(unknown)}; choose from {', '.join(fields)}"
+            )
         return Segmenter(self.clip, self.sam, replace(self.config, **changes))
 
     # -- the stages
 
     def prepare(self, image: Image) -> PreparedImage:
-        """The host's part of `encode`; may run in another thread while a model works."""
+        """The host's part of `encode`; may run in another thread while a model works.
+
+        Raises:
+            ImageError: the image was made by hand, and not of RGB uint8 (height, width, 3).
+        """
+        _check_image(image)
         return PreparedImage(
             image, self.clip.resize(image, self.config.resolution), self.sam.resize(image)
         )
@@ -189,7 +210,15 @@ class Segmenter:
             group: how many of them an encoder takes at once. Groups always have that size, the last
                 one filled up with repeats, so that the same kernels run for an image whatever comes
                 with it.
+
+        Raises:
+            ImageError: there is none, or one is no RGB uint8 (height, width, 3).
         """
+        known = [isinstance(image, Image | PreparedImage) for image in images]
+        if not known or not all(known):
+            raise ImageError("encode takes one or more images of load_image, in a list")
+        for image in images:
+            _check_image(image.image if isinstance(image, PreparedImage) else image)
         return Features(self.clip, self.sam, images, group)
 
     @torch.no_grad()
@@ -317,6 +346,20 @@ class Segmenter:
         limits = labels.thresholds(self.config.presence_threshold)
         values = [torch.nan if t is None else t for t in limits]
         return torch.tensor(values, device=self.clip.device)
+
+
+def _check_image(image: Image) -> None:
+    """Those of `load_image` are right; one made by hand may hold anything."""
+    pixels = image.pixels
+    found = shown(pixels)
+    if isinstance(pixels, np.ndarray):
+        if pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size:
+            return
+        found = f"{pixels.dtype} of shape {pixels.shape}"
+    raise ImageError(
+        f"{image.origin}: expected uint8 pixels of shape (height, width, 3) in RGB, got {found}; "
+        "convert them, or give them to load_image"
+    )
 
 
 def _in_groups(

@@ -142,7 +142,7 @@ def test_an_interrupted_command_writes_what_was_done(run, street, tmp_path, monk
             2,
             "choose one of raw, maskclip, surgery, clearclip",
         ),
-        (["street.png", "--label", "a", "--device", "tpu9"], 2, "use auto, cpu or cuda"),
+        (["street.png", "--label", "a", "--device", "tpu9"], 2, "use auto, cpu, cuda or mps"),
         (
             ["street.png", "--label", "a", "--precision", "int4"],
             2,

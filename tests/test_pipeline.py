@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from inspect import unwrap
 
 import numpy as np
 import pytest
@@ -366,6 +367,70 @@ def test_a_constant_map_gives_no_mask_and_says_so(models, monkeypatch):
     result = segmenter(noise(), ["person", "dog"])
     assert len(result.masks) == 0
     assert {a.reason for a in result.absent} == {"its map is the same everywhere"}
+
+
+def test_unknown_settings_are_named(segmenter):
+    with pytest.raises(
+        clip2sam.ConfigError, match=r"no settings are called presence, treshold; choose .*, grid, "
+    ):
+        segmenter.with_config(presence=0.5, grid=5, treshold=1)
+
+
+@pytest.mark.parametrize("config", [{"grid": 3}, "published", 7])
+def test_settings_of_another_type_are_refused(models, config):
+    with pytest.raises(clip2sam.ConfigError, match="config must be a Config, such as"):
+        unwrap(Segmenter.__init__)(object.__new__(Segmenter), *models, config)
+
+
+def test_a_resolution_with_too_many_patches_is_refused(models):
+    """Before anything is computed: attention over 512 x 512 patches takes terabytes."""
+    with pytest.raises(
+        clip2sam.ConfigError, match="8192 pixels has 512 x 512 patches, more than the 256 x 256"
+    ):
+        Segmenter(*models, clip2sam.Config(resolution=8192))
+    with pytest.raises(clip2sam.ConfigError, match="15 pixels holds no patch"):
+        Segmenter(*models).with_config(resolution=15)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((5, 5, 3)),
+        np.zeros((5, 5, 4), np.uint8),
+        np.zeros((5, 5), np.uint8),
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((5, 5, 3), np.int8),
+        [[[1, 2, 3]]],
+        None,
+    ],
+    ids=["floats", "four channels", "grey", "empty", "signed", "list", "none"],
+)
+def test_an_image_made_by_hand_is_checked(segmenter, pixels):
+    image = noise()
+    object.__setattr__(image, "pixels", pixels)  # as outside the tests, which check types
+    for call in (
+        lambda: segmenter(image, ["cat"]),
+        lambda: segmenter.encode([noise(), image]),
+        lambda: segmenter.prepare(image),
+    ):
+        with pytest.raises(
+            clip2sam.ImageError, match=r"street\.png: expected uint8 pixels of"
+        ) as e:
+            call()
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("images", [[], [np.zeros((5, 5, 3), np.uint8)], ["street.png"]])
+def test_only_images_are_encoded(segmenter, images):
+    with pytest.raises(clip2sam.ImageError, match="encode takes one or more images of load_image"):
+        unwrap(Segmenter.encode)(segmenter, images)
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_a_matrix_is_an_array(segmenter):
+    grey = np.arange(90, dtype=np.uint8).reshape(9, 10)
+    matrix = np.asmatrix(grey)
+    assert same(segmenter(matrix, ["cat"]), segmenter(grey, ["cat"]))
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9000), (9000, 1), (2, 3)])

@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from inspect import unwrap
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from clip2sam.errors import ConfigError, WeightsError
 from clip2sam.models import checkpoints, download, files
 from clip2sam.models.checkpoints import check_quickgelu, load_clip, load_sam
 from clip2sam.models.download import fetch, fetch_clip, fetch_sam
-from clip2sam.models.loading import load
+from clip2sam.models.loading import as_device, as_dtype, load
 from clip2sam.models.presets import (
     PRESETS,
     ClipWeights,
@@ -1024,7 +1025,7 @@ def test_what_can_not_be_loaded():
             "no preset is called 'vit-x'; choose one of tiny, vit-b",
         ),
         ({"sam": 1}, r"give a preset, such as load\(\"tiny\"\), or both models"),
-        ({"preset": "tiny", "device": "gpu"}, "no device is called 'gpu'; use auto, cpu or cuda"),
+        ({"preset": "tiny", "device": "gpu"}, "no device is called 'gpu'; use auto, cpu, cuda or"),
         (
             {"preset": "tiny", "precision": "exact"},
             "no precision is called 'exact'; choose one of fp32, bf16, fp16",
@@ -1032,6 +1033,65 @@ def test_what_can_not_be_loaded():
     ):
         with pytest.raises(ConfigError, match=message):
             load(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("meta", "clip2sam does not run on 'meta'; use auto, cpu, cuda or mps"),
+        ("vulkan", "clip2sam does not run on 'vulkan'"),
+        ("gpu", "no device is called 'gpu'; use auto, cpu, cuda or mps"),
+        ("", "no device is called ''"),
+        ("cuda:-1", "no device is called 'cuda:-1'"),
+        ("cuda:x", "no device is called 'cuda:x'"),
+        (None, "no device is called None"),
+        ([], "no device is called \\[\\]"),
+        ("xpu", "PyTorch finds no xpu here; use auto or cpu"),
+        ("mps", "PyTorch finds no mps here; use auto or cpu"),
+        ("cuda", "PyTorch finds no cuda here; use auto or cpu"),
+        ("cuda:99", "PyTorch finds no cuda here; use auto or cpu"),
+    ],
+)
+def test_devices_that_are_not_there(monkeypatch, device, message):
+    for kind in ("cuda", "xpu", "mps"):
+        monkeypatch.setattr(f"torch.{kind}.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=message):
+        unwrap(as_device)(device)
+
+
+def test_a_devices_number_is_checked(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert as_device("cuda:1") == torch.device("cuda", 1)
+    assert as_device("auto") == as_device("cuda") == torch.device("cuda")
+    assert as_device("cpu") == torch.device("cpu")
+    with pytest.raises(
+        ConfigError, match="device 'cuda:2' was given, but there are 2 of cuda, from"
+    ):
+        as_device("cuda:2")
+
+
+@pytest.mark.parametrize("precision", [None, [], 16, "exact"])
+def test_precisions_that_do_not_exist(precision):
+    with pytest.raises(ConfigError, match="choose one of fp32, bf16, fp16"):
+        unwrap(as_dtype)(precision)
+
+
+def test_wrong_arguments_are_found_before_anything_is_loaded(monkeypatch):
+    for name in ("_load_clip", "_load_sam"):
+        monkeypatch.setattr(f"clip2sam.models.loading.{name}", None)  # can't be called
+    for wrong, message in (
+        ({"config": {"grid": 3}}, "config must be a Config, such as"),
+        ({"resolution": 0}, "resolution must be a whole number from 1 to 8192 pixels, but got 0"),
+        ({"resolution": 100_000}, "resolution must be .*, but got 100000"),
+        ({"clip": "ViT-B-16"}, "clip must be a model .*, but got 'ViT-B-16'"),
+        ({"sam": {}}, "sam must be a model .*, but got {}"),
+        ({"sam_checkpoint": ""}, "sam_checkpoint must be the path of a file, but got ''"),
+        ({"clip_checkpoint": 7}, "clip_checkpoint must be the path of a file, but got 7"),
+        ({"weights_dir": 7}, "weights_dir must be the path of a folder, but got 7"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            unwrap(load)("tiny", device="cpu", **wrong)
 
 
 @pytest.mark.parametrize("form", [str, Path])

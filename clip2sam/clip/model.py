@@ -22,6 +22,9 @@ from clip2sam.data.labels import LabelClass, LabelSet
 from clip2sam.errors import ConfigError
 from clip2sam.kernels.device import to_device
 
+MAX_PATCHES = 256
+"""A side, of CLIP's input. The work of attention grows with the fourth power of it."""
+
 
 class SurgeryCLIP:
     """An open_clip model with surgery on its inference; the model itself stays as it was.
@@ -36,7 +39,7 @@ class SurgeryCLIP:
             memory only.
 
     Raises:
-        ConfigError: the resolution holds no patch.
+        ConfigError: the resolution holds no patch, or too many.
     """
 
     def __init__(
@@ -68,8 +71,16 @@ class SurgeryCLIP:
         return self.model.logit_scale.device
 
     def checked_resolution(self, resolution: int) -> int:
-        """The resolution itself; a ConfigError if a square image of that side holds no patch."""
-        if grid_side(self.model.visual, resolution) < 1:
+        """The resolution itself; a ConfigError if a square image of that side holds no patch, or
+        more than MAX_PATCHES a side."""
+        side = grid_side(self.model.visual, resolution)
+        if side > MAX_PATCHES:
+            raise ConfigError(
+                f"a CLIP input of {resolution} pixels has {side} x {side} patches, more than the "
+                f"{MAX_PATCHES} x {MAX_PATCHES} that attention over all pairs of them can take in "
+                "time and memory; use a lower resolution"
+            )
+        if side < 1:
             raise ConfigError(
                 f"a CLIP input of {resolution} pixels holds no patch; use the model's own "
                 f"resolution ({_native_resolution(self.model)}) or more"

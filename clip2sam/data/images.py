@@ -267,6 +267,7 @@ def _to_eight_bits(pil: PIL.Image.Image) -> np.ndarray:
 
 
 def _checked_array(array: np.ndarray, max_pixels: int) -> np.ndarray:
+    array = np.asarray(array)  # a np.matrix stays two-dimensional whatever is done to it
     colour = array.ndim == 3 and array.shape[2] == 3
     if array.dtype != np.uint8 or not (colour or array.ndim == 2) or array.size == 0:
         raise ImageError(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from clip2sam.clip.model import SurgeryCLIP
-from clip2sam.config import Config
-from clip2sam.errors import ConfigError
+from clip2sam.config import Config, as_config
+from clip2sam.errors import ConfigError, shown
 from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.relative import fastest
 from clip2sam.models import files
@@ -22,6 +22,9 @@ from clip2sam.tiny.models import load_tiny_clip, load_tiny_sam
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtypes by the names of `load`'s precisions."""
+
+ACCELERATORS = ("cuda", "mps", "xpu")
+"""Types of devices beside the CPU: those of PyTorch that compute with dense tensors."""
 
 
 def load(
@@ -50,7 +53,7 @@ def load(
             and your own segment-anything model, in place of the preset's. They are moved to the
             device.
         config: the settings; by default the preset's. `clip2sam.published()` is the published demo.
-        device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
+        device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1" or "mps".
         precision: "fp32", or "bf16" or "fp16" for the two image encoders and the text tower.
         compiled: apply `torch.compile` to SAM's image encoder: it takes minutes at first and is
             faster then, which pays off in long runs.
@@ -62,7 +65,8 @@ def load(
         offline: never use the network.
 
     Raises:
-        ConfigError: an unknown preset, device or precision, or a model is missing.
+        ConfigError: an unknown preset, device or precision, a model is missing, or an argument of
+            another type.
         WeightsError: weights that are missing, damaged, or can't be downloaded.
     """
     where, dtype = as_device(device), as_dtype(precision)
@@ -71,6 +75,12 @@ def load(
         raise ConfigError(
             'give a preset, such as load("tiny"), or both models: load(clip=..., sam=...)'
         )
+    settings = as_config(config if config is not None or chosen is None else chosen.config)
+    if resolution is not None:
+        settings = replace(settings, resolution=resolution)
+    _check_models(clip=clip, sam=sam)
+    _check_paths("file", clip_checkpoint=clip_checkpoint, sam_checkpoint=sam_checkpoint)
+    _check_paths("folder", weights_dir=weights_dir)
     if chosen is not None and clip is None:
         clip, tokenizer = _load_clip(chosen, clip_checkpoint, weights_dir, offline)
     if chosen is not None and sam is None:
@@ -78,14 +88,26 @@ def load(
     clip, sam = clip.to(where, dtype), sam.to(where)
     # Prompt encoder and mask decoder stay in fp32: they are cheap and decide the mask's edge.
     sam.image_encoder.to(dtype)
-    settings = config or (Config() if chosen is None else chosen.config)
-    if resolution is not None:
-        settings = replace(settings, resolution=resolution)
     kept = files.weights_dir(weights_dir)
     side = None if chosen is None else chosen.resolution
     surgery = SurgeryCLIP(clip, tokenizer, resolution=side, text_folder=kept / "text_features")
     attention = fastest(sam.image_encoder, IMAGES_PER_BATCH, kept / "attention.json")
     return Segmenter(surgery, PromptSAM(sam, attention, compiled=compiled), settings)
+
+
+def _check_models(**models: Any) -> None:
+    for name, model in models.items():
+        if model is not None and not isinstance(model, torch.nn.Module):
+            raise ConfigError(
+                f"{name} must be a model (a torch.nn.Module) or None, but got {shown(model)}"
+            )
+
+
+def _check_paths(kind: str, **paths: Any) -> None:
+    for name, path in paths.items():
+        given = isinstance(path, str | os.PathLike) and os.fspath(path)
+        if path is not None and not given:
+            raise ConfigError(f"{name} must be the path of a {kind}, but got {shown(path)}")
 
 
 def _load_clip(
@@ -123,17 +145,30 @@ def as_device(device: str) -> torch.device:
     """The device of that name; "auto" is CUDA if there is one.
 
     Raises:
-        ConfigError: no such device.
+        ConfigError: no such device here, or one on which nothing can be computed.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"no device is called {device!r}; use auto, cpu or cuda") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(
-            f"device {device!r} was given, but PyTorch finds no CUDA here; use auto or cpu"
+            f"no device is called {shown(device)}; use auto, cpu, cuda or mps"
+        ) from error
+    kind = chosen.type
+    if kind == "cpu":
+        return chosen
+    if kind not in ACCELERATORS:
+        raise ConfigError(f"clip2sam does not run on {kind!r}; use auto, cpu, cuda or mps")
+    module = getattr(torch, kind)
+    if not module.is_available():
+        raise ConfigError(
+            f"device {device!r} was given, but PyTorch finds no {kind} here; use auto or cpu"
+        )
+    if chosen.index is not None and chosen.index >= module.device_count():
+        raise ConfigError(
+            f"device {device!r} was given, but there are {module.device_count()} of {kind}, from "
+            f"{kind}:0; use one of them"
         )
     return chosen
 
@@ -144,8 +179,8 @@ def as_dtype(precision: str) -> torch.dtype:
     Raises:
         ConfigError: no such precision.
     """
-    if precision not in DTYPES:
+    if not isinstance(precision, str) or precision not in DTYPES:
         raise ConfigError(
-            f"no precision is called {precision!r}; choose one of {', '.join(DTYPES)}"
+            f"no precision is called {shown(precision)}; choose one of {', '.join(DTYPES)}"
         )
     return DTYPES[precision]
