@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from clip2sam.data.images import Image
-from clip2sam.errors import ConfigError, OutputError, RunError, TooManyFailuresError
+from clip2sam.errors import ConfigError, ModelError, OutputError, RunError, TooManyFailuresError
 from clip2sam.labelling.engine import predict_within_memory
 from clip2sam.labelling.flow import run_flow
 from clip2sam.labelling.journal import Journal, read_records
@@ -269,6 +269,34 @@ def test_a_model_that_fails_on_all_images_stops_the_run(images, journal):
         run(images, journal, Broken())
     assert 3 <= len(journal.index.offsets) <= 3 + 8
     assert not threads_named("reader", "writer")
+
+
+@pytest.mark.parametrize("where", ["predict", "finish"])
+def test_values_that_are_not_finite_are_a_failure_of_the_model(images, journal, expected, where):
+    """On one image: its failure, with its reason. On all: the end of the run."""
+
+    class Overflowing(Threshold):
+        def __init__(self, *bad):
+            super().__init__()
+            self.bad = bad
+
+        def check(self, here, origins):
+            if where == here and (not self.bad or set(self.bad) & set(origins)):
+                raise ModelError("007.png: maps are not finite")
+
+        def predict(self, prepared):
+            self.check("predict", [i.origin for i in prepared])
+            return super().predict(prepared)
+
+        def finish(self, image, prediction):
+            self.check("finish", [image.origin])
+            return super().finish(image, prediction)
+
+    got = outcome(run(images, journal, Overflowing("007.png")))
+    assert got.pop(107)[1:3] == ("failed", "007.png: maps are not finite")
+    assert got == {k: v for k, v in expected.items() if k != 107}
+    with pytest.raises(RunError, match=r"failed on 3 images in a row.*maps are not finite"):
+        run(images, journal, Overflowing())
 
 
 def test_failures_that_are_not_in_a_row_stop_nothing(images, journal):

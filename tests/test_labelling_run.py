@@ -194,6 +194,23 @@ def test_kill_9_costs_a_batch_at_most(images, finished, tmp_path):
     assert 0 <= sum(starts) - 12 <= labelling_worker.BATCH * sum(n > 0 for n in starts[:-1])
 
 
+@pytest.mark.parametrize("which", ["clip", "sam"])
+def test_a_model_that_gives_nan_ends_the_run_and_leaves_no_empty_images(images, tmp_path, which):
+    segmenter = small_segmenter()
+    model = {"clip": segmenter.clip.model, "sam": segmenter.sam.sam}[which]
+    for weights in model.parameters():
+        weights.data.fill_(torch.nan)
+    good = [images / f"{i:03d}.png" for i in range(11)]
+    with pytest.raises(RunError, match=r"the model failed on 3 images in a row.*not finite"):
+        label_dataset(find_source(good), LABELS, tmp_path / "run", segmenter=segmenter)
+    assert not (tmp_path / "run" / "annotations.json").exists()
+    lines = (tmp_path / "run" / "journal-0001.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) >= 3
+    assert {row["state"] for row in rows} == {"failed"}
+    assert all("values that are not finite" in row["reason"] for row in rows)
+
+
 def test_failed_images_are_labelled_again_when_asked(segmenter, tmp_path):
     good, run = write_images(tmp_path / "in", 3), tmp_path / "run"
     whole = (good / "001.png").read_bytes()

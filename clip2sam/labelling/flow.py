@@ -19,7 +19,7 @@ from typing import Any
 from clip2sam.data.images import printable
 from clip2sam.data.presence import recorded_presence
 from clip2sam.data.records import ImageRecord
-from clip2sam.errors import Clip2SamError, RunError, TooManyFailuresError
+from clip2sam.errors import Clip2SamError, ModelError, RunError, TooManyFailuresError
 from clip2sam.labelling.engine import (
     Engine,
     Outcome,
@@ -116,9 +116,9 @@ def _predict(engine: Engine, batch: Sequence[Read]) -> list[Predicted]:
     began = time.perf_counter()
     try:
         predictions = predict_within_memory(engine, batch, predict)
-    except Clip2SamError:
-        raise
     except Exception as error:
+        if isinstance(error, Clip2SamError) and not isinstance(error, ModelError):
+            raise  # settings that don't fit, for example: no image is the cause
         failure = _reason(error)
     else:
         seconds = (time.perf_counter() - began) / len(batch)
@@ -139,6 +139,8 @@ def _reason(error: BaseException) -> str:
             "memory ran out on this image alone; make it smaller, or free memory and use "
             "--retry-failed"
         )
+    if isinstance(error, ModelError):
+        return printable(str(error))
     return (
         f"the model failed on this image ({type(error).__name__}: {printable(str(error))[:300]}); "
         "leave it out"
