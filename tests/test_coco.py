@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import os
+import tracemalloc
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from clip2sam.coco import reading
 from clip2sam.coco.document import coco_document
+from clip2sam.coco.many import areas_and_boxes
 from clip2sam.coco.polygons import joined_polygons, rle_to_polygons
+from clip2sam.coco.reading import JsonRows, read_json, read_rows
 from clip2sam.coco.rle import area_and_box, decode_rle, encode_mask, run_lengths
 from clip2sam.coco.validate import Violation, validate
 from clip2sam.coco.write import write_coco
@@ -384,6 +388,12 @@ NAN = float("nan")
         (put("info", []), ["info"]),
         (drop("licenses"), ["licenses"]),
         (put("licenses", {}), ["licenses"]),
+        (put("licenses", [7, {"id": 0}]), ["licenses[0]"]),
+        (put("licenses", [{"name": "MIT"}]), ["licenses[0].id"]),
+        (put("licenses", [{"id": -1}]), ["licenses[0].id"]),
+        (put("licenses", [{"id": 1}, {"id": 1}]), ["licenses[1].id"]),
+        (put("images", 1, "license", 4), ["images[1].license"]),
+        (put("images", 1, "license", None), ["images[1].license"]),
         (put("info", {"a": [1, {"b": NAN}]}), ["info.a[1].b"]),
         (put("info", "scale", float("inf")), ["info.scale"]),
         (put("info", 3, "x"), ["info[3]"]),
@@ -413,6 +423,8 @@ NAN = float("nan")
         (put("images", 1, "file_name", "a/../../b.jpg"), ["images[1].file_name"]),
         (put("images", 1, "file_name", "a\0.jpg"), ["images[1].file_name"]),
         (put("images", 1, "file_name", "a.jpg"), ["images[2].file_name"]),
+        (put("images", 1, "file_name", "./a.jpg"), ["images[2].file_name"]),
+        (put("images", 0, "file_name", "a.jpg/"), ["images[2].file_name"]),
         (put("categories", 0, "name", "犬"), ["categories[2].name"]),
         (put("categories", 0, "name", " "), ["categories[0].name"]),
         (put("categories", 0, "name", None), ["categories[0].name"]),
@@ -502,6 +514,13 @@ NAN = float("nan")
             put(*SEGMENTATION, [[15, 5, 65, 5, 65, 55, 15, 55, 15, 53, 63, 53, 63, 7, 15, 7]]),
             ["annotations[0].area"],
         ),
+        (put(*SEGMENTATION, [[15, 5] * 3]), ["annotations[0].segmentation[0]"]),
+        (put(*SEGMENTATION, [[15, 5, 65, 55] * 2]), ["annotations[0].segmentation[0]"]),
+        (put(*SEGMENTATION, [[15, 5, 20.1, 10.1, 65.3, 55.3]]), ["annotations[0].segmentation[0]"]),
+        (
+            put(*SEGMENTATION, [[15, 5, 65, 5, 65, 55], [15, 5, 40, 5, 65, 5]]),
+            ["annotations[0].segmentation[1]"],
+        ),
     ],
 )
 def test_each_fault_is_found_at_its_place(document, change, places):
@@ -511,6 +530,36 @@ def test_each_fault_is_found_at_its_place(document, change, places):
     assert all(v.message.startswith("expected ") and "\n" not in v.message for v in found)
     with pytest.raises(CocoError, match="not written"):
         write_coco("never-written.json", document)
+
+
+def test_a_crowd_is_an_rle(document):
+    row = document["annotations"][0]
+    row["iscrowd"] = 1
+    assert validate(document) == []
+    row["segmentation"] = rle_to_polygons(row["segmentation"])
+    assert [v.place for v in validate(document)] == ["annotations[0].iscrowd"]
+
+
+def test_a_polygon_that_crosses_itself_is_no_line(document):
+    hourglass = [15.0, 5.0, 65.0, 5.0, 15.0, 55.0, 65.0, 55.0]  # by its corners, its area is 0
+    counted = int(mask_utils.area(mask_utils.merge(mask_utils.frPyObjects([hourglass], 60, 80))))
+    document["annotations"][0].update(segmentation=[hourglass], bbox=[15, 5, 50, 50], area=counted)
+    assert validate(document) == []
+
+
+@pytest.mark.parametrize("polygons", [False, True])
+def test_one_annotation_under_two_ids_is_a_fault(polygons):
+    document = coco_document(RECORDS, CLASSES, polygons=polygons)
+    first, rows = document["annotations"][0], document["annotations"]
+    rows.append({**first, "id": 99, "score": 0.1})
+    (fault,) = validate(document)
+    assert str(fault) == (
+        "annotations[4]: expected a mask of its own, got the image, category and segmentation of "
+        "annotations[0]"
+    )
+    for other in ({"category_id": 1}, {"segmentation": rows[1]["segmentation"]}):
+        rows[4] = {**first, "id": 99, **other}
+        assert "annotations[4]" not in {v.place for v in validate(document)}
 
 
 def test_every_fault_is_reported_not_just_the_first(document):
@@ -527,6 +576,7 @@ def test_general_coco_has_gaps_crowds_polygons_and_no_scores(document):
         del row["score"]
         row["category_id"] = {3: 90}.get(row["category_id"], row["category_id"])
         row["id"] = row["id"] * 100_000
+    document["licenses"] = [{"id": 0, "name": ""}, {"id": 4, "name": "CC BY", "url": "x"}]
     document["images"][1].update(
         id=581929, license=4, coco_url="http://images.example/1.jpg", date_captured="2013"
     )
@@ -589,13 +639,12 @@ def test_what_only_a_file_can_have(tmp_path, document):
     changed = text.replace('"id": 2, "file_name"', '"id": 9, "id": 2, "file_name"').replace(
         '"score": 0.75', '"score": NaN'
     )
-    path.write_text(changed.replace('"version": "1.0"', '"version": 1e999, "x": -Infinity, "x": 1'))
-    assert sorted({v.place for v in validate(path)}) == [
-        "annotations[0].score",
-        "images[1].id",
-        "info.version",
-        "info.x",
-    ]
+    changed = changed.replace('"version": "1.0"', '"version": 1e999, "x": -Infinity, "x": 1')
+    faults = ["annotations[0].score", "images[1].id", "info.version", "info.x"]
+    path.write_text(changed)
+    assert sorted({v.place for v in validate(path)}) == faults
+    path.write_text(f'{{"annotations": [7], {changed[1:]}')
+    assert sorted({v.place for v in validate(path)}) == ["annotations", *faults]
 
 
 def test_results(document):
@@ -622,6 +671,28 @@ def test_results(document):
     assert validate(no_image) == [], "without the dataset, nobody can know"
 
 
+def test_memory_does_not_grow_with_the_rows_of_a_file(tmp_path, document, monkeypatch):
+    monkeypatch.setattr(reading, "CHUNK", 4096)
+    outline = rle_to_polygons(document["annotations"][0]["segmentation"])
+    row = {**document["annotations"][0], "segmentation": outline}
+    path = tmp_path / "data.json"
+    sizes, peaks = [], []
+    for count in (100, 100, 400):  # the first warms up
+        document["annotations"] = [{**row, "id": i, "image_id": i} for i in range(1, count)]
+        document["images"] = [
+            {**document["images"][0], "id": i, "file_name": f"{i}.jpg"} for i in range(1, count)
+        ]
+        path.write_text(json.dumps(dict(reversed(document.items()))))
+        tracemalloc.start()
+        try:
+            assert validate(path) == []
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+        sizes.append(path.stat().st_size)
+    assert peaks[2] - peaks[1] < (sizes[2] - sizes[1]) / 4
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 5) | st.floats() | st.text(max_size=3),
     lambda inner: (
@@ -629,6 +700,63 @@ json_values = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+@settings(max_examples=100, deadline=None)
+@given(value=json_values, indent=st.sampled_from([None, 0, 3]), chunk=st.integers(1, 40))
+@example(value=[-0.25, 1e-300, 1e300, 10**30, True, None, '\\"é'], indent=None, chunk=1)
+def test_a_file_is_read_in_parts_as_it_is_as_a_whole(tmp_path_factory, value, indent, chunk):
+    path = tmp_path_factory.getbasetemp() / "parts.json"
+    document = {"images": [value, 12, {"é": [{}, {}]}], "info": value, "annotations": [{"id": 1}]}
+    for content in (document, [value, {"a": 1}, {"a": [{}, {"b": "},{"}]}, 34.5], value):
+        text = json.dumps(content, indent=indent, ensure_ascii=False)
+        path.write_text(text, encoding="utf-8")
+        whole = read_json(path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reading, "CHUNK", chunk)
+            patch.setattr(reading, "LAST", 3 * chunk)
+            found = read_rows(path, ("images", "annotations"))
+            if isinstance(found, dict):
+                found = {k: list(v) if isinstance(v, JsonRows) else v for k, v in found.items()}
+            found = list(found) if isinstance(found, JsonRows) else found
+        assert repr(found) == repr(whole)  # NaN is not equal to itself
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), chunk=st.integers(1, 40))
+def test_a_damaged_file_has_the_same_fault_read_in_parts(tmp_path_factory, data, chunk):
+    path = tmp_path_factory.getbasetemp() / "damaged.json"
+    text = bytearray(b'{"images": [{"id": 1}, {"id": 22}], "x": [1, 2], "annotations": [{}, {}]}')
+    at = data.draw(st.integers(0, len(text) - 1))
+    text[at : at + data.draw(st.integers(0, 9))] = data.draw(
+        st.sampled_from(
+            [b"", b",", b"]", b"}", b'"', b"\xff", b"\xc3\xa9", b"1", b"{", b"[", b"\\"]
+        )
+    )
+    path.write_bytes(bytes(text))
+    outcomes = []
+    for read in (read_json, lambda p: read_rows(p, ("images", "annotations"))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reading, "CHUNK", chunk)
+            try:
+                found = read(path)
+                if isinstance(found, dict):
+                    found = {k: list(v) if isinstance(v, JsonRows) else v for k, v in found.items()}
+                outcomes.append(found)
+            except CocoError as error:
+                outcomes.append(str(error))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_file_that_changes_while_it_is_checked(tmp_path, document):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(document))
+    rows = read_rows(path, ("images",))
+    path.write_text("{")
+    with pytest.raises(CocoError, match="expected a file at rest"):
+        list(rows["images"])
+    (fault,) = validate(rows)
+    assert str(fault) == "file: expected a file at rest, got one that changed meanwhile"
 
 
 @settings(max_examples=60)
@@ -661,6 +789,57 @@ def test_any_counts_string_is_read_or_refused(counts, height):
         return
     assert mask.shape == (height, 7)
     assert np.array_equal(mask_utils.decode(rle), mask)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    rles=st.lists(
+        st.tuples(
+            st.integers(1, 9),
+            masks.map(lambda mask: encode_mask(mask)["counts"])
+            | st.text(st.characters(min_codepoint=45, max_codepoint=113), max_size=40)
+            | st.sampled_from(["", "0", "oooooo0", "ooooooo0", "ooooooo0" * 70 + "0O", "犬"]),
+            st.integers(1, 14),
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+@example([(1, "1", 1), (2, "04", 2), (2, "0O4", 2), (3, "311011", 3)])
+def test_many_rles_at_once_are_what_they_are_one_by_one(rles):
+    wanted = []
+    for height, counts, width in rles:
+        try:
+            area, box = area_and_box({"size": [height, width], "counts": counts})
+            wanted.append((True, area, box))
+        except CocoError:
+            wanted.append((False, 0, [0, 0, 0, 0]))
+    sizes = np.array([(height, width) for height, _, width in rles])
+    found = areas_and_boxes([counts for _, counts, _ in rles], sizes)
+    assert list(zip(*(values.tolist() for values in found), strict=True)) == wanted
+
+
+def packed(numbers: list[int]) -> str:
+    """Numbers from 0 in the characters of compressed counts."""
+    text = ""
+    for number in numbers:
+        while number >= 16:  # the last character's highest bit is the sign
+            text, number = text + chr(48 + 32 + number % 32), number // 32
+        text += chr(48 + number)
+    return text
+
+
+def test_lengths_whose_sum_overflows_are_refused():
+    steps = 2**16 - 1  # runs of d, 2 d, 3 d, ... pixels: 2**64 - 2**16 together
+    d = 2**33 + 2**17 + 2
+    numbers = [0, *[d, 0] * steps]
+    numbers[-1] = 2**16 + 6  # 2**64 + 6 with this one: in int64, 6
+    rle = {"size": [2, 3], "counts": packed(numbers)}
+    assert packed([0, 2, 4]) == encode_mask(np.array([[1, 0, 0], [1, 0, 0]], bool))["counts"]
+    with pytest.raises(CocoError, match="expected RLE counts that sum to 6"):
+        run_lengths(rle)
+    sound, _, _ = areas_and_boxes([rle["counts"]], np.array([[2, 3]]))
+    assert not sound.any()
 
 
 def test_the_real_file_is_valid():

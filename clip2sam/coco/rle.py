@@ -77,7 +77,7 @@ def run_lengths(rle: dict[str, Any]) -> Int[np.ndarray, "runs"]:
         )
     if (runs < 0).any():
         raise CocoError(f"expected RLE counts from 0, got {runs.min()} at position {runs.argmin()}")
-    if runs.sum() != pixels:
+    if runs.max(initial=0) > pixels or runs.sum() != pixels:  # sums of larger ones might overflow
         raise CocoError(
             f"expected RLE counts that sum to {pixels} (height * width), got {runs.sum()}"
         )

@@ -1,24 +1,25 @@
 """COCO data checked without trusting it: every fault is found and named with its place, and no
 input leads to a traceback.
 
+Of a file, only a few hundred annotations are in memory at a time.
+
 Source of the format: https://cocodataset.org/#format-data
 """
 
-import json
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+import posixpath
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from pycocotools import mask as mask_utils
 
 from clip2sam.coco.document import file_name_fault
-from clip2sam.coco.rle import area_and_box, shortly
+from clip2sam.coco.reading import JsonRows, RepeatedKeys, read_rows
+from clip2sam.coco.rle import shortly
+from clip2sam.coco.shapes import Shape, Size, are_numbers, is_number, shapes_of
 from clip2sam.data.images import printable
 from clip2sam.errors import CocoError
 
@@ -49,87 +50,112 @@ def validate(
         against: the dataset that results belong to: its images and categories.
 
     Returns:
-        The faults; an empty list for valid data. Nothing is raised for invalid data, whatever it
-        is.
+        The faults, in the order of the data; an empty list for valid data. Nothing is raised for
+        invalid data, whatever it is.
     """
     report = _Report()
-    value = _load(source, report)
-    known = None if against is None else _known(_load(against, report, "against"), report)
-    if value is _NOTHING:
-        return report.violations
-    _check_json(value, report)
-    if isinstance(value, list):
-        _check_results(value, known, report)
-    elif isinstance(value, dict):
-        _check_document(value, report)
-    else:
-        report.add(
-            "file", f"expected an object (a dataset) or a list (results), got {shortly(value)}"
-        )
-    return report.violations
+    value = _load(source, "file", report)
+    try:
+        known = None if against is None else _known(_load(against, "against", report), report)
+        if value is not _NOTHING:
+            _check(value, known, report)
+    except CocoError as error:  # while rows were read
+        report.add(("file",), str(error))
+    return report.violations()
 
 
 _NOTHING = object()
-
-
-class _Object(dict[str, Any]):
-    """A JSON object that remembers keys given more than once."""
-
-    repeated: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, pairs: list[tuple[str, Any]]) -> "_Object":
-        made = cls(pairs)
-        if len(made) < len(pairs):
-            made.repeated = tuple(
-                k for k, times in Counter(k for k, _ in pairs).items() if times > 1
-            )
-        return made
+_SECTIONS = ("licenses", "images", "categories", "annotations")
+Place = tuple[str | int, ...]
+"""Keys and indices from the top of the data."""
+_Row = tuple[int, Place, dict[str, Any]]
+"""The index of an object in its section, its place, and itself."""
 
 
 class _Report:
     """Collects the faults."""
 
     def __init__(self) -> None:
-        self.violations: list[Violation] = []
+        self._found: list[tuple[Place, str]] = []
 
-    def add(self, place: str, message: str) -> None:
-        self.violations.append(Violation(place, message))
+    def violations(self) -> list[Violation]:
+        """The faults: of no section first, then by section and row."""
+
+        def order(found: tuple[Place, str]) -> tuple[int, int]:
+            first, second = (*found[0], -1, -1)[:2]
+            if isinstance(first, int):
+                return 0, first
+            section = _SECTIONS.index(first) if first in _SECTIONS else -1
+            return section, second if isinstance(second, int) else -1
+
+        found = sorted(self._found, key=order)
+        return [Violation(_written(place), message) for place, message in found]
+
+    def add(self, place: Place, message: str) -> None:
+        self._found.append((place, message))
 
     def get(
-        self, record: dict[str, Any], place: str, key: str, fits: Callable[[Any], bool], wanted: str
+        self, row: dict[str, Any], place: Place, key: str, fits: Callable[[Any], bool], wanted: str
     ) -> Any:
         """A value that fits, or None with a fault reported."""
-        where = _below(place, key)
-        if key not in record:
-            self.add(where, f"expected {wanted}, got nothing: the key is missing")
-        elif not fits(record[key]):
-            self.add(where, f"expected {wanted}, got {shortly(record[key])}")
+        value = row.get(key, _NOTHING)
+        if value is _NOTHING:
+            self.add((*place, key), f"expected {wanted}, got nothing: the key is missing")
+        elif not fits(value):
+            self.add((*place, key), f"expected {wanted}, got {shortly(value)}")
         else:
-            return record[key]
+            return value
         return None
 
-    def records(self, document: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The objects of a list, each with its place."""
-        if key not in document:
-            self.add(key, "expected a list, got nothing: the key is missing")
-        elif not isinstance(document[key], list):
-            self.add(key, f"expected a list, got {shortly(document[key])}")
+    def rows(self, document: dict[str, Any], key: str) -> Iterator[_Row]:
+        """The objects of a section."""
+        section = document.get(key, _NOTHING)
+        if section is _NOTHING:
+            self.add((key,), "expected a list, got nothing: the key is missing")
+        elif not isinstance(section, list | JsonRows):
+            self.add((key,), f"expected a list, got {shortly(section)}")
         else:
-            yield from self.objects(document[key], key)
+            yield from self.objects(section, (key,))
 
-    def objects(self, values: list[Any], place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def objects(self, values: Iterable[Any], place: Place = ()) -> Iterator[_Row]:
+        """The objects of a list, after a look at what is inside."""
         for i, value in enumerate(values):
+            row_place = (*place, i)
+            if not _is_clean(value):
+                _check_json(value, row_place, self)
             if isinstance(value, dict):
-                yield f"{place}[{i}]", value
+                yield i, row_place, value
             else:
-                self.add(f"{place}[{i}]", f"expected an object, got {shortly(value)}")
+                self.add(row_place, f"expected an object, got {shortly(value)}")
 
-    def unique(self, value: Any, place: str, seen: dict[Any, str]) -> None:
-        """`value`, unless None, has not come before at another place."""
-        if value is not None and seen.setdefault(value, place) != place:
-            self.add(
-                place, f"expected a value of its own, got {shortly(value)} as at {seen[value]}"
+
+class _Repeats:
+    """Finds numbers that come more than once in a long section: 16 bytes a number."""
+
+    def __init__(self) -> None:
+        self._numbers, self._rows = array("q"), array("q")
+
+    def add(self, number: int | None, row: int) -> None:
+        if number is not None:
+            self._numbers.append(number)
+            self._rows.append(row)
+
+    def found(self) -> Iterator[tuple[int, int, int]]:
+        """Each number that has come before: number, row, and the row where it came first."""
+        if not self._numbers:
+            return
+        numbers, rows = np.array(self._numbers), np.array(self._rows)
+        order = np.argsort(numbers, kind="stable")
+        numbers, rows = numbers[order], rows[order]
+        again = np.flatnonzero(numbers[1:] == numbers[:-1]) + 1
+        firsts = rows[np.searchsorted(numbers, numbers[again])]
+        yield from zip(numbers[again].tolist(), rows[again].tolist(), firsts.tolist(), strict=True)
+
+    def report(self, section: str, key: str, report: _Report) -> None:
+        for number, row, first in self.found():
+            report.add(
+                (section, row, key),
+                f"expected a value of its own, got {number} as at {section}[{first}].{key}",
             )
 
 
@@ -138,7 +164,7 @@ class _Known:
     """What annotations may refer to: images by id, each with its (height, width) or None where
     that is faulty, and ids of categories."""
 
-    images: dict[int, tuple[int, int] | None]
+    images: dict[int, Size | None]
     categories: set[int]
 
 
@@ -147,295 +173,346 @@ def _known(document: Any, report: _Report) -> _Known | None:
     if isinstance(document, dict):
         return _Known(_check_images(document, _Report()), _check_categories(document, _Report()))
     if document is not _NOTHING:
-        report.add("against", f"expected a dataset, an object, got {shortly(document)}")
+        shown = "a list" if isinstance(document, JsonRows) else shortly(document)
+        report.add(("against",), f"expected a dataset, an object, got {shown}")
     return None
 
 
-def _load(source: Any, report: _Report, place: str = "file") -> Any:
+def _load(source: Any, place: str, report: _Report) -> Any:
     """The value of a JSON file, or `source` itself if it is no path."""
     if not isinstance(source, str | os.PathLike):
         return source
     try:
-        if not Path(source).is_file():  # a pipe would wait for a writer
-            report.add(
-                place, f"expected a JSON file at {printable(source)}, found none; check the path"
-            )
-            return _NOTHING
-        return json.loads(Path(source).read_bytes().decode("utf-8"), object_pairs_hook=_Object.of)
-    except OSError as error:
-        report.add(place, f"expected a file that can be read, got: {error.strerror}")
-    except UnicodeDecodeError as error:
-        report.add(place, f"expected UTF-8, got {error.reason} at byte {error.start}")
-    except RecursionError:
-        report.add(
-            place, "expected COCO's few levels, got lists or objects nested too deep to read"
-        )
-    except ValueError as error:  # json.JSONDecodeError, or a number of thousands of digits
-        report.add(place, f"expected JSON, got: {error}")
+        return read_rows(source, _SECTIONS)
+    except CocoError as error:
+        report.add((place,), str(error))
     return _NOTHING
 
 
-def _check_json(root: Any, report: _Report) -> None:
+_SCALARS = frozenset({str, int, bool, type(None)})
+
+
+def _is_clean(value: Any) -> bool:
+    """A quick look at whether `_check_json` has nothing to say."""
+    if type(value) is list:
+        if set(map(type, value)) <= _SCALARS or are_numbers(value):
+            return True
+        children: Iterable[Any] = value
+    elif type(value) is dict:
+        if not set(map(type, value)) <= {str}:
+            return False
+        children = value.values()
+    else:
+        return type(value) in _SCALARS or (type(value) is float and math.isfinite(value))
+    for child in children:
+        kind = type(child)
+        if kind in _SCALARS or (kind is float and math.isfinite(child)):
+            continue
+        if kind is not list and kind is not dict:
+            return False
+        try:
+            if not _is_clean(child):
+                return False
+        except RecursionError:
+            return False
+    return True
+
+
+def _check_json(root: Any, place: Place, report: _Report) -> None:
     """Everything, at any depth, is JSON that every reader takes: finite numbers, text keys, no key
     twice."""
-    rest: list[tuple[Any, str]] = [(root, "")]
+    rest: list[tuple[Any, Place]] = [(root, place)]
     seen: set[int] = set()  # by identity, so that a list that contains itself ends
     while rest:
         node, place = rest.pop()
-        if isinstance(node, dict | list) and id(node) not in seen and not _are_numbers(node):
-            seen.add(id(node))
-            for twice in node.repeated if isinstance(node, _Object) else ():
-                report.add(_below(place, twice), "expected the key once, got it more than once")
-            for key, child in node.items() if isinstance(node, dict) else enumerate(node):
-                if isinstance(node, dict) and not isinstance(key, str):
-                    report.add(_below(place, key), f"expected a text as key, got {shortly(key)}")
-                if isinstance(child, dict | list):
-                    rest.append((child, _below(place, key)))
-                elif isinstance(child, float):
-                    if not math.isfinite(child):
-                        report.add(
-                            _below(place, key),
-                            f"expected a finite number, got {child}, which is not JSON",
-                        )
-                elif not isinstance(child, str | int) and child is not None:
-                    report.add(
-                        _below(place, key), f"expected a JSON value, got {type(child).__name__}"
-                    )
+        if isinstance(node, list):
+            children: Iterable[tuple[Any, Any]] = enumerate(node)
+        elif isinstance(node, dict):
+            children = node.items()
+        elif isinstance(node, JsonRows):
+            continue
+        else:
+            _check_value(node, place, report)
+            continue
+        if id(node) in seen or are_numbers(node):
+            continue
+        seen.add(id(node))
+        for twice in node.repeated if isinstance(node, RepeatedKeys) else ():
+            report.add((*place, twice), "expected the key once, got it more than once")
+        for key, child in children:
+            below = (*place, key if isinstance(key, int) else str(key))
+            if isinstance(node, dict) and not isinstance(key, str):
+                report.add(below, f"expected a text as key, got {shortly(key)}")
+            rest.append((child, below))
+
+
+def _check_value(value: Any, place: Place, report: _Report) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            report.add(place, f"expected a finite number, got {value}, which is not JSON")
+    elif not isinstance(value, str | int) and value is not None:
+        report.add(place, f"expected a JSON value, got {type(value).__name__}")
+
+
+def _check(value: Any, known: _Known | None, report: _Report) -> None:
+    if isinstance(value, list | JsonRows):
+        _check_results(value, known, report)
+    elif isinstance(value, dict):
+        # lists of a section are looked into row by row
+        rows = {k: None for k in _SECTIONS if isinstance(value.get(k), list)}
+        head = RepeatedKeys({**value, **rows})
+        head.repeated = value.repeated if isinstance(value, RepeatedKeys) else ()
+        _check_json(head, (), report)
+        _check_document(value, report)
+    else:
+        report.add(
+            ("file",), f"expected an object (a dataset) or a list (results), got {shortly(value)}"
+        )
 
 
 def _check_document(document: dict[str, Any], report: _Report) -> None:
-    report.get(document, "", "info", lambda v: isinstance(v, dict), "an object")
-    report.get(document, "", "licenses", lambda v: isinstance(v, list), "a list")
+    report.get(document, (), "info", lambda v: isinstance(v, dict), "an object")
     known = _Known(_check_images(document, report), _check_categories(document, report))
-    seen: dict[Any, str] = {}
-    for place, record in report.records(document, "annotations"):
-        report.unique(report.get(record, place, "id", _is_whole, _WHOLE), f"{place}.id", seen)
-        size = _check_references(record, place, known, report)
-        shape = _check_segmentation(record, place, size, report)
-        _check_box(record, place, size, shape, report)
-        _check_area(record, place, shape, report)
-        report.get(record, place, "iscrowd", lambda v: _is_int(v) and v in (0, 1), "0 or 1")
-        if "score" in record:
-            report.get(record, place, "score", _is_score, "a number from 0 to 1")
+    ids, masks = _Repeats(), _Repeats()
+    for batch in _batches(report.rows(document, "annotations")):
+        sizes = []
+        for i, place, row in batch:
+            ids.add(report.get(row, place, "id", _is_whole, _WHOLE), i)
+            sizes.append(_check_references(row, place, known, report))
+        shapes = _check_segmentations(batch, sizes, report)
+        for (i, place, row), size, shape in zip(batch, sizes, shapes, strict=True):
+            _check_box(row, place, size, shape, report)
+            _check_area(row, place, shape, report)
+            _check_crowd(row, place, report)
+            if "score" in row:
+                report.get(row, place, "score", _is_score, _SCORE)
+            if shape is not None:
+                masks.add(_content(row), i)
+    ids.report("annotations", "id", report)
+    for _, again, first in masks.found():
+        report.add(
+            ("annotations", again),
+            "expected a mask of its own, got the image, category and segmentation of "
+            f"annotations[{first}]",
+        )
 
 
-def _check_images(document: dict[str, Any], report: _Report) -> dict[int, tuple[int, int] | None]:
-    found: dict[int, tuple[int, int] | None] = {}
-    ids: dict[Any, str] = {}
-    names: dict[Any, str] = {}
-    for place, record in report.records(document, "images"):
-        number = report.get(record, place, "id", _is_whole, _WHOLE)
-        report.unique(number, f"{place}.id", ids)
-        name = report.get(record, place, "file_name", lambda v: isinstance(v, str), "a text")
-        report.unique(name, f"{place}.file_name", names)
-        if name is not None and (fault := file_name_fault(name)):
-            report.add(f"{place}.file_name", fault)
-        height = report.get(record, place, "height", _is_whole, "a whole number of pixels from 1")
-        width = report.get(record, place, "width", _is_whole, "a whole number of pixels from 1")
+def _content(row: dict[str, Any]) -> int | None:
+    """A number of 64 bits, the same for the same image, category and mask."""
+    image, category, mask = row.get("image_id"), row.get("category_id"), row["segmentation"]
+    if not _is_whole(image) or not _is_whole(category):
+        return None
+    if isinstance(mask, list):
+        return hash((image, category, tuple(map(tuple, mask))))
+    counts = mask["counts"]
+    return hash((image, category, counts if isinstance(counts, str) else tuple(counts)))
+
+
+_BATCH = 1 << 14
+"""Characters and numbers of the masks that are checked at once. With more, memory is asked of the
+system for every array anew, which costs more than the calls of numpy."""
+
+
+def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
+    batch: list[_Row] = []
+    weight = 0
+    for row in rows:
+        batch.append(row)
+        weight += 100 + _weight(row[2].get("segmentation"))
+        if weight >= _BATCH:
+            yield batch
+            batch, weight = [], 0
+    yield batch
+
+
+def _weight(mask: Any) -> int:
+    """Characters or numbers of a mask, whatever it is."""
+    if isinstance(mask, dict):
+        counts = mask.get("counts")
+        return len(counts) if isinstance(counts, str | list) else 0
+    if isinstance(mask, list):
+        return sum(len(part) for part in mask if isinstance(part, list))
+    return 0
+
+
+def _check_licenses(document: dict[str, Any], report: _Report) -> set[int] | None:
+    """The ids of the licenses; None if there is no list of them."""
+    ids = _Repeats()
+    known = set()
+    for i, place, row in report.rows(document, "licenses"):
+        number = report.get(row, place, "id", _is_license, _LICENSE)
+        ids.add(number, i)
+        known.add(number)
+    ids.report("licenses", "id", report)
+    known.discard(None)
+    return known if isinstance(document.get("licenses"), list | JsonRows) else None
+
+
+def _check_images(document: dict[str, Any], report: _Report) -> dict[int, Size | None]:
+    licenses = _check_licenses(document, report)
+    found: dict[int, Size | None] = {}
+    sizes: dict[Size, Size] = {}  # most images have one of a few: 100 bytes less for each image
+    ids = _Repeats()
+    names: dict[str, int] = {}
+    for i, place, row in report.rows(document, "images"):
+        number = report.get(row, place, "id", _is_whole, _WHOLE)
+        ids.add(number, i)
+        name = report.get(row, place, "file_name", _is_text, "a text")
+        if name is not None:
+            _check_name(name, i, names, report)
+        height = report.get(row, place, "height", _is_whole, _PIXELS)
+        width = report.get(row, place, "width", _is_whole, _PIXELS)
+        if licenses is not None and "license" in row:
+            report.get(
+                row,
+                place,
+                "license",
+                lambda v: _is_license(v) and v in licenses,
+                "the id of one of the licenses",
+            )
         if number is not None:
-            found[number] = (height, width) if height and width else None
+            size = (height, width) if height and width else None
+            found[number] = None if size is None else sizes.setdefault(size, size)
+    ids.report("images", "id", report)
     return found
 
 
+def _check_name(name: str, row: int, names: dict[str, int], report: _Report) -> None:
+    """A file's name is a path below the root, and no other image's, also not written otherwise."""
+    place = ("images", row, "file_name")
+    first = names.setdefault(posixpath.normpath(name), row)
+    if first != row:
+        report.add(
+            place,
+            f"expected a file of its own, got {shortly(name)}, as at images[{first}].file_name",
+        )
+    if fault := file_name_fault(name):
+        report.add(place, fault)
+
+
 def _check_categories(document: dict[str, Any], report: _Report) -> set[int]:
-    ids: dict[Any, str] = {}
-    names: dict[Any, str] = {}
-    for place, record in report.records(document, "categories"):
-        report.unique(report.get(record, place, "id", _is_whole, _WHOLE), f"{place}.id", ids)
-        name = report.get(
-            record,
-            place,
-            "name",
-            lambda v: isinstance(v, str) and v.strip() != "",
-            "a text, not empty",
-        )
-        report.unique(name, f"{place}.name", names)
-        report.get(
-            record,
-            place,
-            "supercategory",
-            lambda v: isinstance(v, str),
-            "a text, which may be empty",
-        )
-    return set(ids)
+    ids = _Repeats()
+    known = set()
+    names: dict[str, int] = {}
+    for i, place, row in report.rows(document, "categories"):
+        number = report.get(row, place, "id", _is_whole, _WHOLE)
+        ids.add(number, i)
+        known.add(number)
+        name = report.get(row, place, "name", _is_name, "a text, not empty")
+        if name is not None and (first := names.setdefault(name, i)) != i:
+            report.add(
+                (*place, "name"),
+                f"expected a value of its own, got {shortly(name)} as at categories[{first}].name",
+            )
+        report.get(row, place, "supercategory", _is_text, "a text, which may be empty")
+    ids.report("categories", "id", report)
+    known.discard(None)
+    return known
 
 
-def _check_results(results: list[Any], known: _Known | None, report: _Report) -> None:
-    for place, record in report.objects(results, ""):
-        size = _check_references(record, place, known, report)
-        _check_segmentation(record, place, size, report, polygons=False)
-        report.get(record, place, "score", _is_score, "a number from 0 to 1")
-        for key in ("bbox", "caption"):
-            if key in record:
-                report.add(
-                    f"{place}.{key}",
-                    "expected no such key: COCO's readers would take it in place of the mask",
-                )
+def _check_results(results: Iterable[Any], known: _Known | None, report: _Report) -> None:
+    for batch in _batches(report.objects(results)):
+        sizes = [_check_references(row, place, known, report) for _, place, row in batch]
+        _check_segmentations(batch, sizes, report, polygons=False)
+        for _, place, row in batch:
+            report.get(row, place, "score", _is_score, _SCORE)
+            for key in ("bbox", "caption"):
+                if key in row:
+                    report.add(
+                        (*place, key),
+                        "expected no such key: COCO's readers would take it in place of the mask",
+                    )
 
 
 def _check_references(
-    record: dict[str, Any], place: str, known: _Known | None, report: _Report
-) -> tuple[int, int] | None:
+    row: dict[str, Any], place: Place, known: _Known | None, report: _Report
+) -> Size | None:
     """Image and category exist; returns the image's (height, width) if it is known."""
-    image = report.get(record, place, "image_id", _is_whole, _WHOLE)
-    category = report.get(record, place, "category_id", _is_whole, _WHOLE)
+    image = report.get(row, place, "image_id", _is_whole, _WHOLE)
+    category = report.get(row, place, "category_id", _is_whole, _WHOLE)
     if known is None:
         return None
     if image is not None and image not in known.images:
         report.add(
-            f"{place}.image_id", f"expected the id of one of the images, got {shortly(image)}"
+            (*place, "image_id"), f"expected the id of one of the images, got {shortly(image)}"
         )
     if category is not None and category not in known.categories:
         report.add(
-            f"{place}.category_id",
+            (*place, "category_id"),
             f"expected the id of one of the categories, got {shortly(category)}",
         )
     return known.images.get(image) if image is not None else None
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """The box and area that a mask has."""
-
-    corners: tuple[int | float, ...]
-    """Left, top, right, bottom."""
-    slack: float
-    """By how many pixels each side of a box may differ."""
-    area_fits: Callable[[int | float], bool]
-
-
-def _check_segmentation(
-    record: dict[str, Any],
-    place: str,
-    size: tuple[int, int] | None,
-    report: _Report,
-    *,
-    polygons: bool = True,
-) -> _Shape | None:
+def _check_segmentations(
+    batch: list[_Row], sizes: list[Size | None], report: _Report, *, polygons: bool = True
+) -> list[Shape | None]:
+    """The shapes of the masks that have one and fit their image."""
     kinds = (dict, list) if polygons else (dict,)
     wanted = "an RLE object or a list of polygons" if polygons else "an RLE object"
-    segmentation = report.get(record, place, "segmentation", lambda v: isinstance(v, kinds), wanted)
-    place = f"{place}.segmentation"
-    if isinstance(segmentation, dict):
-        return _check_rle(segmentation, place, size, report)
-    return None if segmentation is None else _check_polygons(segmentation, place, size, report)
-
-
-def _check_rle(
-    rle: dict[str, Any], place: str, size: tuple[int, int] | None, report: _Report
-) -> _Shape | None:
-    try:
-        area, (x, y, width, height) = area_and_box(rle)
-    except CocoError as error:
-        report.add(place, str(error))
-        return None
-    if size is not None and tuple(rle["size"]) != size:
-        report.add(
-            f"{place}.size",
-            f"expected the image's [height, width], {list(size)}, got {shortly(rle['size'])}",
-        )
-    elif area == 0:
-        report.add(place, "expected a mask of at least one pixel, got an empty one")
-    else:
-        return _Shape((x, y, x + width, y + height), 0.99, lambda given: abs(given - area) < 1)
-    return None
-
-
-def _check_polygons(
-    polygons: list[Any], place: str, size: tuple[int, int] | None, report: _Report
-) -> _Shape | None:
-    faults = len(report.violations)
-    if not polygons:
-        report.add(place, "expected at least one polygon, got none")
-    for i, polygon in enumerate(polygons):
-        if not _are_numbers(polygon):
-            report.add(
-                f"{place}[{i}]", f"expected a list of finite numbers, got {shortly(polygon)}"
-            )
-        elif len(polygon) < 6 or len(polygon) % 2:
-            report.add(
-                f"{place}[{i}]",
-                f"expected an even number of coordinates, 6 or more, got {len(polygon)}",
-            )
-    if len(report.violations) > faults:
-        return None
-    rings = [np.array(p, np.float64).reshape(-1, 2) for p in polygons]
-    for i, ring in enumerate(rings):
-        # coordinates that are off by one are common in real files
-        if size is not None and (
-            ring.min() < -1 or (ring.max(axis=0) > (size[1] + 1, size[0] + 1)).any()
-        ):
-            report.add(
-                f"{place}[{i}]",
-                f"expected points inside the image of [height, width] {list(size)}, got others",
-            )
-    if len(report.violations) > faults:
-        return None
-    points = np.concatenate(rings)
-    corners = (*points.min(axis=0).tolist(), *points.max(axis=0).tolist())
-    return _Shape(corners, 1.5, lambda given: _polygon_area_fits(given, polygons, rings, size))
-
-
-def _polygon_area_fits(
-    given: int | float,
-    polygons: list[Any],
-    rings: list[Float[np.ndarray, "_ 2"]],
-    size: tuple[int, int] | None,
-) -> bool:
-    """Tools compute a polygon's area by two methods: from its corners, or by counting the pixels of
-    all parts together, where parts may overlap. Either is right."""
-    outline = sum(float(np.abs(np.diff(r, axis=0, append=r[:1])).sum()) for r in rings)
-    x_y = [(r[:, 0], r[:, 1]) for r in rings]
-    from_corners = sum(abs(float(x @ np.roll(y, -1) - y @ np.roll(x, -1))) / 2 for x, y in x_y)
-    fits = abs(given - from_corners) <= 1 + outline / 2
-    # counting takes memory for each pixel of the outline
-    if fits or size is None or size[0] * size[1] >= 2**31 or outline > 1e6:
-        return fits
-    counted = int(mask_utils.area(mask_utils.merge(mask_utils.frPyObjects(polygons, *size))))
-    return abs(given - counted) <= 1 + outline / 2
+    masks = [
+        (report.get(row, place, "segmentation", lambda v: isinstance(v, kinds), wanted), size)
+        for (_, place, row), size in zip(batch, sizes, strict=True)
+    ]
+    shapes: list[Shape | None] = []
+    for (_, place, _), found in zip(batch, shapes_of(masks), strict=True):
+        if isinstance(found, Shape):
+            shapes.append(found)
+            continue
+        shapes.append(None)
+        for fault in found:
+            report.add((*place, "segmentation", *fault.place), fault.message)
+    return shapes
 
 
 def _check_box(
-    record: dict[str, Any],
-    place: str,
-    size: tuple[int, int] | None,
-    shape: _Shape | None,
-    report: _Report,
+    row: dict[str, Any], place: Place, size: Size | None, shape: Shape | None, report: _Report
 ) -> None:
-    box = report.get(
-        record, place, "bbox", _is_box, "[x, y, width, height], finite, the last two above 0"
-    )
+    box = report.get(row, place, "bbox", _is_box, _BOX)
     if box is None:
         return
-    corners = (box[0], box[1], box[0] + box[2], box[1] + box[3])
+    x, y, width, height = box
+    right, bottom = x + width, y + height
     if size is not None and (
-        min(corners) < -1 or corners[2] > size[1] + 1 or corners[3] > size[0] + 1
+        min(x, y, right, bottom) < -1 or right > size[1] + 1 or bottom > size[0] + 1
     ):
         report.add(
-            f"{place}.bbox",
+            (*place, "bbox"),
             f"expected a box inside the image of [height, width] {list(size)}, got {shortly(box)}",
         )
-    elif shape is not None and any(
-        abs(a - b) > shape.slack for a, b in zip(corners, shape.corners, strict=True)
-    ):
+    elif shape is not None and not shape.box_fits((x, y, right, bottom)):
         left, top, right, bottom = shape.corners
         wanted = [left, top, right - left, bottom - top]
-        report.add(f"{place}.bbox", f"expected its mask's box, {wanted}, got {shortly(box)}")
+        report.add((*place, "bbox"), f"expected its mask's box, {wanted}, got {shortly(box)}")
 
 
-def _check_area(record: dict[str, Any], place: str, shape: _Shape | None, report: _Report) -> None:
-    area = report.get(
-        record,
-        place,
-        "area",
-        lambda v: _is_number(v) and v > 0,
-        "a finite number of pixels above 0",
-    )
+def _check_area(row: dict[str, Any], place: Place, shape: Shape | None, report: _Report) -> None:
+    area = report.get(row, place, "area", _is_area, "a finite number of pixels above 0")
     if area is not None and shape is not None and not shape.area_fits(area):
-        report.add(f"{place}.area", f"expected its mask's area, got {shortly(area)}")
+        report.add((*place, "area"), f"expected its mask's area, got {shortly(area)}")
+
+
+def _check_crowd(row: dict[str, Any], place: Place, report: _Report) -> None:
+    crowd = report.get(row, place, "iscrowd", lambda v: _is_int(v) and v in (0, 1), "0 or 1")
+    if crowd == 1 and isinstance(row.get("segmentation"), list):
+        report.add(
+            (*place, "iscrowd"), "expected 0 beside polygons, got 1: the mask of a crowd is an RLE"
+        )
 
 
 _WHOLE = "a whole number from 1"
+_PIXELS = "a whole number of pixels from 1"
+_LICENSE = "a whole number from 0"
+_SCORE = "a number from 0 to 1"
+_BOX = "[x, y, width, height], finite, the last two above 0"
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != ""
 
 
 def _is_int(value: Any) -> bool:
@@ -443,36 +520,37 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return _is_int(value) and 1 <= value < 2**53  # beyond, readers that use floats confuse ids
+    # beyond, readers that use floats confuse ids
+    return isinstance(value, int) and 1 <= value < 2**53 and value is not True
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e15 < value < 1e15
+def _is_license(value: Any) -> bool:
+    return _is_int(value) and 0 <= value < 2**53  # some tools count licenses from 0
 
 
-def _are_numbers(value: Any) -> bool:
-    """A list of such numbers: by built-in functions, as outlines are long."""
-    if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
-        return False
-    # Comparisons ignore NaN, a sum doesn't; they come first, as float plus huge int is an error.
-    return not value or (min(value) > -1e15 and max(value) < 1e15 and math.isfinite(sum(value)))
+def _is_area(value: Any) -> bool:
+    return is_number(value) and value > 0
 
 
 def _is_score(value: Any) -> bool:
-    return _is_number(value) and 0 <= value <= 1
+    return is_number(value) and 0 <= value <= 1
 
 
 def _is_box(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 4
-        and all(map(_is_number, value))
+        and all(map(is_number, value))
         and min(value[2:]) > 0
     )
 
 
-def _below(place: str, key: Any) -> str:
-    """The place of an item of the list or object at `place`."""
-    if isinstance(key, int):
-        return f"{place}[{key}]"
-    return f"{place}.{printable(str(key))}" if place else printable(str(key))
+def _written(place: Place) -> str:
+    """A place as text, such as "annotations[3].bbox"."""
+    text = ""
+    for key in place:
+        if isinstance(key, int):
+            text = f"{text}[{key}]"
+        else:
+            text = f"{text}.{printable(str(key))}" if text else printable(str(key))
+    return text
