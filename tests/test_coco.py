@@ -237,6 +237,14 @@ def test_an_image_whose_masks_are_all_empty_stays_without_annotations():
     assert (len(document["images"]), document["annotations"]) == (1, [])
 
 
+def test_a_mask_that_is_there_twice_under_one_label_is_written_once():
+    mask = disk(60, 80, 30, 40, 9)
+    twice = [annotation(name, mask, score) for name, score in (("犬", 0.9), ("person", 0.5)) * 2]
+    document = coco_document([ImageRecord(1, "a.png", (60, 80), annotations=tuple(twice))], CLASSES)
+    assert [(a["category_id"], a["score"]) for a in document["annotations"]] == [(3, 0.9), (1, 0.5)]
+    assert validate(document) == []
+
+
 def test_the_document_shares_nothing_with_what_it_is_made_of(document):
     before = copy.deepcopy(RECORDS[0].annotations[0].rle)
     document["annotations"][0]["segmentation"]["size"].reverse()
@@ -255,6 +263,8 @@ def one(*annotations: Annotation, size=(60, 80), name="x") -> list[ImageRecord]:
             "image 5: 'b/one.jpg' is given twice, first as image 1",
         ),
         ([*one(), ImageRecord(1, "y", (2, 2))], "image 1: expected an id of its own, 'x' has it"),
+        ([ImageRecord(2**53, "x", (2, 2))], r"image 'x': expected an id .* got 9007199254740992"),
+        ([ImageRecord(0, "x", (2, 2))], r"image 'x': expected an id from 1 to 2\*\*53 - 1, got 0"),
         (one(name="/a.jpg"), "image 1: expected a POSIX path .* got the absolute '/a.jpg'"),
         (one(annotation("cat", ring(), 0.5)), r"x, 'cat': expected one of the labels \['per"),
         (one(annotation("person", ring(), 1.5)), "expected a score from 0 to 1, got 1.5"),

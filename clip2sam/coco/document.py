@@ -33,6 +33,16 @@ def file_name_fault(name: str) -> str | None:
     return None
 
 
+def check_id(number: int, what: str) -> None:
+    """Refuse an id that readers which use floats would confuse with another.
+
+    Raises:
+        CocoError: it is not from 1 to 2**53 - 1.
+    """
+    if not 1 <= number < 2**53:
+        raise CocoError(f"{what}: expected an id from 1 to 2**53 - 1, got {number}; number it anew")
+
+
 def document_head(info: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What stands in front of the rows: `info` (default: made with clip2sam) and no licenses."""
     made = {"description": "Made with clip2sam", "version": "1.0"}
@@ -51,12 +61,14 @@ def image_row(record: ImageRecord) -> dict[str, Any]:
     """An image, under its own id.
 
     Raises:
-        CocoError: its name is no POSIX path below the root, or the image failed.
+        CocoError: its name is no POSIX path below the root, its id is not from 1 to 2**53 - 1, or
+            the image failed.
     """
     if fault := file_name_fault(record.file_name):
         raise CocoError(
             f"image {record.image_id}: {fault}; rename it or name it from the dataset's root"
         )
+    check_id(record.image_id, f"image {record.file_name!r}")
     if record.state == "failed":
         raise CocoError(
             f"image {record.image_id}: {record.file_name!r} failed ({record.reason}); leave it out"
@@ -84,13 +96,15 @@ class CheckedMask:
 
 
 def checked_masks(record: ImageRecord, classes: Sequence[LabelClass]) -> Iterator[CheckedMask]:
-    """The annotations of an image, as every format takes them; those without a pixel are left out.
+    """The annotations of an image, as every format takes them; those without a pixel are left out,
+    and of a mask that is there more than once under one label all but the first.
 
     Raises:
         CocoError: a label that is none of the classes, a score outside 0..1, a damaged RLE, or a
             mask of another size than its image.
     """
     numbers = {c.name: i for i, c in enumerate(classes, 1)}
+    seen: set[tuple[str, str]] = set()
     for annotation in record.annotations:
         where = f"{record.file_name}, {annotation.label!r}"
         if annotation.label not in numbers:
@@ -108,7 +122,9 @@ def checked_masks(record: ImageRecord, classes: Sequence[LabelClass]) -> Iterato
                 f"{where}: expected a mask of the image's [height, width] {list(record.size)}, "
                 f"got {annotation.rle['size']}; scale it first"
             )
-        if area > 0:
+        mask = (annotation.label, str(annotation.rle["counts"]))
+        if area > 0 and mask not in seen:
+            seen.add(mask)
             yield CheckedMask(numbers[annotation.label], annotation, area, box)
 
 
@@ -139,7 +155,8 @@ def coco_document(
 
     Images keep their ids. Categories are the classes, numbered from 1 in their order; annotations
     are numbered from 1 in the order of the records. Boxes and areas are the masks'. Masks without a
-    pixel are left out, images without masks are kept. Each annotation has its `score`.
+    pixel and repeated ones are left out, images without masks are kept. Each annotation has its
+    `score`.
 
     Args:
         classes: without distractors.

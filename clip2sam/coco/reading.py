@@ -5,7 +5,7 @@ import codecs
 import json
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -208,9 +208,8 @@ class _Text:
         if not self._fresh:
             return []
         self._fresh = False
-        parted = None
-        for parted in _BETWEEN_OBJECTS.finditer(self.text, max(self.at, len(self.text) - LAST)):
-            pass
+        between = _BETWEEN_OBJECTS.finditer(self.text, max(self.at, len(self.text) - LAST))
+        parted = next(iter(deque(between, maxlen=1)), None)
         if parted is None:
             return []
         try:
