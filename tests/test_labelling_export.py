@@ -307,6 +307,25 @@ def test_a_run_can_be_exported_while_it_is_at_work(make_run, tmp_path):
     assert {path: path.read_bytes() for path in run.path.iterdir()} == before, "it is only read"
 
 
+def test_lines_that_are_passed_over_are_counted_and_if_that_is_all_it_fails(make_run, tmp_path):
+    run = make_run()
+    lines = run.journal.read_bytes().splitlines(keepends=True)
+    run.journal.write_bytes(b"".join((b"?" + lines[0], lines[1], b"\n", lines[2], b"torn")))
+    with pytest.warns(UserWarning, match=r"jsonl: 2 of its lines can't be read, .*passed over"):
+        summary = export_run(run.path, tmp_path / "out.json")
+    assert (summary.listed, summary.done + summary.empty + summary.failed) == (4, 2)
+    for damaged in (
+        b"".join(lines).decode().encode("utf-16"),
+        b"".join(lines).replace(b"\n", b"\r"),
+        b"?" + b"?".join(lines),
+    ):
+        run.journal.write_bytes(damaged)
+        with pytest.raises(RunError, match="no line of this journal can be read, so there is"):
+            export_run(run.path, tmp_path / "none.json")
+        assert not (tmp_path / "none.json").exists()
+    assert run.journal.read_bytes() == damaged, "an export only reads"
+
+
 def test_what_export_can_not_do_is_refused(make_run, tmp_path):
     run = make_run()
     for exporter, options, message in (

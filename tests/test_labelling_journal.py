@@ -94,14 +94,77 @@ def test_cut_at_every_byte_of_its_last_three_lines(path):
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\0" * 5000, b"{}\n", b"\xff\n\n", b'{"crc":"00000000","image_id":7,"state":"done",'],
+    [b"\0" * 5000, b"\xff", b'{"crc":"00000000","image_id":7,"state":"done",'],
 )
-def test_garbage_at_the_end_is_cut_off(path, garbage):
+def test_one_torn_line_at_the_end_is_cut_off(path, garbage):
     write(path, [record(41)])
     good = path.read_bytes()
     path.write_bytes(good + garbage)
     Journal(path, IDS, CLASSES).close()
     assert path.read_bytes() == good
+    assert list(path.parent.iterdir()) == [path]
+
+
+def all_lines():
+    return b"".join(as_line(record(i), CLASSES) for i in IDS)
+
+
+def pretty_printed():
+    rows = [json.loads(line) for line in all_lines().splitlines()]
+    return b"".join(json.dumps(row, indent=1).encode() + b"\n" for row in rows)
+
+
+UNREADABLE = {
+    "an object": (b"{}\n", 1),
+    "lines without text": (b"\xff\n\n", 2),
+    "UTF-16": (all_lines().decode().encode("utf-16"), 5),
+    "pretty-printed": (pretty_printed(), None),
+    "old Mac line ends": (all_lines().replace(b"\n", b"\r"), 1),
+    "one line joined": (all_lines().replace(b"\n", b""), 1),
+    "images that the run doesn't have": (as_line(record(8), CLASSES) * 3, 3),
+}
+
+
+@pytest.mark.parametrize(("bad", "lines"), UNREADABLE.values(), ids=UNREADABLE)
+def test_more_than_a_torn_line_is_copied_before_it_is_cut_off(path, bad, lines):
+    write(path, [record(41)])
+    good = path.read_bytes()
+    for n in (1, 2):
+        path.write_bytes(good + bad)
+        with pytest.warns(
+            UserWarning, match=rf"jsonl: {lines or '[0-9]+'} of its lines can't be .*"
+        ) as w:
+            Journal(path, IDS, CLASSES).close()
+        copy = path.with_name(f"journal-0001.jsonl.damaged-{n}")
+        assert f"is kept as {copy.name}. What they said is labelled again" in str(w[0].message)
+        assert copy.read_bytes() == good + bad
+        assert path.read_bytes() == good
+    assert len(list(path.parent.iterdir())) == 3
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b" \n", b"\t \r\n"])
+def test_blanks_and_carriage_returns_at_the_end_of_lines_do_no_harm(path, end):
+    path.write_bytes(all_lines().replace(b"\n", end))
+    with closing(Journal(path, IDS, CLASSES)) as journal:
+        journal.append(record(41, "failed"))
+    assert stored(path) == [record(41, "failed"), *(record(i) for i in IDS[1:])]
+    assert read_index(path, IDS).passed_over == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "locked"])
+def test_a_journal_that_is_no_file_is_refused_in_a_line(path, kind):
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(b"")
+        path.chmod(0)
+        if os.access(path, os.R_OK):
+            pytest.skip("this user may read everything")
+    message = "can't be read" if kind == "locked" else "expected the run's journal, which is a file"
+    with pytest.raises(RunError, match=message):
+        Journal(path, IDS, CLASSES)
 
 
 def test_a_damaged_line_before_good_ones_costs_its_image_only(path):
@@ -109,7 +172,9 @@ def test_a_damaged_line_before_good_ones_costs_its_image_only(path):
     data = bytearray(path.read_bytes())
     data[len(as_line(record(41), CLASSES)) + 60] ^= 1
     path.write_bytes(data)
-    journal = Journal(path, IDS, CLASSES)
+    with pytest.warns(UserWarning, match=r"1 of its lines can't be read, .* have\. What they said"):
+        journal = Journal(path, IDS, CLASSES)
+    assert list(path.parent.iterdir()) == [path], "nothing was cut off, so nothing was copied"
     assert list(journal.index.offsets) == [41, 3]
     assert path.stat().st_size == len(data)
     journal.append(record(7))

@@ -1,13 +1,15 @@
 """A run's journal, decided anew and written by an exporter. No models, no torch."""
 
 import os
+import warnings
 from pathlib import Path
 
-from clip2sam.errors import ConfigError
+from clip2sam.data.images import printable
+from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter, exporter_for
 from clip2sam.labelling.decide import Decision
-from clip2sam.labelling.journal import read_index
-from clip2sam.labelling.manifest import open_run
+from clip2sam.labelling.journal import Index, read_index
+from clip2sam.labelling.manifest import RunFolder, open_run
 from clip2sam.labelling.summary import Summary, write_files
 
 
@@ -38,7 +40,8 @@ def export_run(
     Raises:
         ConfigError: an unknown format, an option of another one, an output that would overwrite
             the run or its images, or thresholds that the journal has no masks for.
-        RunError: the folder is no run, or one of another version.
+        RunError: the folder is no run, or one of another version, or no line of its journal can be
+            read. Where some can't, a `UserWarning` says how many were passed over.
         CocoError: the file to merge with can't be used.
         OutputError: the output can't be written.
     """
@@ -53,4 +56,21 @@ def export_run(
     folder, target = open_run(Path(run)), Path(output)
     folder.check_output(target)
     index = read_index(folder.journal, folder.ids)
+    _check_lines(folder, index)
     return write_files(folder, index, decision or Decision(), {target: exporter})
+
+
+def _check_lines(run: RunFolder, index: Index) -> None:
+    """Say what is passed over; refuse a journal of which that is all."""
+    name = printable(run.journal)
+    if not index.offsets and run.journal.exists() and run.journal.stat().st_size:
+        raise RunError(
+            f"{name}: no line of this journal can be read, so there is nothing to export; get a "
+            "whole copy of it, or label again"
+        )
+    if index.passed_over:
+        warnings.warn(
+            f"{name}: {index.passed_over} of its lines can't be read, or are about images "
+            "that this run doesn't have, and were passed over; start the run again to label them",
+            stacklevel=3,
+        )

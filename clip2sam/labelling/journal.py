@@ -5,14 +5,20 @@ begins with the image's id and state. Lines are written to the file one by one, 
 process loses none; they are brought to the disk (fsync) every 64 lines or 5 seconds, which is what
 a power cut can cost. A later line about the same image replaces an earlier one.
 
-On opening, all that follows the last good line is cut off: a torn line, or what a full disk left. A
-damaged line in front of good ones is passed over, and its image is labelled again.
+On opening, a torn line at the end is cut off: what a killed process or a full disk left. A line in
+front of good ones that can't be read is passed over, and its image is labelled again. Anything else
+is cut off only after a copy of the whole file was made, and with a warning. Blanks and a carriage
+return at the end of a line, which other programs may add, do no harm.
 """
 
+import itertools
 import json
 import os
 import re
+import shutil
+import stat
 import time
+import warnings
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
@@ -20,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from clip2sam.data.files import as_json, output_errors, sync_folder
+from clip2sam.data.files import as_json, atomic_file, output_errors, sync_folder
 from clip2sam.data.images import printable
 from clip2sam.data.records import ImageRecord, record_from_row, record_to_row
 from clip2sam.errors import OutputError, RunError
@@ -44,10 +50,15 @@ class Index:
     """Ids of failed images."""
     end: int = 0
     """Where the last good line ends."""
+    passed_over: int = 0
+    """Lines that can't be read, or are about images that the run doesn't have; without a torn line
+    at the end."""
+    behind: int = 0
+    """Those of them that come after the last good line."""
 
     def add(self, image_id: int, state: str, start: int, length: int) -> None:
         """Take in a line."""
-        self.offsets[image_id] = start
+        self.offsets[image_id], self.behind = start, 0
         (self.failed.add if state == "failed" else self.failed.discard)(image_id)
         self.end = start + length
 
@@ -63,17 +74,42 @@ def read_index(path: Path, ids: Collection[int]) -> Index:
 
     Args:
         ids: those of the run's images; a line about another image is damaged.
+
+    Raises:
+        RunError: it is no regular file, or can't be read.
     """
     index, known, start = Index(), frozenset(ids), 0
     if not path.exists():
         return index
-    with open(path, "rb") as file:
+    with _open(path) as file:
         for line in file:
             head = _head(line)
             if head is not None and head[0] in known:
                 index.add(*head, start, len(line))
+            elif not _is_torn(line):
+                index.passed_over, index.behind = index.passed_over + 1, index.behind + 1
             start += len(line)
     return index
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise RunError(
+                f"{printable(path)}: expected the run's journal, which is a file; move away what "
+                "is there"
+            )
+        return open(path, "rb")
+    except OSError as error:
+        raise RunError(
+            f"{printable(path)}: the journal can't be read ({error.strerror}); check its "
+            "permissions"
+        ) from error
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether this can be the start of one line, which was never written to its end."""
+    return b"\n" not in line and b"\r" not in line and line.count(b'"crc":') <= 1
 
 
 def read_record(file: IO[bytes], offset: int, classes: Sequence[str]) -> ImageRecord:
@@ -106,10 +142,10 @@ def read_records(
 
 def _head(line: bytes) -> tuple[int, str] | None:
     """Image id and state of a line; None for one that is torn or damaged."""
-    head = _HEAD.match(line)
-    if head is None or not line.endswith(b"}\n"):
+    head, row = _HEAD.match(line), line.rstrip(b" \t\r\n")
+    if head is None or not line.endswith(b"\n"):
         return None
-    if zlib.crc32(line[_OPENING:-1], zlib.crc32(b"{")) != int(head[1], 16):
+    if zlib.crc32(row[_OPENING:], zlib.crc32(b"{")) != int(head[1], 16):
         return None
     return int(head[3]), head[4].decode()
 
@@ -118,17 +154,22 @@ class Journal:
     """The journal of a run, open for appending. One process at a time: the run's lock sees to that.
 
     Args:
-        path: the file; made if it isn't there, else checked and cut back to its last good line.
+        path: the file; made if it isn't there, else checked and cut back to its last good line. If
+            that is more than one torn line, the file is first copied to NAME.damaged-1 (or -2,
+            ...), and a `UserWarning` says so.
         ids: those of the run's images.
         classes: the names of the run's classes.
 
     Raises:
+        RunError: the file is no regular one, or can't be read.
         OutputError: the disk is full, or the file can't be written.
     """
 
     def __init__(self, path: Path, ids: Collection[int], classes: Sequence[str]) -> None:
         self.path, self.classes = path, classes
         self.index = read_index(path, ids)
+        if self.index.passed_over:
+            self._keep_damaged()
         with output_errors(path):
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
             os.ftruncate(self._file, self.index.end)
@@ -173,6 +214,22 @@ class Journal:
             self.sync()
         finally:
             os.close(self._file)
+
+    def _keep_damaged(self) -> None:
+        """Say how many lines can't be used; copy the file if some of them will be cut off."""
+        name, copied = printable(self.path), ""
+        if self.index.behind:
+            numbers = itertools.count(1)
+            names = (self.path.with_name(f"{self.path.name}.damaged-{n}") for n in numbers)
+            copy = next(path for path in names if not os.path.lexists(path))
+            with open(self.path, "rb") as old, atomic_file(copy) as new:
+                shutil.copyfileobj(old, new)
+            copied = f"; the file as it was is kept as {printable(copy.name)}"
+        warnings.warn(
+            f"{name}: {self.index.passed_over} of its lines can't be read, or are about images "
+            f"that this run doesn't have{copied}. What they said is labelled again",
+            stacklevel=3,
+        )
 
     def _write(self, line: bytes) -> None:
         rest: Any = memoryview(line)
