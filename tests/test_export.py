@@ -1,8 +1,10 @@
 """Exporters over records: each format read back by its own ecosystem's reader or rules."""
 
+import copy
 import json
 import subprocess
 import sys
+import warnings
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 
@@ -15,7 +17,7 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 from clip2sam.coco.document import coco_document
-from clip2sam.coco.rle import encode_mask
+from clip2sam.coco.rle import decode_rle, encode_mask, run_lengths
 from clip2sam.coco.validate import validate
 from clip2sam.coco.write import write_coco
 from clip2sam.data.labels import LabelClass
@@ -238,6 +240,7 @@ def test_results_load_in_pycocotools(tmp_path):
 
 THERE = {
     "info": {"year": 2019, "note": "ünser"},
+    "licenses": [],
     "images": [
         {"id": 90, "file_name": "sub/b ü.png", "height": 40, "width": 60, "flickr": "x"},
         {"id": 7, "file_name": "elsewhere.png", "height": 5, "width": 5},
@@ -248,7 +251,7 @@ THERE = {
     ],
     "categories": [
         {"id": 5, "name": "person", "supercategory": ""},
-        {"id": 8, "name": "cat", "keypoints": ["a"]},
+        {"id": 8, "name": "cat", "supercategory": "pet", "keypoints": ["a"]},
     ],
     "custom": [1, 2],
 }  # fmt: skip
@@ -289,26 +292,111 @@ def test_the_file_to_merge_with_is_never_written_to(tmp_path):
     assert json.loads(there.read_text()) == THERE
 
 
+def merged(tmp_path, there, records=RECORDS, **options):
+    """What comes out of merging, and the warning."""
+    if isinstance(there, dict):
+        (tmp_path / "there.json").write_text(json.dumps(there))
+        there = tmp_path / "there.json"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        CocoExporter(merge=there, **options).write(records, CLASSES, tmp_path / "merged.json")
+    assert validate(tmp_path / "merged.json") == []
+    return json.loads((tmp_path / "merged.json").read_text()), [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize("polygons", [False, True])
+def test_a_run_that_is_merged_again_adds_nothing(tmp_path, polygons):
+    CocoExporter(polygons=polygons).write(RECORDS, CLASSES, tmp_path / "run.json")
+    once = json.loads((tmp_path / "run.json").read_text())
+    for again in (polygons, not polygons):
+        twice, warned = merged(tmp_path, tmp_path / "run.json", polygons=again)
+        assert twice == once
+        assert warned == [
+            f"{tmp_path}/run.json had 5 of 5 annotations already (same image, category and mask); "
+            "they are not added again"
+        ]
+
+
+def test_only_what_is_there_already_is_left_out(tmp_path):
+    CocoExporter().write(RECORDS[:1], CLASSES, tmp_path / "run.json")
+    there = json.loads((tmp_path / "run.json").read_text())
+    first, second = there["annotations"]
+    runs = run_lengths(first["segmentation"]).tolist()
+    first["segmentation"]["counts"] = [*runs[:-1], runs[-1] - 1, 0, 1]
+    second["category_id"] = 1  # the same pixels of another class
+    found, warned = merged(tmp_path, there)
+    assert found["annotations"][:2] == there["annotations"], "as they were"
+    added = found["annotations"][2:]
+    assert [(a["id"], a["image_id"], a["category_id"]) for a in added] == [
+        (3, 10, 2),
+        (4, 11, 1),
+        (5, 11, 1),
+        (6, 11, 2),
+    ]
+    assert "there.json had 1 of 5 annotations already" in warned[0]
+    moved = replace(RECORDS[0], annotations=(found_one_pixel_off(RECORDS[0]),))
+    found, warned = merged(tmp_path, there, [moved])
+    assert (len(found["annotations"]), warned) == (3, [])
+
+
+def found_one_pixel_off(record):
+    (first, *_) = record.annotations
+    mask = decode_rle(first.rle)
+    mask[0, 0] = False
+    return replace(first, rle=encode_mask(mask))
+
+
+def test_one_file_under_two_spellings_is_one_image(tmp_path):
+    there = copy.deepcopy(THERE)
+    there["images"][0]["file_name"] = "./sub//b ü.png"
+    found, warned = merged(tmp_path, there)
+    assert [(i["id"], i["file_name"]) for i in found["images"]] == [
+        (90, "./sub//b ü.png"),
+        (7, "elsewhere.png"),
+        (91, "a.png"),
+        (92, "sub/c.png"),
+    ]
+    assert warned == []
+    other = replace(RECORDS[1], file_name="sub/./b ü.png")
+    assert len(merged(tmp_path, THERE, [other])[0]["images"]) == 2
+
+
+def put(section, index, **change):
+    document = copy.deepcopy(THERE)
+    document[section][index].update(change)
+    return json.dumps(document)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no JSON"),
-        ("[]", "expected a COCO dataset"),
-        ('{"images": [{"id": "x"}]}', r"images\[0\]: expected an object with an id and file_name"),
-        ('{"images": {}}', "expected a list"),
-        (
-            '{"images": [{"id": 1, "file_name": "a.png", "height": 1, "width": 1}]}',
-            "'a.png' is 40 x 60 .*but 1 x 1",
-        ),
+        ("{", r"there\.json: expected JSON, got: Expecting property name"),
+        ("[]", r"expected a COCO dataset \(an object\), got list"),
+        ("{}", r"not valid COCO.* info: .*; licenses: .*; images: .* \(and 2 more\); `clip2sam v"),
+        (put("images", 0, id="x"), r"images\[0\]\.id: expected a whole number"),
+        (put("categories", 0, id=8), r"categories\[1\]\.id: expected a value of its own, got 8"),
+        (put("categories", 0, name="cat"), r"categories\[1\]\.name: expected a value of its own"),
+        (put("annotations", 0, category_id=77), r"annotations\[0\]\.category_id: expected the id"),
+        (put("annotations", 0, image_id=77), r"annotations\[0\]\.image_id: expected the id"),
+        (put("annotations", 0, area=float("nan")), r"annotations\[0\]\.area: expected a finite"),
+        (put("annotations", 0, score=1e999), r"annotations\[0\]\.score: expected a finite"),
+        (put("images", 1, file_name="../x"), r"images\[1\]\.file_name: expected a POSIX path"),
+        (put("images", 1, file_name="./sub/b ü.png"), r"images\[1\]\.file_name: .* of its own"),
+        (json.dumps(THERE)[:-1] + ', "images": []}', r"images: expected the key once"),
+        (put("images", 0, height=41), r"'sub/b ü\.png' is 40 x 60 .*but 41 x 60"),
+        (put("images", 1, id=2**53 - 1), r"image 'a\.png': expected an id from 1 to 2\*\*53 - 1"),
+        (put("categories", 0, id=2**53 - 1), r"(category '<dog>|annotations\[0\]\.category_id)"),
+        (put("annotations", 0, id=2**53 - 1), r"annotation of 'a\.png': expected an id from 1 to"),
     ],
 )
-def test_merging_needs_a_dataset_of_the_same_images(tmp_path, content, message):
+def test_merging_needs_a_valid_dataset_of_the_same_images(tmp_path, content, message):
     (tmp_path / "there.json").write_text(content)
     merging = CocoExporter(merge=tmp_path / "there.json")
-    with pytest.raises(CocoError, match=message):
+    with pytest.raises(CocoError, match=message) as caught:
         merging.write(RECORDS, CLASSES, tmp_path / "merged.json")
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "merged.json").exists()
-    with pytest.raises(CocoError, match="can't be read"):
+    with pytest.raises(CocoError, match=r"expected a JSON file at .*nowhere, found none"):
         replace(merging, merge=tmp_path / "nowhere").write(RECORDS, CLASSES, tmp_path / "m.json")
 
 

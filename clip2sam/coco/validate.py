@@ -64,6 +64,12 @@ def validate(
     return report.violations()
 
 
+def in_short(violations: list[Violation]) -> str:
+    """The first three faults, and how many more there are, on one line."""
+    more = f" (and {len(violations) - 3} more)" if len(violations) > 3 else ""
+    return "; ".join(map(str, violations[:3])) + more
+
+
 _NOTHING = object()
 _SECTIONS = ("licenses", "images", "categories", "annotations")
 Place = tuple[str | int, ...]

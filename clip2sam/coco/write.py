@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from clip2sam.coco.validate import validate
+from clip2sam.coco.validate import in_short, validate
 from clip2sam.data.files import as_json, write_atomically
 from clip2sam.data.images import printable
 from clip2sam.errors import CocoError
@@ -19,9 +19,7 @@ def write_coco(
         OutputError: the file can't be written; an older file stays as it was.
     """
     if violations := validate(document):
-        more = f" (and {len(violations) - 3} more)" if len(violations) > 3 else ""
-        faults = "; ".join(map(str, violations[:3]))
         raise CocoError(
-            f"{printable(path)}: not written, as it would not be valid COCO: {faults}{more}"
+            f"{printable(path)}: not written, as it would not be valid COCO: {in_short(violations)}"
         )
     write_atomically(path, as_json(document).encode() + b"\n")

@@ -3,22 +3,30 @@
 The rows are those of `clip2sam.coco.document`; here they are written as they come.
 """
 
-import json
 import os
+import posixpath
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from pycocotools import mask as mask_utils
+
 from clip2sam.coco.document import (
+    CheckedMask,
     annotation_row,
     category_rows,
+    check_id,
     checked_masks,
     document_head,
     image_row,
 )
+from clip2sam.coco.reading import read_json
+from clip2sam.coco.rle import area_and_box, decode_rle, encode_mask
+from clip2sam.coco.validate import in_short, validate
 from clip2sam.data.files import JsonList, as_json, atomic_file
 from clip2sam.data.images import printable
 from clip2sam.data.labels import LabelClass
@@ -36,8 +44,9 @@ class CocoExporter:
     """Write polygons instead of RLE."""
     merge: str | os.PathLike[str] | None = None
     """A COCO file to add to: all its rows stay as they are, in front of the new ones. Images are
-    matched by file name and categories by name; new ones get the next ids, and so do annotations.
-    The file itself is only read."""
+    matched by file name (`./a.png` is `a.png`) and categories by name; new ones get the next ids,
+    and so do annotations. An annotation whose image, category and mask, to the pixel, are there is
+    not added again; a `UserWarning` says how many these are. The file itself is only read."""
 
     def write(
         self, records: Iterable[ImageRecord], classes: Sequence[LabelClass], output: Path
@@ -45,8 +54,8 @@ class CocoExporter:
         """Write the dataset into the file `output`.
 
         Raises:
-            CocoError: the file to merge with can't be used, or has an image in another size; or a
-                record doesn't fit (see `image_row` and `checked_masks`).
+            CocoError: the file to merge with is not valid COCO, or has an image in another size; or
+                a record doesn't fit (see `image_row` and `checked_masks`).
             ConfigError: the output is the file to merge with.
             OutputError: the file can't be written.
         """
@@ -61,6 +70,12 @@ class CocoExporter:
             for record in records:
                 rows.add(record)
             rows.end()
+        if self.merge is not None and rows.there:
+            warnings.warn(
+                f"{printable(self.merge)} had {rows.there} of {rows.there + rows.added} "
+                "annotations already (same image, category and mask); they are not added again",
+                stacklevel=2,
+            )
 
 
 class _Rows:
@@ -74,15 +89,17 @@ class _Rows:
         polygons: bool,
         old: dict[str, Any] | None,
     ) -> None:
+        self.added = self.there = 0
+        """Annotations: new ones, and those that the file to merge with has already."""
         self._file, self._aside, self._classes, self._polygons = file, aside, classes, polygons
-        self._merging = old is not None
-        images, annotations, self._categories = (_rows_of(old, section) for section in _SECTIONS)
+        self._old = None if old is None else _Old(old["images"], old["annotations"])
+        images, annotations, categories = ([] if old is None else old[s] for s in _SECTIONS)
+        self._categories = list(categories)
         head = document_head()
         head |= {key: value for key, value in (old or {}).items() if key not in _SECTIONS}
         file.write(as_json(head).encode()[:-1] + b',"images":[')
         self._images_out = JsonList(file, images)
         self._annotations_out = JsonList(aside, annotations)
-        self._old_images = {row["file_name"]: row for row in images}
         self._next_image, self._next_annotation = _next_id(images), _next_id(annotations)
         self._category_ids = self._join_categories()
 
@@ -92,35 +109,30 @@ class _Rows:
         for row in category_rows(self._classes):
             if row["name"] not in known:
                 known[row["name"]] = row["id"] = _next_id(self._categories)
+                check_id(row["id"], f"category {row['name']!r}")
                 self._categories.append(row)
         return [known[c.name] for c in self._classes]
 
     def add(self, record: ImageRecord) -> None:
         """Write one image and its annotations."""
-        image_id = self._add_image(record)
+        row = image_row(record)
+        there = None if self._old is None else self._old.image(row)
+        if there is None and self._old is not None:
+            row["id"], self._next_image = self._next_image, self._next_image + 1
+            check_id(row["id"], f"image {record.file_name!r}")
+        image_id = row["id"] if there is None else there
+        if there is None:
+            self._images_out.add(row)
         for mask in checked_masks(record, self._classes):
             category_id = self._category_ids[mask.number - 1]
-            row = annotation_row(mask, category_id, polygons=self._polygons)
-            self._annotations_out.add({"id": self._next_annotation, "image_id": image_id, **row})
+            if self._old is not None and self._old.has(image_id, category_id, mask):
+                self.there += 1
+                continue
+            made = annotation_row(mask, category_id, polygons=self._polygons)
+            check_id(self._next_annotation, f"annotation of {record.file_name!r}")
+            self._annotations_out.add({"id": self._next_annotation, "image_id": image_id, **made})
             self._next_annotation += 1
-
-    def _add_image(self, record: ImageRecord) -> int:
-        """Write the image's row unless it is there already; its id in the file."""
-        row = image_row(record)
-        height, width = row["height"], row["width"]
-        there = self._old_images.get(record.file_name)
-        if there is not None:
-            if (there.get("height"), there.get("width")) != (height, width):
-                raise CocoError(
-                    f"{record.file_name!r} is {height} x {width} (height x width), but "
-                    f"{there.get('height')} x {there.get('width')} in the file to merge with; "
-                    "label that file's own images"
-                )
-            return int(there["id"])
-        if self._merging:
-            row["id"], self._next_image = self._next_image, self._next_image + 1
-        self._images_out.add(row)
-        return int(row["id"])
+            self.added += 1
 
     def end(self) -> None:
         """Join the parts."""
@@ -130,50 +142,78 @@ class _Rows:
         self._file.write(b'],"categories":' + as_json(self._categories).encode() + b"}\n")
 
 
+class _Old:
+    """What a file to merge with has."""
+
+    def __init__(self, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
+        self._images = {posixpath.normpath(row["file_name"]): row for row in images}
+        self._annotations: dict[int, list[dict[str, Any]]] = {}
+        for row in annotations:
+            self._annotations.setdefault(row["image_id"], []).append(row)
+
+    def image(self, row: dict[str, Any]) -> int | None:
+        """The id under which an image is there.
+
+        Raises:
+            CocoError: it is there in another size.
+        """
+        there = self._images.get(posixpath.normpath(row["file_name"]))
+        if there is None:
+            return None
+        if (there["height"], there["width"]) != (row["height"], row["width"]):
+            raise CocoError(
+                f"{row['file_name']!r} is {row['height']} x {row['width']} (height x width), but "
+                f"{there['height']} x {there['width']} in the file to merge with; "
+                "label that file's own images"
+            )
+        return int(there["id"])
+
+    def has(self, image_id: int, category_id: int, mask: CheckedMask) -> bool:
+        """Whether an image has an annotation of this category with exactly these pixels."""
+        return any(
+            row["category_id"] == category_id
+            and all(abs(a - b) < 2 for a, b in zip(row["bbox"], mask.box, strict=True))
+            and _is_same(row["segmentation"], mask)
+            for row in self._annotations.get(image_id, ())
+        )
+
+
+def _is_same(segmentation: Any, mask: CheckedMask) -> bool:
+    """Whether a segmentation, RLE or polygons, has exactly a mask's pixels."""
+    rle = mask.annotation.rle
+    if isinstance(segmentation, list):
+        drawn = mask_utils.merge(mask_utils.frPyObjects(segmentation, *rle["size"]))
+        return bool(drawn["counts"].decode("ascii") == rle["counts"])
+    if segmentation["counts"] == rle["counts"]:
+        return True
+    area, _ = area_and_box(segmentation)
+    if area != mask.area:
+        return False
+    # the same runs may be written in several ways: as a list, or with runs of no length
+    return encode_mask(decode_rle(segmentation)) == encode_mask(decode_rle(rle))
+
+
 def read_coco(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A COCO file to merge with.
 
     Raises:
-        CocoError: it can't be read, or lacks the ids and names that matching needs.
+        CocoError: it can't be read, or is not valid.
     """
     origin = printable(path)
     try:
-        document = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise CocoError(
-            f"{origin}: this file can't be read ({error.strerror}); check the path"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise CocoError(f"{origin}: expected a COCO file, but it is no JSON ({error})") from error
+        document = read_json(path)
+    except CocoError as error:
+        raise CocoError(f"{origin}: {error}") from error
     if not isinstance(document, dict):
         raise CocoError(
             f"{origin}: expected a COCO dataset (an object), got {type(document).__name__}"
         )
-    for section, key, kind in (
-        ("images", "file_name", str),
-        ("annotations", "id", int),
-        ("categories", "name", str),
-    ):
-        for i, row in enumerate(_rows_of(document, section)):
-            if (
-                not isinstance(row, dict)
-                or type(row.get("id")) is not int
-                or not isinstance(row.get(key), kind)
-            ):
-                raise CocoError(
-                    f"{origin}: {section}[{i}]: expected an object with an id and {key}; correct it"
-                )
-    return document
-
-
-def _rows_of(document: dict[str, Any] | None, section: str) -> list[Any]:
-    rows = (document or {}).get(section, [])
-    if not isinstance(rows, list):
+    if violations := validate(document):
         raise CocoError(
-            f"{section}: expected a list in the file to merge with, got {type(rows).__name__}; "
-            "correct it"
+            f"{origin} is not valid COCO, so nothing is added to it: {in_short(violations)}; "
+            "`clip2sam validate` lists all faults, correct them first"
         )
-    return list(rows)
+    return document
 
 
 def _next_id(rows: list[Any]) -> int:
