@@ -513,9 +513,10 @@ def test_pngs_hold_class_numbers(tmp_path):
     assert (tmp_path / "png" / "classes.txt").read_text() == f"1 cat\n2 {DOG}\n"
 
 
-def test_pngs_of_more_than_255_classes_have_16_bits(tmp_path):
-    classes = tuple(LabelClass(f"c{i}", (f"c{i}",)) for i in range(300))
-    record = replace(RECORDS[0], annotations=(found("c299", RING),))
+@pytest.mark.parametrize("count", [256, 300])
+def test_pngs_of_more_than_255_classes_have_16_bits(tmp_path, count):
+    classes = tuple(LabelClass(f"c{i}", (f"c{i}",)) for i in range(count))
+    record = replace(RECORDS[0], annotations=(found(f"c{count - 1}", RING),))
     PngExporter().write([record], classes, tmp_path)
     with PILImage.open(tmp_path / "a.png.png") as image:
-        np.testing.assert_array_equal(np.array(image), RING * 300)
+        np.testing.assert_array_equal(np.array(image), RING * count)
