@@ -27,6 +27,9 @@ class FileServer(ThreadingHTTPServer):
         self.faults: list[str] = []
         self.ranges = True
         self.tell_length = True
+        self.moved_to = "/found"
+        self.headers: dict[str, str] = {}
+        """Headers in the place of the server's own."""
         self.requested: list[str] = []
         """The Range header of each GET so far, "" without one."""
         self.encodings: list[str] = []
@@ -99,11 +102,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _headers(self, status: int, length: int, start: int = 0) -> None:
         content = self.server.content_at(self.path)
         self.send_response(status)
-        if self.server.tell_length:
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        if self.server.tell_length and "Content-Length" not in self.server.headers:
             self.send_header("Content-Length", str(length))
         if status == 302:
-            self.send_header("Location", "/found")
-        if status == 206:
+            self.send_header("Location", self.server.moved_to)
+        if status == 206 and "Content-Range" not in self.server.headers:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         # As the Hugging Face hub answers: the commit, and the file's SHA-256 as its ETag.
         self.send_header("X-Repo-Commit", "0" * 40)

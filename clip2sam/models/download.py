@@ -1,23 +1,24 @@
 """Missing weight files from the network, verified before they get their name.
 
-SAM's checkpoints are fetched with pooch's downloader into `<file>.part`, resumed where the server
-can, and renamed once their size and SHA-256 are right. CLIP's come through open_clip into the
+SAM's checkpoints are fetched into `<file>.part`, resumed where the server can, and renamed once
+their size and SHA-256 are right. CLIP's come through open_clip into the
 Hugging Face hub's cache.
 """
 
 import logging
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import filelock
-import pooch
 import requests
+import urllib3
 from huggingface_hub import constants
 from tqdm import tqdm
 
@@ -41,7 +42,7 @@ TRIES = 4
 FIRST_WAIT = 1.0
 """Seconds before the second try, doubled for each further one."""
 CHUNK = 1 << 18
-"""Bytes that are read and written at once."""
+"""Bytes that are read and written at once, at most."""
 
 
 def fetch(
@@ -182,7 +183,7 @@ def _download_clip(weights: ClipWeights, by_hand: Path) -> Path:
         cache = by_hand.with_name("hub")
         # The slash at the end: a repository, in which open_clip looks for its own file names.
         return Path(download_pretrained({"hf_hub": f"{weights.hub}/"}, cache_dir=str(cache)))
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # the hub's client and its two HTTP libraries have no common base
         reason = f"the download failed ({one_line(error)})"
         raise WeightsError(_missing(weights, by_hand, reason)) from error
 
@@ -194,7 +195,7 @@ def _download(weights: SamWeights, path: Path, progress: bool) -> None:
     an old `.part` is not known, and it may be too long.
     """
     part = path.with_name(path.name + ".part")
-    left = part.stat().st_size if part.exists() else 0
+    left = _check_part(part)
     free = shutil.disk_usage(path.parent).free
     if free < weights.size - left:
         raise WeightsError(
@@ -219,7 +220,7 @@ def _download(weights: SamWeights, path: Path, progress: bool) -> None:
 def _transfer(weights: SamWeights, path: Path, part: Path, progress: bool) -> None:
     """Fill `part` to the expected size over any number of connections, until TRIES of them in a row
     bring nothing new."""
-    furthest = reached = part.stat().st_size if part.exists() else 0
+    furthest = reached = _check_part(part)
     failures, reason = 0, ""
     with tqdm(
         desc=weights.file,
@@ -230,18 +231,20 @@ def _transfer(weights: SamWeights, path: Path, part: Path, progress: bool) -> No
         disable=None if progress else True,  # None: shown on a terminal only
     ) as bar:
         while reached < weights.size:
-            if failures:
+            if reason:
                 _log.info("%s: %s; trying again", weights.url, reason)
-                time.sleep(FIRST_WAIT * 2 ** (failures - 1))
+                time.sleep(FIRST_WAIT * 2 ** max(failures - 1, 0))
             reason = "the connection ended early"
             try:
                 _connect(weights, part, bar)
-            except requests.RequestException as error:
+            # requests lets what read1 raises through, and what it finds wrong with an address that
+            # a server redirects to
+            except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
                 reason = one_line(error)
                 if not _may_pass(error):
                     failed = f"the download failed ({reason})"
                     raise WeightsError(_missing(weights, path, failed)) from error
-            reached = part.stat().st_size
+            reached = _check_part(part)
             failures = failures + 1 if reached <= furthest else 0
             furthest = max(furthest, reached)
             if failures == TRIES:
@@ -251,69 +254,88 @@ def _transfer(weights: SamWeights, path: Path, part: Path, progress: bool) -> No
         os.fsync(file.fileno())
 
 
-def _may_pass(error: requests.RequestException) -> bool:
+def _may_pass(error: Exception) -> bool:
     """Whether another try may succeed."""
     if isinstance(error, requests.HTTPError):
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    lost = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    lost = (
+        requests.ConnectionError,
+        requests.Timeout,
+        urllib3.exceptions.ProtocolError,
+        urllib3.exceptions.TimeoutError,
+    )
     return isinstance(error, lost) and not isinstance(error, requests.exceptions.SSLError)
 
 
 def _connect(weights: SamWeights, part: Path, bar: "tqdm[Any]") -> None:
     """One connection: append the missing bytes to `part`, or start again if the server can't
     resume."""
-    with part.open("ab") as file, ExitStack() as stack:
-        have = file.tell()
-
-        def check_headers(response: requests.Response, **_: Any) -> None:
-            """Compare the announced length with the expected one before any content is read."""
-            stack.callback(response.close)
-            if response.status_code == 200:  # the whole file, whether or not a range was requested
-                expected = str(weights.size)
-                offered = response.headers.get("Content-Length", expected)
-            elif response.status_code == 206:
-                expected = f"bytes {have}-{weights.size - 1}/{weights.size}"
-                offered = response.headers.get("Content-Range", "no range")
-            else:
-                return  # a redirection, or an error that pooch raises
-            if offered != expected:
-                raise WeightsError(
-                    f"{weights.url} offers {offered} bytes, expected {expected}: it is another "
-                    f"file, nothing was taken; get {weights.file} elsewhere and put it at "
-                    f"{part.with_suffix('')}"
-                )
-            if response.status_code == 200:
-                file.truncate(0)
-
+    with _open_part(part) as file, requests.Session() as session:
+        have = file.seek(0, os.SEEK_END)
         # identity: a compressed answer would have another length.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        downloader = pooch.HTTPDownloader(
-            progressbar=_Progress(file, weights, bar),
-            chunk_size=CHUNK,
-            timeout=TIMEOUT,
-            headers=headers,
-            hooks={"response": check_headers},
+        with session.get(weights.url, headers=headers, timeout=TIMEOUT, stream=True) as response:
+            response.raise_for_status()
+            _check_headers(response, weights, part, have)
+            if response.status_code != 206:
+                file.truncate(0)
+            # read1 and not iter_content: what has come is written, though the connection may be
+            # cut before a whole chunk has.
+            while content := response.raw.read1(CHUNK, decode_content=True):
+                file.write(content)
+                position = file.tell()
+                if position > weights.size:
+                    file.truncate(0)
+                    raise WeightsError(
+                        f"{weights.url} gave more than the expected {weights.size} bytes: it is "
+                        f"another file and was deleted; get {weights.file} elsewhere"
+                    )
+                bar.update(position - bar.n)
+
+
+def _check_headers(response: requests.Response, weights: SamWeights, part: Path, have: int) -> None:
+    """Compare the announced length with the expected one before any content is read.
+
+    Raises:
+        WeightsError: it is another file.
+    """
+    if response.status_code == 206:
+        expected = f"bytes {have}-{weights.size - 1}/{weights.size}"
+        offered = response.headers.get("Content-Range", "no range")
+    else:  # the whole file, whether or not a range was requested
+        expected = str(weights.size)
+        offered = response.headers.get("Content-Length", expected)
+    if offered != expected:
+        raise WeightsError(
+            f"{weights.url} offers {offered!r:.80} bytes, expected {expected}: it is another "
+            f"file, nothing was taken; get {weights.file} elsewhere and put it at "
+            f"{part.with_suffix('')}"
         )
-        downloader(weights.url, file, None)
 
 
-class _Progress:
-    """pooch reports to it after each chunk: it moves the bar, and stops a file that is too long."""
+def _open_part(part: Path) -> Any:
+    """The unfinished file, to append to, without a buffer.
 
-    def __init__(self, file: Any, weights: SamWeights, bar: "tqdm[Any]") -> None:
-        self.file, self.weights, self.bar, self.total = file, weights, bar, 0
+    Raises:
+        WeightsError: under its name is something that someone else put there, such as a link: what
+            is behind it would be overwritten.
+    """
+    _check_part(part)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    return open(os.open(part, flags | getattr(os, "O_BINARY", 0), 0o666), "ab", buffering=0)
 
-    def update(self, _: int) -> None:
-        position = self.file.tell()
-        if position > self.weights.size:
-            self.file.truncate(0)
-            raise WeightsError(
-                f"{self.weights.url} gave more than the expected {self.weights.size} bytes: it is "
-                f"another file and was deleted; get {self.weights.file} elsewhere"
-            )
-        self.bar.update(position - self.bar.n)
 
-    def reset(self) -> None:
-        """pooch completes its bar at the end of each connection; ours spans all connections."""
-
-    close = reset
+def _check_part(part: Path) -> int:
+    """The unfinished file's size in bytes, 0 if there is none. Errors as for `_open_part`."""
+    try:
+        found = part.lstat()
+    except FileNotFoundError:
+        return 0
+    if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+        return found.st_size
+    kind = "a link" if stat.S_ISLNK(found.st_mode) or found.st_nlink > 1 else "no regular file"
+    kind = "a folder" if stat.S_ISDIR(found.st_mode) else kind
+    raise WeightsError(
+        f"{part} is {kind}, expected an unfinished download; nothing was written to it: delete it "
+        "and run again"
+    )
