@@ -365,6 +365,37 @@ COCO = [
         ("no differences in packed RLE", "    numbers[2::2] = np.cumsum(numbers[2::2])\n", ""),
     ),
     *faults(
+        "coco/many.py",
+        "coco",
+        (
+            "many: top of a run over two columns",
+            "np.where(one, first - left * height, 0)",
+            "first - left * height",
+        ),
+        (
+            "many: bottom of a run over two columns",
+            "np.where(one, last - right * height, height - 1)",
+            "last - right * height",
+        ),
+        (
+            "many: sums run into the next mask",
+            "        runs -= np.repeat(before, pairs)\n",
+            "",
+        ),
+        (
+            "many: boxes of the first run",
+            "np.maximum.reduceat(right, starts) + 1",
+            "right[starts] + 1",
+        ),
+        ("many: numbers of any length", "numbers[lengths > 7]", "numbers[lengths > 700]"),
+        (
+            "many: negative runs are sound",
+            "if min(outside.min(), inside.min()) < 0:",
+            "if min(outside.min(), inside.min()) < -(2**62):",
+        ),
+        ("many: no negative numbers", "(codes[ends] & 16)", "(codes[ends] & 32)"),
+    ),
+    *faults(
         "coco/polygons.py",
         "coco",
         ("holes are filled", "_cut_out(rings[i], inner)", "_cut_out(rings[i], [])"),
@@ -375,7 +406,8 @@ COCO = [
         "coco/document.py",
         "coco export",
         ("iscrowd 1", '"iscrowd": 0', '"iscrowd": 1'),
-        ("empty masks kept", "        if area > 0:\n", "        if area >= 0:\n"),
+        ("empty masks kept", "if area > 0 and mask not in seen:", "if mask not in seen:"),
+        ("a mask that is there twice", " and mask not in seen:", ":"),
         ("category ids from 0", "enumerate(classes, 1)\n    ]", "enumerate(classes)\n    ]"),
         ("annotation ids from 0", '{"id": len(annotations) + 1', '{"id": len(annotations)'),
         ("area of the box", '"area": mask.area', '"area": mask.box[2] * mask.box[3]'),
@@ -442,8 +474,23 @@ EXPORT = [
         ),
         (
             "merge: images of another size",
-            '(there.get("height"), there.get("width")) != (height, width)',
-            'there.get("height") is None',
+            'if (there["height"], there["width"]) != (row["height"], row["width"]):',
+            'if there["height"] < 1:',
+        ),
+        (
+            "merge: masks that are there come again",
+            "self._old.has(image_id, category_id, mask)",
+            "self._old is None",
+        ),
+        (
+            "merge: masks in one box are the same",
+            '            and _is_same(row["segmentation"], mask)\n',
+            "",
+        ),
+        (
+            "merge: masks of any class are the same",
+            'row["category_id"] == category_id\n            and all(',
+            "all(",
         ),
         ("merge: new id for an old image", 'return int(there["id"])', 'return int(row["id"])'),
         (
@@ -456,7 +503,11 @@ EXPORT = [
             "for key, value in (old or {}).items() if key not in _SECTIONS",
             "for key, value in {}.items()",
         ),
-        ("images' own ids are lost", "        if self._merging:\n", "        if row:\n"),
+        (
+            "images' own ids are lost",
+            "if there is None and self._old is not None:",
+            "if there is None:",
+        ),
     ),
     *faults(
         "export/yolo.py",
@@ -590,9 +641,11 @@ JOURNAL = [
         ),
         (
             "the first word counts",
-            "self.offsets[image_id] = start",
-            "self.offsets.setdefault(image_id, start)",
+            "        self.offsets[image_id]",
+            "        if image_id in self.offsets:\n            return\n        self.offsets[image_id]",
         ),
+        ("lines cut off without a copy", "        if self.index.behind:\n", "        if False:\n"),
+        ("a torn line is a damaged one", "elif not _is_torn(line):", "else:"),
         ("failed stays failed", "else self.failed.discard)", "else self.failed.copy().discard)"),
         ("images of another run", " and head[0] in known", ""),
         (
