@@ -642,7 +642,7 @@ JOURNAL = [
         (
             "the first word counts",
             "        self.offsets[image_id]",
-            "        if image_id in self.offsets:\n            return\n        self.offsets[image_id]",
+            "        if image_id not in self.offsets:\n            self.offsets[image_id]",
         ),
         ("lines cut off without a copy", "        if self.index.behind:\n", "        if False:\n"),
         ("a torn line is a damaged one", "elif not _is_torn(line):", "else:"),
