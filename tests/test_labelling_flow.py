@@ -338,11 +338,11 @@ def test_bad_images_cost_themselves_until_there_are_too_many(images, tmp_path, e
 def test_a_full_disk_ends_the_run_and_leaves_a_good_journal(images, journal, monkeypatch):
     real, calls = Journal.append, []
 
-    def append(self, record):
+    def append(self, record, stamp):
         calls.append(record)
         if len(calls) == 10:
             raise OutputError("No space left on device")
-        real(self, record)
+        real(self, record, stamp)
 
     monkeypatch.setattr(Journal, "append", append)
     with pytest.raises(OutputError, match="No space left"):

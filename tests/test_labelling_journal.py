@@ -151,6 +151,24 @@ def test_blanks_and_carriage_returns_at_the_end_of_lines_do_no_harm(path, end):
     assert read_index(path, IDS).passed_over == 0
 
 
+def test_the_size_and_time_of_the_file_that_was_read_are_kept(path):
+    with closing(Journal(path, IDS, CLASSES)) as journal:
+        journal.append(record(41), (123, 1_700_000_000_000_000_001))
+        journal.append(record(7, "failed"), (0, -5))
+        journal.append(record(3), (9, 9))
+        journal.append(record(3))
+    assert journal.index.stamps == {41: (123, 1_700_000_000_000_000_001), 7: (0, -5)}
+    assert read_index(path, IDS) == journal.index
+    assert stored(path) == [record(41), record(7, "failed"), record(3)]
+    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [row.get("file") for row in rows] == [
+        [123, 1_700_000_000_000_000_001],
+        [0, -5],
+        [9, 9],
+        None,
+    ]
+
+
 @pytest.mark.parametrize("kind", ["folder", "pipe", "locked"])
 def test_a_journal_that_is_no_file_is_refused_in_a_line(path, kind):
     if kind == "folder":

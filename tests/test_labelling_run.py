@@ -213,15 +213,108 @@ def test_a_model_that_gives_nan_ends_the_run_and_leaves_no_empty_images(images, 
 
 def test_failed_images_are_labelled_again_when_asked(segmenter, tmp_path):
     good, run = write_images(tmp_path / "in", 3), tmp_path / "run"
-    whole = (good / "001.png").read_bytes()
-    (good / "001.png").write_bytes(b"later")
+    (good / "001.png").rename(tmp_path / "later.png")
+    (good / "001.png").symlink_to("nowhere")  # listed, and no file
     assert label_dataset(good, LABELS, run, segmenter=segmenter).failed == 1
-    (good / "001.png").write_bytes(whole)
+    (tmp_path / "later.png").rename(good / "001.png")
     assert label_dataset(good, LABELS, run, segmenter=segmenter).failed == 1
     summary = label_dataset(good, LABELS, run, segmenter=segmenter, retry_failed=True)
     assert (summary.failed, summary.labelled_now) == (0, 1)
     label_dataset(good, LABELS, tmp_path / "plain", segmenter=segmenter)
     assert same_files(run, tmp_path / "plain")
+
+
+def set_apart(segmenter, source, run, **settings):
+    """A run of which half is labelled: what was told of it."""
+    records = label_dataset_iter(source, LABELS, run, segmenter=segmenter, batch_size=1, readers=1)
+    names = [next(records).file_name for _ in range(2)]
+    records.close()
+    return names
+
+
+def test_changed_images_are_named_and_labelled_again(segmenter, tmp_path):
+    good, run = write_images(tmp_path / "in", 6), tmp_path / "run"
+    set_apart(segmenter, good, run)
+    label_dataset(good, LABELS, run, segmenter=segmenter)
+    (good / "000.png").write_bytes((good / "005.png").read_bytes())
+    os.utime(good / "001.png", ns=(0, 1))
+    (good / "002.png").write_bytes(b"no image")
+    with pytest.raises(
+        RunError, match=r"3 images were changed .*: 000\.png, 001\.png, 002\.png; put"
+    ):
+        label_dataset(good, LABELS, run, segmenter=segmenter, changed="refuse")
+    with pytest.warns(
+        UserWarning, match="3 images were changed since they .* they are labelled now"
+    ):
+        summary = label_dataset(good, LABELS, run, segmenter=segmenter)
+    assert (summary.labelled_now, summary.failed) == (3, 1)
+    label_dataset(good, LABELS, tmp_path / "plain", segmenter=segmenter)
+    assert same_files(run, tmp_path / "plain")
+    write_images(good, 6)
+    with pytest.warns(UserWarning, match="6 images were .*: .*004.png and 1 more; they"):
+        assert label_dataset(good, LABELS, run, segmenter=segmenter).failed == 0
+    assert label_dataset(good, LABELS, run, segmenter=segmenter, changed="refuse").labelled_now == 0
+
+
+def test_a_changed_image_stays_to_be_labelled_until_it_is(segmenter, tmp_path):
+    good, run = write_images(tmp_path / "in", 6), tmp_path / "run"
+    label_dataset(good, LABELS, run, segmenter=segmenter)
+    write_images(good, 6)
+    with pytest.warns(UserWarning, match="6 images were changed"):
+        set_apart(segmenter, good, run)
+    with pytest.warns(UserWarning, match="[2-4] images were changed"):
+        label_dataset(good, LABELS, run, segmenter=segmenter)
+
+
+def test_new_images_are_taken_in_behind_the_others(segmenter, tmp_path):
+    good, run = write_images(tmp_path / "in", 5, first=1), tmp_path / "run"
+    set_apart(segmenter, good, run)
+    write_images(good, 1)
+    write_images(good / "sub", 1)
+    with pytest.raises(RunError, match=r"2 images were added since the run began: 000\.png, sub/"):
+        label_dataset(good, LABELS, run, segmenter=segmenter, changed="refuse")
+    with pytest.warns(
+        UserWarning, match="2 images were added since the run began: 000.png, sub/000"
+    ):
+        set_apart(segmenter, good, run)
+    summary = label_dataset(good, LABELS, run, segmenter=segmenter)
+    assert (summary.listed, summary.failed) == (7, 0)
+    document = json.loads((run / "annotations.json").read_text())
+    assert validate(document) == []
+    assert {i["id"]: i["file_name"] for i in document["images"]} == {
+        **{n: f"{n:03d}.png" for n in range(1, 6)},
+        6: "000.png",
+        7: "sub/000.png",
+    }
+
+
+def test_new_images_of_a_coco_file_keep_its_ids(segmenter, tmp_path):
+    write_images(tmp_path / "in", 4)
+    listed, run = tmp_path / "data.json", tmp_path / "run"
+
+    def label(*ids, **settings):
+        rows = [{"id": i, "file_name": f"{n:03d}.png"} for n, i in enumerate(ids)]
+        listed.write_text(json.dumps({"images": rows}))
+        return label_dataset(
+            listed, LABELS, run, segmenter=segmenter, root=tmp_path / "in", **settings
+        )
+
+    label(30, 10, 20)
+    with pytest.warns(UserWarning, match=r"1 images were added since the run began: 003\.png;"):
+        assert label(30, 10, 20, 5).labelled_now == 1
+    document = json.loads((run / "annotations.json").read_text())
+    assert {i["id"] for i in document["images"]} == {30, 10, 20, 5}
+    for ids, message in (
+        ((30, 10, 21, 5), "then 002.png 20, now 002.png 21;"),
+        ((30, 10, 1, 5, 20), "then 002.png 20, now 002.png 1;"),
+        ((10, 30, 20, 5), "then 000.png 30, now 000.png 10;"),
+    ):
+        with pytest.raises(RunError, match=f"ids other than when the run began: {message}"):
+            label(*ids)
+    rows = [{"id": 30, "file_name": "other.png"}]
+    listed.write_text(json.dumps({"images": rows}))
+    with pytest.raises(RunError, match=r"then 000\.png 30, now other\.png 30"):
+        label_dataset(listed, LABELS, run, segmenter=segmenter, root=tmp_path / "in")
 
 
 def test_another_process_on_the_same_run_is_refused_at_once(images, finished):

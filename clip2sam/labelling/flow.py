@@ -236,7 +236,7 @@ class Writer:
 
     def _write_one(self, item: Predicted) -> None:
         record, by_model = self._record(item)
-        self._journal.append(record)
+        self._journal.append(record, item.read.stamp)
         self._written.append(record)
         if record.state != "failed":
             self._in_a_row = 0

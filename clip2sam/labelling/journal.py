@@ -1,9 +1,10 @@
 """The journal: one line of JSON an image, each with a checksum, appended and never changed.
 
 A line is {"crc":"8 hexadecimal digits",REST, where the checksum (CRC-32) is that of {REST, and REST
-begins with the image's id and state. Lines are written to the file one by one, so that a killed
-process loses none; they are brought to the disk (fsync) every 64 lines or 5 seconds, which is what
-a power cut can cost. A later line about the same image replaces an earlier one.
+begins with the image's id and state, and the size and time of its file. Lines are written to the
+file one by one, so that a killed process loses none; they are brought to the disk (fsync) every 64
+lines or 5 seconds, which is what a power cut can cost. A later line about the same image replaces
+an earlier one.
 
 On opening, a torn line at the end is cut off: what a killed process or a full disk left. A line in
 front of good ones that can't be read is passed over, and its image is labelled again. Anything else
@@ -35,19 +36,37 @@ FILE = "journal-0001.jsonl"
 LINES_PER_SYNC = 64
 SECONDS_PER_SYNC = 5.0
 
-_HEAD = re.compile(rb'\{"crc":"([0-9a-f]{8})",("image_id":([0-9]+),"state":"(done|empty|failed)",)')
+_HEAD = re.compile(
+    rb'\{"crc":"([0-9a-f]{8})","image_id":([0-9]+),"state":"(done|empty|failed)",'
+    rb'(?:"file":\[([0-9]+),(-?[0-9]+)\],)?'
+)
 _OPENING = len('{"crc":"00000000",')
+
+Stamp = tuple[int, int]
+"""Size in bytes and time of the last change (mtime) in nanoseconds of a file: another one, and it
+is taken for another image."""
+
+
+def file_stamp(path: str) -> Stamp | None:
+    """The stamp of a file; None if there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a name with NUL
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass
 class Index:
-    """Where each image's valid line starts. Some 100 bytes an image are all that a run holds of it
+    """Where each image's valid line starts. Some 300 bytes an image are all that a run holds of it
     in memory."""
 
     offsets: dict[int, int] = field(default_factory=dict)
     """By image id."""
     failed: set[int] = field(default_factory=set)
     """Ids of failed images."""
+    stamps: dict[int, Stamp] = field(default_factory=dict)
+    """By image id: the file as it was when it was read; for images that were files."""
     end: int = 0
     """Where the last good line ends."""
     passed_over: int = 0
@@ -56,16 +75,28 @@ class Index:
     behind: int = 0
     """Those of them that come after the last good line."""
 
-    def add(self, image_id: int, state: str, start: int, length: int) -> None:
+    def add(self, image_id: int, state: str, stamp: Stamp | None, start: int, length: int) -> None:
         """Take in a line."""
+        self.stamps.pop(image_id, None)
+        if stamp is not None:
+            self.stamps[image_id] = stamp
         self.offsets[image_id], self.behind = start, 0
         (self.failed.add if state == "failed" else self.failed.discard)(image_id)
         self.end = start + length
 
 
-def as_line(record: ImageRecord, classes: Sequence[str]) -> bytes:
-    """A record as a line of the journal; `classes` are the names of the run's classes."""
-    body = as_json(record_to_row(record, classes)).encode()
+def as_line(record: ImageRecord, classes: Sequence[str], stamp: Stamp | None = None) -> bytes:
+    """A record as a line of the journal.
+
+    Args:
+        classes: the names of the run's classes.
+        stamp: the image's file as it was when it was read, if it was a file.
+    """
+    row = record_to_row(record, classes)
+    if stamp is not None:  # behind id and state, where it is found without reading the rest
+        opening = {"image_id": row.pop("image_id"), "state": row.pop("state")}
+        row = {**opening, "file": stamp, **row}
+    body = as_json(row).encode()
     return b'{"crc":"%08x",' % zlib.crc32(body) + body[1:] + b"\n"
 
 
@@ -140,14 +171,15 @@ def read_records(
                 yield read_record(file, index.offsets[image_id], classes)
 
 
-def _head(line: bytes) -> tuple[int, str] | None:
-    """Image id and state of a line; None for one that is torn or damaged."""
+def _head(line: bytes) -> tuple[int, str, Stamp | None] | None:
+    """Image id, state and stamp of a line; None for one that is torn or damaged."""
     head, row = _HEAD.match(line), line.rstrip(b" \t\r\n")
     if head is None or not line.endswith(b"\n"):
         return None
     if zlib.crc32(row[_OPENING:], zlib.crc32(b"{")) != int(head[1], 16):
         return None
-    return int(head[3]), head[4].decode()
+    stamp = None if head[4] is None else (int(head[4]), int(head[5]))
+    return int(head[2]), head[3].decode(), stamp
 
 
 class Journal:
@@ -177,13 +209,16 @@ class Journal:
             sync_folder(path.parent)
         self._unsynced, self._synced_at = 0, time.monotonic()
 
-    def append(self, record: ImageRecord) -> None:
+    def append(self, record: ImageRecord, stamp: Stamp | None = None) -> None:
         """Write a record's line. When that fails halfway, the half is cut off again.
+
+        Args:
+            stamp: the image's file as it was when it was read, if it was a file.
 
         Raises:
             OutputError: the disk is full, or the file can't be written.
         """
-        line, start = as_line(record, self.classes), self.index.end
+        line, start = as_line(record, self.classes, stamp), self.index.end
         try:
             self._write(line)
         except OSError as error:
@@ -192,7 +227,7 @@ class Journal:
                 f"{printable(self.path)}: can't be written ({error.strerror}); make room, then "
                 "start the same command again: it continues where it stopped"
             ) from error
-        self.index.add(record.image_id, record.state, start, len(line))
+        self.index.add(record.image_id, record.state, stamp, start, len(line))
         self._unsynced += 1
         self.sync_if_due()
 

@@ -1,11 +1,14 @@
-"""A run's folder: the manifest, which freezes what is labelled and how when the run begins; the
-lock; and the names of its files."""
+"""A run's folder: the manifest, which says what is labelled and how; the lock; and the names of its
+files.
+
+How is frozen when the run begins. Images are only added, behind the others and under new ids.
+"""
 
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +149,19 @@ def begin_run(
     }
     write_atomically(path / MANIFEST, as_json(rows).encode() + b"\n")
     return open_run(path)
+
+
+def extend_run(run: RunFolder, keys: Sequence[str], ids: Sequence[int]) -> RunFolder:
+    """Add images behind those that a run has. Its folder must be locked.
+
+    Raises:
+        OutputError: the manifest can't be written; the older one stays.
+    """
+    rows = json.loads((run.path / MANIFEST).read_bytes())
+    longer = replace(run, keys=(*run.keys, *keys), ids=(*run.ids, *ids))
+    rows.update(keys=list(longer.keys), ids=list(longer.ids))
+    write_atomically(run.path / MANIFEST, as_json(rows).encode() + b"\n")
+    return longer
 
 
 def _check_source(source: Source) -> None:

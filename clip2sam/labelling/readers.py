@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 from clip2sam.coco.document import file_name_fault
 from clip2sam.data.images import Image, printable
 from clip2sam.errors import ImageError
+from clip2sam.labelling.journal import Stamp, file_stamp
 
 BYTES_AHEAD = 256 * 2**20
 """Images that wait for the model: so many bytes of pixels, or one image that is larger."""
@@ -52,6 +53,8 @@ class Read:
     failure: str
     seconds: float
     """What decoding it and preparing it took."""
+    stamp: Stamp | None = None
+    """The file as it was before it was read; None if the source gave bytes, or nothing."""
 
     @property
     def nbytes(self) -> int:
@@ -157,13 +160,16 @@ class Readers:
     def _decoded(self, worker: Worker, image_id: int, key: str) -> Read:
         if fault := file_name_fault(key):  # a name that can't stand in a COCO file
             return Read(image_id, None, None, f"{printable(key)}: {fault}; rename it", 0.0)
-        began = time.perf_counter()
+        began, stamp = time.perf_counter(), None
         try:
-            image = worker.decode(self._source(key), key)
+            data = self._source(key)
+            # before it is read: a change while it is read is noticed at the next start
+            stamp = file_stamp(data) if isinstance(data, str) else None
+            image = worker.decode(data, key)
         except ImageError as error:
-            return Read(image_id, None, None, str(error), time.perf_counter() - began)
+            return Read(image_id, None, None, str(error), time.perf_counter() - began, stamp)
         prepared = self._prepared(image)
-        return Read(image_id, image, prepared, "", time.perf_counter() - began)
+        return Read(image_id, image, prepared, "", time.perf_counter() - began, stamp)
 
     def _prepared(self, image: Image) -> Prepared | None:
         try:

@@ -5,18 +5,19 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from clip2sam.data.images import MAX_PIXELS
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.data.records import ImageRecord
-from clip2sam.data.sources import FileSource, Source, check_output, find_source
+from clip2sam.data.sources import Source, check_output, find_source
 from clip2sam.errors import ConfigError
 from clip2sam.export import Exporter
 from clip2sam.export.coco import CocoExporter
 from clip2sam.export.results import ResultsExporter
+from clip2sam.labelling.changes import Changed, changed_images, take_in_new
 from clip2sam.labelling.decode_worker import DecodeWorker
 from clip2sam.labelling.engine import Engine, SegmenterEngine
 from clip2sam.labelling.fingerprint import check_same, fingerprint
@@ -62,6 +63,7 @@ def label_dataset(
     readers: int | None = None,
     keep_above: float | None = None,
     retry_failed: bool = False,
+    changed: Changed = "again",
     max_failures: int | None = None,
     max_pixels: int = MAX_PIXELS,
     timeout: float = TIMEOUT,
@@ -90,6 +92,11 @@ def label_dataset(
         keep_above: also keep masks of labels below their presence threshold, down to this score,
             so that a later export can decide with lower thresholds.
         retry_failed: label those images again that failed in earlier starts.
+        changed: what becomes of images whose file has another size or time than when it was
+            labelled, and of those that the source has got since. "again": a warning names them,
+            and they are labelled (again). New ones come behind all others and get the next ids, so
+            the files are not those of a run that had them from the start. "refuse": a RunError
+            names them. Of a `Source` that is no `FileSource`, only new images are noticed.
         max_failures: stop after more than so many failed images in this start.
         max_pixels: images with more (height times width, by their header) are failed ones.
         timeout: seconds that decoding one image may take.
@@ -121,6 +128,7 @@ def label_dataset(
         readers=readers,
         keep_above=keep_above,
         retry_failed=retry_failed,
+        changed=changed,
         max_failures=max_failures,
         max_pixels=max_pixels,
         timeout=timeout,
@@ -152,6 +160,7 @@ def label_dataset_iter(
     readers: int | None = None,
     keep_above: float | None = None,
     retry_failed: bool = False,
+    changed: Changed = "again",
     max_failures: int | None = None,
     max_pixels: int = MAX_PIXELS,
     timeout: float = TIMEOUT,
@@ -173,6 +182,8 @@ def label_dataset_iter(
         raise ConfigError("root is for lists and COCO files; leave it out with a source object")
     if engine is not None and keep_above is not None:
         raise ConfigError("keep_above is for a segmenter; give your engine its own floors")
+    if changed not in get_args(Changed):
+        raise ConfigError(f"changed must be 'again' or 'refuse', but got {changed!r}")
     return _Start(
         source=source,
         root=root,
@@ -187,6 +198,7 @@ def label_dataset_iter(
         readers=_at_least(1, "readers", workers if readers is None else readers),
         keep_above=keep_above,
         retry_failed=retry_failed,
+        changed=changed,
         max_failures=max_failures,
         max_pixels=_at_least(1, "max_pixels", max_pixels),
         timeout=_at_least(0.001, "timeout", timeout),
@@ -210,6 +222,7 @@ class _Start:
     readers: int
     keep_above: float | None
     retry_failed: bool
+    changed: Changed
     max_failures: int | None
     max_pixels: int
     timeout: float
@@ -220,13 +233,14 @@ class _Start:
         source = self._source(begun)
         check_output(source, self.output)
         with lock_run(self.output):
-            begun = begun or self._begun()  # another process may have begun it in between
+            begun = self._begun()  # anew: another process may have begun or extended it in between
             engine = self.engine or self._load()
             marks = fingerprint(
                 engine.fingerprint(), self.labels, preset=self.preset, max_pixels=self.max_pixels
             )
             if begun is not None:
                 check_same(begun.fingerprint, marks)
+                begun = take_in_new(begun, source, self.changed)
             run = begun or begin_run(
                 self.output,
                 source,
@@ -248,8 +262,11 @@ class _Start:
     ) -> Generator[ImageRecord, None, Summary]:
         clock, labelled = Clock(), 0
         with closing(Journal(run.journal, run.ids, run.class_names)) as journal:
+            again = changed_images(run, source, journal.index, self.changed)
             wanted = [
-                (i, k) for i, k in zip(run.ids, run.keys, strict=True) if self._is_todo(journal, i)
+                (i, k)
+                for i, k in zip(run.ids, run.keys, strict=True)
+                if i in again or self._is_todo(journal, i)
             ]
             if self.on_start is not None:
                 self.on_start(run, len(wanted))
@@ -273,7 +290,7 @@ class _Start:
         return image_id not in journal.index.offsets or (self.retry_failed and failed)
 
     def _begun(self) -> RunFolder | None:
-        """The run in the output folder, if one has begun: its manifest never changes."""
+        """The run in the output folder, if one has begun."""
         if not (self.output / MANIFEST).exists():
             return None
         run = open_run(self.output)
@@ -281,13 +298,10 @@ class _Start:
         return run
 
     def _source(self, begun: RunFolder | None) -> Source:
-        """Where the images are read. A folder is listed once, when the run begins."""
+        """Where the images are read. A folder is listed at each start: it may have new ones."""
         if isinstance(self.source, Source):
             return self.source
-        if begun is None:
-            return find_source(self.source, self.root)
-        assert begun.root is not None  # as `check_same_source` has seen
-        return FileSource(begun.origin, begun.root, begun.keys, begun.ids)
+        return find_source(self.source, self.root if begun is None else begun.root)
 
     def _load(self) -> Engine:
         models = self.models
