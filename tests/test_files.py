@@ -1,11 +1,23 @@
 """Files appear whole or not at all, and reach the disk in the right order."""
 
+import errno
 import json
 import os
+import re
+import secrets
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from clip2sam.data.files import JsonList, as_json, atomic_file, output_errors, write_atomically
+from clip2sam.data.files import (
+    JsonList,
+    as_json,
+    atomic_file,
+    fitting_name,
+    output_errors,
+    write_atomically,
+)
 from clip2sam.errors import OutputError, WeightsError
 
 
@@ -101,6 +113,97 @@ def test_places_that_can_t_be_written(tmp_path):
     for path in (tmp_path, tmp_path / "file" / "data.json"):
         with pytest.raises(OutputError, match="can't be written"):
             write_atomically(path, b"x")
+
+
+def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
+    victim, path = tmp_path / "victim", tmp_path / "data.json"
+    victim.write_text("not to be touched")
+    path.symlink_to(victim)
+    write_atomically(path, b"new")
+    assert (path.is_symlink(), path.read_bytes()) == (False, b"new")
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "01234567")
+    planted = tmp_path / ".data.json.01234567.tmp"
+    planted.symlink_to(victim)
+    with pytest.raises(OutputError, match="can't be written"):
+        write_atomically(path, b"newer")
+    assert (planted.is_symlink(), path.read_bytes()) == (True, b"new"), "not ours to remove"
+    planted.unlink()
+    planted.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match="can't be written"):
+        write_atomically(path, b"newer")
+    assert not (tmp_path / "nowhere").exists()
+    assert victim.read_text() == "not to be touched"
+
+
+def test_devices_and_pipes_are_not_replaced_by_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="expected a file or nothing there, found a device, pipe"):
+        write_atomically(tmp_path / "pipe", b"x")
+    assert not (tmp_path / "pipe").is_file()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("path", ["", "/", ".", "a\0b"])
+def test_what_is_no_name_of_a_file_is_refused(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="expected the path of a file to write, got"):
+        write_atomically(path, b"x")
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "make room, then start the same command again"),
+        (errno.EDQUOT, "make room"),
+        (errno.EROFS, "this place is read-only: give an output elsewhere"),
+        (errno.EACCES, "check the folder's permissions, or give an output elsewhere"),
+        (errno.EPERM, "check the folder's permissions"),
+        (errno.ENAMETOOLONG, "give a shorter name"),
+        (errno.ENOTDIR, "a file stands where a folder is needed: move it, or give another output"),
+        (errno.EISDIR, "a folder has this name: move it, or give another output"),
+        (errno.ENOENT, "check the path"),
+        (errno.EIO, "check the disk, then start the same command again"),
+    ],
+)
+def test_the_advice_fits_the_cause(number, advice):
+    reason = os.strerror(number)
+    with pytest.raises(OutputError) as caught, output_errors("x.json"):
+        raise OSError(number, reason)
+    assert str(caught.value).startswith(f"x.json: can't be written ({reason}); {advice}")
+    assert ("make room" in str(caught.value)) == (number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def test_the_advice_of_real_causes(tmp_path):
+    (tmp_path / "file").touch()
+    for path, advice in (
+        (tmp_path, "a folder has this name"),
+        (tmp_path / "file" / "data.json", "a file stands where a folder is needed"),
+        (tmp_path / "file" / "sub" / "data.json", "a file stands where a folder is needed"),
+        (tmp_path / ("x" * 256), "give a shorter name"),
+        ("/proc/clip2sam/data.json", "check the path"),
+    ):
+        with pytest.raises(OutputError, match=advice):
+            write_atomically(path, b"x")
+
+
+@given(name=st.text(min_size=1, max_size=300), ending=st.text(max_size=30))
+def test_names_fit_a_file_system_by_their_bytes(name, ending):
+    fitted = fitting_name(name, ending)
+    assert len(os.fsencode(fitted)) <= 255
+    assert fitted.endswith(ending)
+    if len(os.fsencode(name + ending)) <= 255:
+        assert fitted == name + ending
+    else:
+        start, mark = fitted[: len(fitted) - len(ending) - 9], fitted[-len(ending) - 9 :]
+        assert name.startswith(start)
+        assert re.match("~[0-9a-f]{8}", mark)
+        assert len(os.fsencode(fitted)) > 255 - 4, "no more is cut than needed"
+        assert fitting_name(name + "x", ending) != fitted
+
+
+def test_a_shortened_name_is_always_the_same():
+    assert fitting_name("犬" * 84, ".txt") == "犬" * 80 + "~e77b30e3.txt"
+    assert fitting_name(os.fsdecode(b"\xe9" * 252), ".png")[:3] == "\udce9" * 3
 
 
 def test_an_error_of_the_output_is_named_once(tmp_path):

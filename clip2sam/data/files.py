@@ -1,11 +1,15 @@
 """Files that appear whole or not at all, and JSON in the one form that all of them have."""
 
+import errno
+import hashlib
 import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,17 +25,23 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     the bytes go into a new file beside it and to the disk (fsync), then it is renamed, then the
     folder's new entry goes to the disk. Missing folders are made.
 
+    A link at `path` is replaced, and what it leads to stays as it is; nothing is ever written
+    through a link.
+
     Raises:
         OutputError: the file can't be written; an older one stays as it was. Errors of this
             package that are raised inside the `with` block go through unchanged.
     """
     target = Path(path)
-    # 40 characters of the name: with 4 bytes each it still fits the 255 bytes of a file name
-    beside = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
     with output_errors(target):
+        _check_target(target)
         target.parent.mkdir(parents=True, exist_ok=True)
+        # 40 characters of the name: with 4 bytes each it still fits the 255 bytes of a file name
+        beside = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
+        # x: a new file, not one that a link leads to; if that fails, there is none to remove
+        new = open(beside, "xb")  # noqa: SIM115: closed below
         try:
-            with open(beside, "xb") as file:
+            with new as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -40,6 +50,19 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             beside.unlink(missing_ok=True)
             raise
         sync_folder(target.parent)
+
+
+def _check_target(target: Path) -> None:
+    """Refuse what a file can't be renamed to, or would take the place of, such as /dev/null."""
+    if not target.name or "\0" in os.fspath(target):
+        raise OutputError(f"expected the path of a file to write, got {printable(target)!r}")
+    if os.path.lexists(target):
+        mode = target.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise OutputError(
+                f"{printable(target)}: expected a file or nothing there, found a device, pipe or "
+                "socket; give another output"
+            )
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -63,19 +86,55 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+_ADVICE = {
+    errno.ENOSPC: "make room, then start the same command again",
+    errno.EDQUOT: "make room, then start the same command again",
+    errno.EROFS: "this place is read-only: give an output elsewhere",
+    errno.EACCES: "check the folder's permissions, or give an output elsewhere",
+    errno.EPERM: "check the folder's permissions, or give an output elsewhere",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ENOTDIR: "a file stands where a folder is needed: move it, or give another output",
+    errno.EEXIST: "a file stands where a folder is needed: move it, or give another output",
+    errno.EISDIR: "a folder has this name: move it, or give another output",
+    errno.ENOENT: "check the path",
+}
+
+
 @contextmanager
 def output_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn an `OSError` into an `OutputError` that names the file; this package's own errors,
-    some of which are `OSError`s too, go through unchanged."""
+    """Turn an `OSError` into an `OutputError` that names the file and says what helps; this
+    package's own errors, some of which are `OSError`s too, go through unchanged."""
     try:
         yield
     except Clip2SamError:
         raise
     except OSError as error:
-        raise OutputError(
-            f"{printable(path)}: can't be written ({error.strerror or error}); make room or check "
-            "the folder's permissions, then start the same command again"
-        ) from error
+        reason = error.strerror or str(error) or type(error).__name__
+        advice = _ADVICE.get(error.errno or 0, "check the disk, then start the same command again")
+        raise OutputError(f"{printable(path)}: can't be written ({reason}); {advice}") from error
+
+
+NAME_BYTES = 255
+"""The longest name that file systems take."""
+
+
+def fitting_name(name: str, ending: str) -> str:
+    """`name` + `ending` as the name of a file.
+
+    If that is longer than file systems take, the name is cut between two characters, and
+    "~" and 8 hexadecimal digits of its SHA-256 stand for the rest: the same name gives the same.
+    """
+    whole = name + ending
+    if len(os.fsencode(whole)) <= NAME_BYTES:
+        return whole
+    ending = f"~{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}{ending}"
+    return cut_to_bytes(name, NAME_BYTES - len(os.fsencode(ending))) + ending
+
+
+def cut_to_bytes(text: str, limit: int) -> str:
+    """As much of the start of a text as fits `limit` bytes of a file name, in whole characters."""
+    sizes = accumulate(len(os.fsencode(character)) for character in text)
+    return text[: sum(size <= limit for size in sizes)]
 
 
 def as_json(value: Any) -> str:
