@@ -1,7 +1,9 @@
 """Exporters over records: each format read back by its own ecosystem's reader or rules."""
 
 import copy
+import csv
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -20,6 +22,7 @@ from clip2sam.coco.document import coco_document
 from clip2sam.coco.rle import decode_rle, encode_mask, run_lengths
 from clip2sam.coco.validate import validate
 from clip2sam.coco.write import write_coco
+from clip2sam.data.files import fitting_name
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.errors import CocoError, ConfigError, OutputError
@@ -446,6 +449,34 @@ def test_yolo_cannot_tell_suffixes_apart(tmp_path):
     with pytest.raises(ConfigError, match=r"'a\.png' and 'a\.jpg' would share one"):
         YoloExporter().write(records, CLASSES, tmp_path / "yolo")
     assert not (tmp_path / "yolo" / "data.yaml").exists()
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("exporter", "place", "ending"),
+    [(YoloExporter(), "labels/", ".txt"), (PngExporter(), "", ".png")],
+)
+def test_names_too_long_by_their_bytes_cost_nothing(tmp_path, exporter, place, ending):
+    stems = ["犬" * 84, "猫" * 84 + "b", os.fsdecode(b"\xe9" * 252), "x" * 250]
+    names = [f"sub/{stem}" for stem in stems]
+    records = [RECORDS[0], *(replace(RECORDS[0], file_name=name) for name in names)]
+    with pytest.warns(UserWarning, match=r"3 names are too long .*shortened_names\.csv lists them"):
+        exporter.write(records, CLASSES, tmp_path / "out")
+    folder = tmp_path / "out" / place / "sub"
+    content = (tmp_path / "out" / place / ("a.txt" if place else "a.png.png")).read_bytes()
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    expected = [fitting_name(stem, ending) for stem in stems]
+    assert written == dict.fromkeys(expected, content)
+    assert expected[3] == "x" * 250 + ending
+    text = (tmp_path / "out" / "shortened_names.csv").read_bytes()
+    rows = list(csv.reader(text.decode("utf-8", "surrogateescape").splitlines()))
+    assert rows[0] == ["name", "written_as"]
+    assert rows[1:] == [
+        [f"{name}{ending}", f"sub/{fitted}"]
+        for name, fitted in zip(names[:3], expected, strict=False)
+    ]
 
 
 # --- Label Studio

@@ -33,6 +33,7 @@ from clip2sam.visualize import (
     save_figure,
     text,
 )
+from clip2sam.visualize.overlays import draw_overlays
 
 GREY = np.full((60, 90, 3), 128, np.uint8)
 
@@ -463,6 +464,17 @@ def test_each_class_of_a_result_has_its_figure() -> None:
         (np.array(colour(1)) + 128 / 255) / 2, abs=0.02
     )
     assert [t.get_text() for t in dog.texts] == ["dog", "presence 0.020  ·  absent: too low"]
+
+
+def test_overlays_have_names_that_fit_by_their_bytes(tmp_path: Path) -> None:
+    result = FakeResult()
+    result.class_names = ("猫" * 200, "x")
+    for name in ("犬" * 81 + ".png", "a.png"):
+        paths = draw_overlays(cast(Any, result), tmp_path / name, "all")
+        assert sorted(tmp_path.iterdir()) == sorted(paths)
+        for path in paths:
+            path.unlink()
+    assert [p.name for p in paths] == [f"a.png.01-{'猫' * 20}.png", "a.png.02-x.png"]
 
 
 def test_an_empty_result_is_drawn() -> None:

@@ -39,7 +39,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         # 40 characters of the name: with 4 bytes each it still fits the 255 bytes of a file name
         beside = target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.tmp")
         # x: a new file, not one that a link leads to; if that fails, there is none to remove
-        new = open(beside, "xb")  # noqa: SIM115: closed below
+        new = open(beside, "xb")  # noqa: SIM115 (closed below)
         try:
             with new as file:
                 yield file

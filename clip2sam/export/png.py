@@ -15,6 +15,7 @@ from clip2sam.data.files import write_atomically
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.palette import colour
 from clip2sam.data.records import ImageRecord
+from clip2sam.export.names import FileNames
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class PngExporter:
     class, and so on; `classes.txt` has the names.
 
     With up to 255 classes 8 bits with a palette, else 16 bits. Where masks of several classes
-    overlap, the one with the best score is on top, unless the decision has separated them.
+    overlap, the one with the best score is on top, unless the decision has separated them. A name
+    that is too long for a file system with .png behind it is shortened (see `fitting_name`), with a
+    `UserWarning`; `shortened_names.csv` lists such names.
     """
 
     def write(
@@ -37,15 +40,18 @@ class PngExporter:
         """
         colours = np.array([(0, 0, 0), *(colour(i) for i in range(255))])
         palette = np.rint(255 * colours).astype(np.uint8).tobytes()
+        file_names = FileNames()
         for record in records:
             index = PILImage.fromarray(_class_numbers(record, classes))
             if index.mode == "L":
                 index.putpalette(palette)
             data = io.BytesIO()
             index.save(data, "PNG")
-            write_atomically(output / f"{record.file_name}.png", data.getvalue())
+            path = file_names.path(output, record.file_name, ".png")
+            write_atomically(path, data.getvalue())
         names = "".join(f"{i} {c.name}\n" for i, c in enumerate(classes, 1))
         write_atomically(output / "classes.txt", names.encode())
+        file_names.write_list(output)
 
 
 def _class_numbers(

@@ -16,6 +16,7 @@ from clip2sam.data.files import write_atomically
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
 from clip2sam.errors import ConfigError
+from clip2sam.export.names import FileNames
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class YoloExporter:
     A line is a class (from 0) and a polygon: x and y alternately, as fractions of the image's width
     and height. A mask of several parts is one line: they are joined by lines there and back, which
     enclose nothing (a reader that also fills the pixels on an outline shows them one pixel wide).
-    An image without a mask has an empty file.
+    An image without a mask has an empty file. A name that is too long for a file system with .txt
+    behind it is shortened (see `fitting_name`), with a `UserWarning`; `shortened_names.csv` lists
+    such names, as their images must be renamed alike.
     """
 
     def write(
@@ -40,6 +43,7 @@ class YoloExporter:
             OutputError: a file can't be written.
         """
         first: dict[str, str] = {}
+        file_names = FileNames()
         for record in records:
             name = record.file_name
             stem = os.path.splitext(name)[0]
@@ -49,11 +53,13 @@ class YoloExporter:
                     f"{name!r} would share one; rename one of them"
                 )
             lines = [_line(mask, *record.size) for mask in checked_masks(record, classes)]
-            write_atomically(output / "labels" / f"{stem}.txt", "".join(lines).encode())
+            path = file_names.path(output / "labels", stem, ".txt")
+            write_atomically(path, "".join(lines).encode())
         names = {i: c.name for i, c in enumerate(classes)}
         data = {"train": "images", "val": "images", "names": names}
         text = yaml.safe_dump(data, allow_unicode=True, sort_keys=False)
         write_atomically(output / "data.yaml", text.encode())
+        file_names.write_list(output)
 
 
 def _line(mask: CheckedMask, height: int, width: int) -> str:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from clip2sam.data.files import cut_to_bytes, fitting_name
 from clip2sam.visualize.figures import Drawable, result_label_figure, save_figure
 
 Overlays = Literal["found", "all", "none"]
@@ -11,7 +12,8 @@ Overlays = Literal["found", "all", "none"]
 
 
 def draw_overlays(result: Drawable, stem: Path, which: Overlays) -> tuple[Path, ...]:
-    """Draw one file for each label, `STEM.NN-LABEL.png`, with NN from 01 in the labels' order.
+    """Draw one file for each label, `STEM.NN-LABEL.png`, with NN from 01 in the labels' order. A
+    name that is too long for a file system is shortened, see `fitting_name`.
 
     Returns:
         The paths of the files, in the same order.
@@ -25,11 +27,13 @@ def draw_overlays(result: Drawable, stem: Path, which: Overlays) -> tuple[Path, 
     paths = []
     for i, name in enumerate(result.class_names):
         if which == "all" or name in found:
-            paths.append(stem.with_name(f"{stem.name}.{i + 1:02d}-{slug(name)}.png"))
+            ending = f".{i + 1:02d}-{slug(name)}.png"
+            paths.append(stem.with_name(fitting_name(stem.name, ending)))
             save_figure(result_label_figure(result, i), paths[-1])
     return tuple(paths)
 
 
 def slug(label: str) -> str:
-    """A label as a part of a file name: letters and digits of any script, hyphens for the rest."""
-    return re.sub(r"[\W_]+", "-", label).strip("-")[:60] or "label"
+    """A label as a part of a file name: letters and digits of any script, hyphens for the rest; at
+    most 60 bytes."""
+    return cut_to_bytes(re.sub(r"[\W_]+", "-", label).strip("-"), 60) or "label"
