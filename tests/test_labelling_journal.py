@@ -3,10 +3,13 @@
 import errno
 import json
 import os
+import warnings
 import zlib
 from contextlib import closing
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.errors import OutputError, RunError
@@ -35,6 +38,15 @@ def record(image_id, state="done"):
         beaten=(False, False, True),
         seconds={"decode": 0.25},
     )
+
+
+PIECES = [
+    piece
+    for i in IDS[:3]
+    for line in [as_line(record(i), CLASSES, (5, i))]
+    for piece in (line, line[:-1], line[:70], line[70:], line.replace(b"image", b"Image"))
+]
+"""Lines, whole and cut."""
 
 
 @pytest.fixture
@@ -217,6 +229,42 @@ def test_a_change_while_reading_is_noticed(path):
     write(path, [record(41)])
     with open(path, "rb") as file, pytest.raises(RunError, match="has changed at byte 3"):
         read_record(file, 3, CLASSES)
+
+
+def test_a_line_that_is_no_record_is_refused_even_with_its_checksum(path):
+    for rest in (
+        b"1}",
+        b'"size":[1]}',
+        b'"annotations":[{"label":99}],"size":[1,1]}',
+        b"[" * 99999,
+    ):
+        body = b'{"image_id":41,"state":"done",' + rest
+        line = b'{"crc":"%08x",' % zlib.crc32(body.rstrip(b" \t\r\n")) + body[1:] + b"\n"
+        path.write_bytes(line)
+        index = read_index(path, IDS)
+        assert list(index.offsets) == [41]
+        with pytest.raises(RunError, match="the line at byte 0 of the journal is no record of"):
+            stored(path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from([*PIECES, b"\n", b"\r\n", b"\0", b"{", b"\xff\xfe"]), max_size=12))
+def test_no_journal_breaks_a_start_and_none_is_cut_without_a_copy(tmp_path_factory, pieces):
+    """Whatever the bytes: every line that is whole is kept, and what is cut off is a torn line or
+    was copied first."""
+    path = tmp_path_factory.mktemp("fuzz") / "journal-0001.jsonl"
+    path.write_bytes(data := b"".join(pieces))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        Journal(path, IDS, CLASSES).close()
+    kept, copies = path.read_bytes(), list(path.parent.glob("*.damaged-*"))
+    assert data.startswith(kept)
+    lost = data[len(kept) :]
+    if b"\n" in lost or lost.count(b'"crc":') > 1:
+        assert [copy.read_bytes() for copy in copies] == [data]
+        assert said
+    for r in stored(path):
+        assert r in map(record, IDS)
 
 
 def test_a_full_disk_leaves_no_half_line(path, monkeypatch):

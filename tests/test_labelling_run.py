@@ -27,7 +27,7 @@ from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.tensors import state_sha256
 from clip2sam.labelling.engine import SegmenterEngine
 from clip2sam.labelling.fingerprint import check_same, plain
-from clip2sam.labelling.manifest import begin_run
+from clip2sam.labelling.manifest import begin_run, open_run
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
 from clip2sam.models.presets import PRESETS
 from tests import labelling_worker
@@ -516,6 +516,77 @@ def test_damaged_and_foreign_folders_are_refused(segmenter, images, tmp_path):
         (tmp_path / "b" / "manifest.json").write_text(manifest)
         with pytest.raises(RunError, match=message):
             label(tmp_path / "b")
+
+
+def test_what_a_killed_process_left_of_its_files_is_removed(segmenter, images, tmp_path):
+    run, others = tmp_path / "run", (".notes.json.0123abcd.tmp", ".results.json.tmp", "a.json.tmp")
+    run.mkdir()
+    names = ("manifest.json", "results.json", "summary.json", "journal-0001.jsonl.damaged-1")
+    for name in (*(f".{name}.0123abcd.tmp" for name in names), *others):
+        (run / name).write_bytes(b"half")
+    (run / ".annotations.json.0123abcd.tmp").mkdir()
+    label_dataset(images / "sub", LABELS, run, segmenter=segmenter)
+    left = sorted(p.name for p in run.iterdir() if p.name.endswith(".tmp"))
+    assert left == sorted((*others, ".annotations.json.0123abcd.tmp"))
+
+
+def test_files_of_a_killed_start_are_left_alone_by_one_that_is_refused(segmenter, images, tmp_path):
+    run, half = tmp_path / "run", tmp_path / "run" / ".results.json.0123abcd.tmp"
+    run.mkdir()
+    half.write_bytes(b"another process is writing it")
+    with FileLock(run / "lock"), pytest.raises(RunLockedError):
+        label_dataset(images / "sub", LABELS, run, segmenter=segmenter)
+    assert half.exists()
+
+
+WRONG = (None, [], {}, [None], [[]], {"a": 1}, "text", -1, True, 1.5, float("nan"), [1, 1], ["a"])
+
+
+@pytest.fixture(scope="module")
+def manifest(segmenter, images, tmp_path_factory):
+    """A small run's folder, and its manifest's rows."""
+    run = tmp_path_factory.mktemp("small") / "run"
+    label_dataset(images / "sub", [*LABELS, "cow"], run, segmenter=segmenter)
+    return run, json.loads((run / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+def test_any_wrong_value_in_a_manifest_is_a_damaged_manifest(manifest, value):
+    run, rows = manifest
+    path, said = run / "manifest.json", ""
+    whole = path.read_bytes()
+    class_rows = rows["classes"]
+    damaged = [value, *({**rows, name: value} for name in rows)]
+    damaged += [{k: v for k, v in rows.items() if k != name} for name in rows]
+    damaged += [
+        {**rows, "classes": [{**class_rows[0], name: value}, *class_rows[1:]]}
+        for name in class_rows[0]
+    ]
+    accepted = []
+    for one in damaged:
+        path.write_text(json.dumps(one))
+        try:
+            open_run(run)
+        except RunError as refused:
+            said = str(refused)
+        else:
+            accepted.append(one)
+        assert "\n" not in said
+    path.write_bytes(whole)
+    fits = {"source": ["text"], "root": ["text", None], "fingerprint": [{}, {"a": 1}]}
+    fits |= {"name": ["text"], "supercategory": ["text"], "presence_threshold": [None, 1.5]}
+    fits |= {"prompts": [[], ["a"]], "distractor": [True], "keys": [["a"]]}
+    for one in accepted:
+        places = [n for n in rows if one[n] != rows[n]]
+        if places == ["classes"]:
+            places = [n for n in class_rows[0] if one["classes"][0][n] != class_rows[0][n]]
+        assert not places or value in fits.get(places[0], ()), places
+
+
+def test_a_manifest_nested_too_deep_is_a_damaged_manifest(tmp_path):
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(RunError, match="this manifest is damaged"):
+        open_run(tmp_path)
 
 
 def test_a_run_of_an_older_version_is_refused_in_one_line(segmenter, images, tmp_path):

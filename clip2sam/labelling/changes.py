@@ -8,7 +8,7 @@ from clip2sam.data.images import printable
 from clip2sam.data.sources import FileSource, Source
 from clip2sam.errors import ImageError, RunError
 from clip2sam.labelling.journal import Index, file_stamp
-from clip2sam.labelling.manifest import RunFolder, extend_run
+from clip2sam.labelling.manifest import RunFolder, check_source, extend_run
 
 Changed = Literal["again", "refuse"]
 """What becomes of images that were changed since they were labelled, or added: they are labelled
@@ -55,8 +55,10 @@ def take_in_new(run: RunFolder, source: Source, changed: Changed) -> RunFolder:
     Raises:
         RunError: there are some, and they are to be refused; or the source's ids are other ones
             than when the run began.
+        ImageError: the source's ids or keys are not what `Source` asks for.
         OutputError: the manifest can't be written.
     """
+    check_source(source)
     known = dict(zip(run.keys, run.ids, strict=True))
     new = [(k, i) for k, i in zip(source.keys, source.ids, strict=True) if k not in known]
     if _has_own_ids(source):

@@ -147,7 +147,7 @@ def read_record(file: IO[bytes], offset: int, classes: Sequence[str]) -> ImageRe
     """The record whose line starts there.
 
     Raises:
-        RunError: the line has changed since it was checked.
+        RunError: the line has changed since it was checked, or is no record of this run.
     """
     file.seek(offset)
     line = file.readline()
@@ -156,7 +156,13 @@ def read_record(file: IO[bytes], offset: int, classes: Sequence[str]) -> ImageRe
             f"the journal has changed at byte {offset} while it was read; start the same command "
             "again"
         )
-    return record_from_row(json.loads(line), classes)
+    try:
+        return record_from_row(json.loads(line), classes)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise RunError(
+            f"the line at byte {offset} of the journal is no record of this run ({error}); get a "
+            "whole copy of the journal, or label again in a new output folder"
+        ) from error
 
 
 def read_records(

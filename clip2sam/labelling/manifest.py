@@ -5,8 +5,10 @@ How is frozen when the run begins. Images are only added, behind the others and 
 """
 
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from clip2sam.data.files import as_json, output_errors, write_atomically
 from clip2sam.data.images import printable
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.sources import FileSource, Source
-from clip2sam.errors import ConfigError, ImageError, RunError, RunLockedError
+from clip2sam.errors import ConfigError, ImageError, RunError, RunLockedError, one_line
 from clip2sam.labelling import journal
 
 MANIFEST = "manifest.json"
@@ -101,6 +103,27 @@ def lock_run(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a killed process has left of files that it was writing, see `atomic_file`.
+
+    Args:
+        folder: the run's, locked.
+        names: of its own files: nothing else is touched. Copies of a damaged journal are its own
+            too.
+
+    Raises:
+        OutputError: one can't be removed.
+    """
+    own = {name[:40] for name in names}
+    with output_errors(folder):
+        for path in folder.iterdir():
+            found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", path.name, re.DOTALL)
+            if found is None or path.is_dir():
+                continue
+            if found[1] in own or found[1].startswith(f"{journal.FILE}.damaged-"):
+                path.unlink()
+
+
 def begin_run(
     path: Path,
     source: Source,
@@ -134,7 +157,7 @@ def begin_run(
             f"expected a threshold and a floor for each of {len(classes)} classes, but the engine "
             f"has {len(thresholds)} and {len(floors)}; make the engine for the same labels"
         )
-    _check_source(source)
+    check_source(source)
     rows = {
         "format": FORMAT,
         "fingerprint": fingerprint,
@@ -164,8 +187,12 @@ def extend_run(run: RunFolder, keys: Sequence[str], ids: Sequence[int]) -> RunFo
     return longer
 
 
-def _check_source(source: Source) -> None:
-    """A source of the user's own may be wrong in ways that would spoil the run."""
+def check_source(source: Source) -> None:
+    """A source of the user's own may be wrong in ways that would spoil the run.
+
+    Raises:
+        ImageError: keys or ids are there twice, are not as many, or an id is below 1.
+    """
     for name, values in (("keys", source.keys), ("ids", source.ids)):
         if len(set(values)) != len(source.keys):
             raise ImageError(
@@ -190,6 +217,7 @@ def open_run(path: Path) -> RunFolder:
         rows = json.loads(manifest.read_bytes())
         if rows["format"] != FORMAT:
             raise RunError(_other_format(path, rows["format"]))
+        _check_rows(rows)
         return RunFolder(
             path,
             rows["source"],
@@ -209,10 +237,48 @@ def open_run(path: Path) -> RunFolder:
             f"{printable(path)}: expected the output folder of 'clip2sam label', but its "
             f"{MANIFEST} can't be read ({error.strerror}); check the path"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(
-            f"{printable(manifest)}: this manifest is damaged ({error}); start in a new folder"
+            f"{printable(manifest)}: this manifest is damaged ({one_line(error)}); start in a new "
+            "folder"
         ) from error
+
+
+def _check_rows(rows: dict[str, Any]) -> None:
+    """A manifest that someone has edited may be JSON and still hold anything."""
+    keys, ids, classes = rows["keys"], rows["ids"], rows["classes"]
+    n = len(classes)
+    good = {
+        "source": isinstance(rows["source"], str),
+        "root": isinstance(rows["root"], str | None),
+        "keys": _are(keys, str) and len(set(keys)) == len(keys),
+        "ids": _are(ids, int) and len(set(ids)) == len(ids) == len(keys) and min(ids) >= 1,
+        "classes": _are(classes, dict) and all(map(_is_class, classes)),
+        "thresholds": _are_numbers(rows["thresholds"]) and len(rows["thresholds"]) == n,
+        "floors": _are_numbers(rows["floors"]) and len(rows["floors"]) == n,
+        "fingerprint": isinstance(rows["fingerprint"], dict),
+        "threads": _are([rows["threads"]], int) and rows["threads"] >= 1,
+    }
+    wrong = [name for name, fine in good.items() if not fine]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: not what a run writes")
+
+
+def _are(values: Any, *kinds: type) -> bool:
+    return isinstance(values, list) and all(type(value) in kinds for value in values)
+
+
+def _are_numbers(values: Any) -> bool:
+    return _are(values, int, float, type(None)) and all(map(math.isfinite, filter(None, values)))
+
+
+def _is_class(row: dict[str, Any]) -> bool:
+    return (
+        _are([row["name"], row["supercategory"]], str)
+        and _are(row["prompts"], str)
+        and _are_numbers([row["presence_threshold"]])
+        and _are([row["distractor"]], bool)
+    )
 
 
 def _other_format(path: Path, found: object) -> str:

@@ -30,8 +30,16 @@ from clip2sam.labelling.manifest import (
     check_same_source,
     lock_run,
     open_run,
+    remove_leftovers,
 )
-from clip2sam.labelling.summary import Clock, Summary, check_exporters, publish
+from clip2sam.labelling.summary import (
+    PRESENCE,
+    SUMMARY,
+    Clock,
+    Summary,
+    check_exporters,
+    publish,
+)
 from clip2sam.models.loading import load
 from clip2sam.models.presets import Preset
 from clip2sam.pipeline import LabelsLike, Segmenter
@@ -233,6 +241,7 @@ class _Start:
         source = self._source(begun)
         check_output(source, self.output)
         with lock_run(self.output):
+            remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *self.exporters))
             begun = self._begun()  # anew: another process may have begun or extended it in between
             engine = self.engine or self._load()
             marks = fingerprint(
