@@ -27,6 +27,8 @@ The full form, where `classes` may also be a mapping as above:
 import json
 import math
 import os
+import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -108,11 +110,15 @@ def as_label_set(
         distractors: added after those of `labels`.
         templates: each with one "{}" for the text prompt; they replace those of `labels`.
 
+    Names that differ only in case, blanks or Unicode normal form ("cat", "Cat", "cat ") are
+    separate classes, and a `UserWarning` names them; none for a `LabelSet`, which has been here.
+
     Raises:
         LabelError: no label at all, an empty label or text prompt, a label given twice or also as
-            a distractor, a value that is no text, a threshold that is no finite number, a template
-            without exactly one "{}"; in a file also an unknown or repeated key; a file that is
-            missing, or is no YAML or JSON. The message names the label, or the file and line.
+            a distractor, a value that is no text or has control characters (line breaks, tabs,
+            escapes), a threshold that is no finite number, a template without exactly one "{}"; in
+            a file also an unknown or repeated key; a file that is missing, or is no YAML or JSON.
+            The message names the label, or the file and line.
     """
     draft = _draft(labels)
     more = [
@@ -126,6 +132,8 @@ def as_label_set(
             f'{draft.origin}: expected at least one label, got none; give one, such as "person"'
         )
     classes = _checked_classes([*wanted, *competing, *more])
+    if not isinstance(labels, LabelSet) or more:
+        _warn_of_lookalikes(classes)
     chosen = draft.templates if templates is None else _texts(templates, "templates")
     return LabelSet(classes, None if chosen is None else _checked_templates(chosen))
 
@@ -187,6 +195,7 @@ def _checked_classes(classes: Sequence[tuple[LabelClass, str]]) -> tuple[LabelCl
                 f"{place}: expected a text as supercategory, got {c.supercategory!r}; "
                 "put it in quotes"
             )
+        _check_characters(c.supercategory, place, "supercategory")
         if c.name in first:
             also = "given twice" if not c.distractor else "a label or distractor already"
             raise LabelError(
@@ -199,6 +208,32 @@ def _checked_classes(classes: Sequence[tuple[LabelClass, str]]) -> tuple[LabelCl
     )
 
 
+def _warn_of_lookalikes(classes: Sequence[LabelClass]) -> None:
+    first: dict[str, str] = {}
+    pairs = []
+    for name in (c.name for c in classes):
+        same = first.setdefault(_folded(name), name)
+        if same != name:
+            # a difference in normal form alone is seen in escapes only
+            show = ascii if _normal(same) == _normal(name) else repr
+            pairs.append(f"{show(same)} and {show(name)}")
+    if pairs:
+        more = f" (and {len(pairs) - 3} more pairs)" if len(pairs) > 3 else ""
+        warnings.warn(
+            "labels that differ only in case, blanks or Unicode form are separate classes: "
+            f"{', '.join(pairs[:3])}{more}; remove one of each pair if both mean the same",
+            stacklevel=3,
+        )
+
+
+def _folded(name: str) -> str:
+    return _normal(" ".join(_normal(name).casefold().split()))
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 def _check_text(text: object, place: str, what: str) -> None:
     if not isinstance(text, str):
         raise LabelError(f"{place}: expected a text as {what}, got {text!r}; put it in quotes")
@@ -206,10 +241,24 @@ def _check_text(text: object, place: str, what: str) -> None:
         raise LabelError(
             f"{place}: expected a {what}, got {text!r}, which is empty; write a name or remove it"
         )
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise LabelError(
-            f"{place}: expected a {what} in valid Unicode, got {text!r}; save or type it as UTF-8"
-        )
+    _check_characters(text, place, what)
+
+
+def _check_characters(text: str, place: str, what: str) -> None:
+    """Refuse what would break a line in a file of names, can't stand in XML, or steers a
+    terminal."""
+    for c in text:
+        kind = unicodedata.category(c)
+        if kind == "Cs":
+            raise LabelError(
+                f"{place}: expected a {what} in valid Unicode, got {text!r}; "
+                "save or type it as UTF-8"
+            )
+        if kind in ("Cc", "Zl", "Zp") or c in "\ufffe\uffff":
+            raise LabelError(
+                f"{place}: expected a {what} without line breaks and control characters, "
+                f"got {text!r} with U+{ord(c):04X}; remove it"
+            )
 
 
 def _checked_threshold(threshold: object, place: str) -> float | None:
@@ -234,6 +283,7 @@ def _checked_templates(templates: tuple[str, ...]) -> tuple[str, ...]:
             '"a photo of a {}."'
         )
     for template in templates:
+        _check_characters(template, "templates", "template")
         if template.count("{}") != 1:
             raise LabelError(
                 "templates: expected exactly one {} for the prompt, got "
@@ -424,16 +474,4 @@ def labels_yaml(labels: LabelSet) -> str:
         document["distractors"] = distractors
     if labels.templates is not None:
         document["templates"] = list(labels.templates)
-    return yaml.dump(document, Dumper=_LabelsDumper, allow_unicode=True, sort_keys=False, width=120)
-
-
-class _LabelsDumper(yaml.SafeDumper):
-    """As PyYAML's own, but rare line breaks are escaped: it writes them as they are, and then
-    reads them as spaces."""
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        broken = any(c in data for c in "\n\r\x85\u2028\u2029\ufeff")
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if broken else None)
-
-
-_LabelsDumper.add_representer(str, _LabelsDumper.represent_str)
+    return yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=120)
