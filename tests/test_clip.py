@@ -168,7 +168,7 @@ def test_a_prior_is_added_to_the_logits_of_patches(model):
 def test_methods_that_make_no_sense_are_refused(model):
     with pytest.raises(ConfigError, match="attention must be a function or one of qk, vv"):
         replace(CLIP_SURGERY, attention="vw")
-    with pytest.raises(ConfigError, match="blocks must be 0 or more, but got -1"):
+    with pytest.raises(ConfigError, match="blocks must be a whole number of 0 or more, but got -1"):
         replace(CLIP_SURGERY, blocks=-1)
     with pytest.raises(ConfigError, match="the identity has no attention logits"):
         replace(MASKCLIP, prior=lambda rows, cols: torch.zeros(rows * cols, rows * cols))
