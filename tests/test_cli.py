@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -172,6 +174,176 @@ def test_mistakes_are_one_clear_line(run, street, monkeypatch, arguments, code, 
     got, _, errors = run("segment", *arguments)
     assert got == code
     assert message in errors
+    assert "Traceback" not in errors
+
+
+NO_PATH = ": Value error, expected a path, got nothing"
+
+NUMBERS = {
+    "--presence-threshold": ("segment", "label", "export", "explain", "evaluate"),
+    "--point-threshold": ("segment", "label"),
+    "--keep-above": ("label",),
+    "--timeout": ("label",),
+    "--min-score": ("export",),
+    "--duplicates": ("export",),
+}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", "-1e400", "NaN", "infinity"])
+@pytest.mark.parametrize(("option", "command"), [(o, c) for o, cs in NUMBERS.items() for c in cs])
+def test_numbers_are_finite(run, street, option, command, value):
+    """In `export` they would drop classes in silence."""
+    label = () if command == "export" else ("--label", "heart")
+    first = {"export": ("run", "--output", "x.json"), "evaluate": ()}.get(command, (street,))
+    code, _, errors = run(command, *first, *label, f"{option}={value}")
+    assert code == 2
+    assert f"Invalid value for '{option}': Value error, expected a " in unboxed(errors)
+    assert f"got '{value}'" in unboxed(errors)
+
+
+def test_every_option_of_a_float_is_checked():
+    found = {
+        (option.opts[0], name)
+        for name, command in get_command(cli.app).commands.items()
+        for option in getattr(command, "params", ())
+        if option.metavar == "NUMBER"
+    }
+    assert found == {(o, c) for o, cs in NUMBERS.items() for c in cs}
+    floats = [
+        (f"--{name.replace('_', '-')}", command.callback.__name__)
+        for command in cli.app.registered_commands
+        for name, kind in get_type_hints(command.callback).items()
+        if kind in (float, float | None)
+    ]
+    assert set(floats) == found
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e400"])
+def test_class_thresholds_are_finite(run, value):
+    code, _, errors = run("export", "run", "--output", "x", "--class-threshold", f"cat={value}")
+    assert (code, "expected a finite number" in errors) == (2, True), errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--presence-threshold", "much"], "expected a finite number, got 'much'"),
+        (["--timeout", "0"], "expected a number above 0 and at most 86400, got '0'"),
+        (["--timeout", "-1"], "expected a number above 0"),
+        (["--timeout", "1e300"], "expected a number above 0 and at most 86400"),
+        (["--resolution", "0"], "resolution must be a whole number from 1 to 8192 pixels"),
+        (["--resolution", "100000"], "resolution must be a whole number from 1 to 8192 pixels"),
+        (["--resolution", "8000"], "8000 pixels has 500 x 500 patches, more than the 256 x 256"),
+        (["--grid", "20000"], "grid must be a whole number from 2 to 64 cells"),
+        (["--grid", "100000"], "grid must be a whole number from 2 to 64 cells"),
+        (["--device", "meta"], "clip2sam does not run on 'meta'"),
+        (["--device", "cuda:99"], "device 'cuda:99' was given, but"),
+        (
+            ["--output", ""],
+            f"'--output'{NO_PATH}",
+        ),
+        (
+            ["--labels", ""],
+            f"'--labels'{NO_PATH}",
+        ),
+        (
+            ["--weights-dir", ""],
+            f"'--weights-dir'{NO_PATH}",
+        ),
+        (
+            ["--sam-checkpoint", ""],
+            f"'--sam-checkpoint'{NO_PATH}",
+        ),
+        (["--root", ""], f"'--root'{NO_PATH}"),
+        (["--output", "a\0b"], "expected a path, got 'a\\x00b'"),
+        (["--readers", "100000"], "'--readers'"),
+        (["--max-pixels", "0"], "'--max-pixels'"),
+        (["--max-failures", "-1"], "'--max-failures'"),
+        (["--batch-size", "99999999999999999999"], "'--batch-size'"),
+        (["--batch-size", "1" * 5000], "--batch-size"),
+    ],
+)
+def test_values_out_of_range_are_one_clear_line(run, street, arguments, message):
+    given = () if "--labels" in arguments else ("--label", "heart")
+    code, _, errors = run("label", street, *given, *arguments)
+    assert (code, "Traceback" in errors) == (2, False), errors
+    assert message in unboxed(errors)
+    assert not (street.parent / "run" / "annotations.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("segment", ""),
+        ("segment", "", "--label", "heart"),
+        ("export", ""),
+        ("validate", ""),
+        ("explain", ""),
+        ("evaluate", "--dataset", ""),
+        ("evaluate", "--output", ""),
+        ("demo", "--output", ""),
+        ("tune", "street.png", "--figure", ""),
+        ("weights", "list", "--weights-dir", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(run, street, arguments):
+    more = ("--output", "x.json") if arguments[0] == "export" else ()
+    code, _, errors = run(*arguments, *more)
+    assert code == 2
+    assert "expected a path, got nothing" in unboxed(errors)
+
+
+def unboxed(errors: str) -> str:
+    """A message of typer's without its frame."""
+    return " ".join(errors.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_a_terminal_that_knows_few_characters(street, encoding):
+    """Labels are printed with escapes."""
+    label = "Straße ✓ 東京"
+    command = [sys.executable, "-m", "clip2sam.cli", "segment", str(street), "--label", label]
+    done = subprocess.run(
+        [*command, "--overlays", "none", "--output", street.parent / "out"],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u2713 \\u6771\\u4eac: absent" in done.stdout
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_is_130_without_a_traceback(tmp_path, signals):
+    """The second one, while the command cleans up, ends it at once."""
+    program = (
+        "import sys, time\n"
+        "from clip2sam.cli import app\n"
+        "def slow(*_, **__):\n"
+        "    try:\n"
+        "        print('ready', flush=True); time.sleep(60)\n"
+        "    finally:\n"
+        "        print('cleaning', flush=True); time.sleep(60 if sys.argv[2] == 'long' else 0)\n"
+        "import clip2sam.coco.validate as module\n"
+        "module.validate = slow\n"
+        "app.main()\n"
+    )
+    (tmp_path / "long").touch()
+    (tmp_path / "short").touch()
+    argument = "long" if signals == 2 else "short"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "validate", argument],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        for line in ("ready\n", "cleaning\n")[:signals]:
+            assert process.stdout.readline() == line
+            process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == (130 if signals == 1 else -signal.SIGINT)
     assert "Traceback" not in errors
 
 

@@ -25,7 +25,9 @@ from clip2sam.cli.options import (
     Root,
     Source,
     WeightsDir,
+    as_path,
     labels_if_given,
+    path_option,
     settings,
 )
 from clip2sam.data.files import write_atomically
@@ -33,11 +35,14 @@ from clip2sam.data.files import write_atomically
 if TYPE_CHECKING:
     from clip2sam.analysis.tune import Tuning
 
-Figure = Annotated[Path, typer.Option(help="The drawing: .png, .jpg, .pdf or .svg.")]
+Figure = Annotated[Path, path_option("The drawing: .png, .jpg, .pdf or .svg.")]
 
 
 def explain(
-    image: Annotated[Path, typer.Argument(help="The image.", show_default=False)],
+    image: Annotated[
+        Path,
+        typer.Argument(help="The image.", show_default=False, parser=as_path),
+    ],
     explained: Annotated[
         str | None,
         typer.Argument(
@@ -84,7 +89,7 @@ def tune(
     distractor: Distractor = None,
     root: Root = None,
     output: Annotated[
-        Path, typer.Option(help="The labels file to write, with a threshold for each class.")
+        Path, path_option("The labels file to write, with a threshold for each class.")
     ] = Path("labels-tuned.yaml"),
     figure: Figure = Path("tuning.png"),
     preset: Preset = "tiny",
@@ -136,12 +141,12 @@ def _threshold_lines(tuning: "Tuning") -> list[str]:
 def evaluate(
     dataset: Annotated[
         Path | None,
-        typer.Option(help="A COCO dataset with masks; by default drawn scenes."),
+        path_option("A COCO dataset with masks; by default drawn scenes."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Folder of its images; by default the dataset's own.")
+        Path | None, path_option("Folder of its images; by default the dataset's own.")
     ] = None,
-    scenes: Annotated[int, typer.Option(help="Number of drawn scenes.")] = 100,
+    scenes: Annotated[int, typer.Option(help="Number of drawn scenes.", min=1)] = 100,
     split: Annotated[
         str, typer.Option(help="Which scenes: train, validation or test.")
     ] = "validation",
@@ -156,9 +161,7 @@ def evaluate(
     ] = None,
     published: Published = False,
     presence_threshold: PresenceThreshold = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Write all figures into this JSON file.")
-    ] = None,
+    output: Annotated[Path | None, path_option("Write all figures into this JSON file.")] = None,
     preset: Preset = "tiny",
     device: Device = "auto",
     precision: Precision = "fp32",

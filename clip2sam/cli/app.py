@@ -4,8 +4,13 @@ Nothing inside the package imports it. Models and matplotlib are slow to import:
 imports what it needs when it runs.
 """
 
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -14,7 +19,7 @@ from clip2sam import __version__
 from clip2sam.cli import weights
 from clip2sam.cli.analysis import evaluate, explain, tune
 from clip2sam.cli.coco import validate
-from clip2sam.cli.console import out, print_error, print_warning
+from clip2sam.cli.console import out, print_error, print_every_character, print_warning
 from clip2sam.cli.dataset import export, label
 from clip2sam.cli.demo import demo
 from clip2sam.cli.segment import segment
@@ -76,8 +81,31 @@ def print_version(
 def main() -> None:
     """Run the command line. An error that a user can cause is one line and an exit code."""
     warnings.showwarning = print_warning
+    print_every_character()
     try:
-        app()
+        with second_interrupt_ends_at_once():
+            app()
     except Clip2SamError as error:
         print_error(error)
         sys.exit(next((code for kind, code in ERROR_CODES.items() if isinstance(error, kind)), 2))
+
+
+@contextmanager
+def second_interrupt_ends_at_once() -> Iterator[None]:
+    """The first Ctrl-C is a KeyboardInterrupt: what is done is written. The second one ends the
+    process, without the tracebacks of what it was cleaning up: no file depends on that."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    ours = before is signal.default_int_handler
+    ours = ours and threading.current_thread() is threading.main_thread()
+    if ours:  # a shell's background jobs ignore it, and other programs have handlers of their own
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        if ours and signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)

@@ -7,13 +7,17 @@ import typer
 from rich.text import Text
 
 from clip2sam.cli.console import out
+from clip2sam.cli.options import as_path, path_option
 
 
 def validate(
-    file: Annotated[Path, typer.Argument(help="A COCO dataset or results file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A COCO dataset or results file.", parser=as_path),
+    ],
     dataset: Annotated[
         Path | None,
-        typer.Option(help="The dataset of a results file, to check its ids against."),
+        path_option("The dataset of a results file, to check its ids against."),
     ] = None,
 ) -> None:
     """Report every violation of the COCO format in a file, with its place. Exit code 1 if any."""

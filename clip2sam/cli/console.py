@@ -1,5 +1,6 @@
 """Where the command line prints: results to standard output, everything else to standard error."""
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -7,6 +8,15 @@ from rich.text import Text
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_every_character() -> None:
+    """Print what the terminal's encoding doesn't know as \\uXXXX, as Python does in tracebacks: a
+    label or a file name must not end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # a program's own stream may have none
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
 
 
 def print_error(message: object) -> None:

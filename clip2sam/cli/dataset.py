@@ -1,5 +1,6 @@
 """The commands `label` and `export`."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,7 +29,10 @@ from clip2sam.cli.options import (
     SamCheckpoint,
     Source,
     WeightsDir,
+    as_path,
     given_labels,
+    number_option,
+    path_option,
     settings,
 )
 from clip2sam.errors import ConfigError
@@ -42,33 +46,31 @@ def label(
     label: Label = None,
     labels: Labels = None,
     distractor: Distractor = None,
-    output: Annotated[Path, typer.Option(help="The run's folder: started or continued.")] = Path(
-        "run"
-    ),
+    output: Annotated[Path, path_option("The run's folder: started or continued.")] = Path("run"),
     root: Root = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do failed images again.")
     ] = False,
     max_failures: Annotated[
-        int | None, typer.Option(help="Stop after more failed images than this.")
+        int | None, typer.Option(help="Stop after more failed images than this.", min=0)
     ] = None,
     keep_above: Annotated[
         float | None,
-        typer.Option(
-            help="Also keep masks below their threshold, down to this presence score, for exports."
+        number_option(
+            "Also keep masks below their threshold, down to this presence score, for exports."
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(help="Images between the model and the journal.", min=1)
+        int, typer.Option(help="Images between the model and the journal.", min=1, max=4096)
     ] = 8,
     readers: Annotated[
-        int | None, typer.Option(help="Processes that decode images.", min=1)
+        int | None, typer.Option(help="Processes that decode images.", min=1, max=256)
     ] = None,
     max_pixels: Annotated[
-        int, typer.Option(help="Images with more pixels, by their header, fail.")
+        int, typer.Option(help="Images with more pixels, by their header, fail.", min=1)
     ] = 100_000_000,
     timeout: Annotated[
-        float, typer.Option(help="Seconds that decoding one image may take.")
+        float, number_option("Seconds that decoding one image may take.", above=0.0, most=86400.0)
     ] = 60.0,
     preset: Preset = "tiny",
     published: Published = False,
@@ -155,18 +157,21 @@ def label(
 
 def export(
     run: Annotated[
-        Path, typer.Argument(help="The output folder of 'clip2sam label'.", show_default=False)
+        Path,
+        typer.Argument(
+            help="The output folder of 'clip2sam label'.",
+            show_default=False,
+            parser=as_path,
+        ),
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            help="A file (coco, results, labelstudio) or a folder (yolo, png).", show_default=False
-        ),
+        path_option("A file (coco, results, labelstudio) or a folder (yolo, png)."),
     ],
     format: Annotated[str, typer.Option(help="coco, results, yolo, labelstudio or png.")] = "coco",
     presence_threshold: Annotated[
         float | None,
-        typer.Option(help="Presence score that every class must reach; else the run's own."),
+        number_option("Presence score that every class must reach; else the run's own."),
     ] = None,
     class_threshold: Annotated[
         list[str] | None,
@@ -176,11 +181,11 @@ def export(
         list[str] | None,
         typer.Option("--class", help="A class to keep; repeat it for more.", show_default=False),
     ] = None,
-    min_score: Annotated[float, typer.Option(help="Least score of a mask, 0 to 1.")] = 0.0,
+    min_score: Annotated[float, number_option("Least score of a mask, 0 to 1.")] = 0.0,
     min_area: Annotated[int, typer.Option(help="Least area of a mask in pixels.")] = 0,
     duplicates: Annotated[
         float | None,
-        typer.Option(help="Of masks of one class with a larger IoU than this, keep the best."),
+        number_option("Of masks of one class with a larger IoU than this, keep the best."),
     ] = None,
     overlap: Annotated[
         str,
@@ -190,7 +195,7 @@ def export(
     ] = "keep",
     polygons: Polygons = False,
     merge: Annotated[
-        Path | None, typer.Option(help="coco: add to this file's rows, which stay as they are.")
+        Path | None, path_option("coco: add to this file's rows, which stay as they are.")
     ] = None,
     image_prefix: Annotated[
         str | None,
@@ -231,10 +236,13 @@ def export(
 
 
 def _name_and_score(text: str) -> tuple[str, float]:
-    name, _, number = text.rpartition("=")
+    name, _, written = text.rpartition("=")
     try:
-        return name, float(number)
+        score = float(written)
     except ValueError as error:
         raise ConfigError(
             f"--class-threshold: expected NAME=SCORE, got {text!r}; write it as in cat=0.2"
         ) from error
+    if not math.isfinite(score):
+        raise ConfigError(f"--class-threshold: expected a finite number, got {text!r}")
+    return name, score

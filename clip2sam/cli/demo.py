@@ -3,16 +3,15 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
 from clip2sam.cli.console import out
-from clip2sam.cli.options import Device
+from clip2sam.cli.options import Device, path_option
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the images and the drawings.")] = Path(
+    output: Annotated[Path, path_option("Folder for the images and the drawings.")] = Path(
         "demo-out"
     ),
     device: Device = "auto",

@@ -1,6 +1,7 @@
 """Every option and argument that commands share, each defined once; and what several of them give
 together: labels and settings."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,48 @@ from clip2sam.errors import LabelError
 
 if TYPE_CHECKING:
     from clip2sam.config import Config
+
+# Kinds of values
+
+
+def number_option(help: str, above: float = -math.inf, most: float = math.inf) -> Any:
+    """An option whose value is a finite number: nan and inf would switch a comparison off, or drop
+    every mask, in silence.
+
+    Args:
+        above: the value must be higher.
+        most: the highest value.
+    """
+
+    expected = "a finite number"
+    if math.isfinite(above):
+        expected = f"a number above {above:g} and at most {most:g}"
+
+    def read(text: str | float) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and above < value <= most):
+            raise ValueError(f"expected {expected}, got {text!r:.80}")
+        return value
+
+    return typer.Option(help=help, metavar="NUMBER", parser=read)
+
+
+def as_path(text: str | Path) -> Path:
+    """A path, given or by default. An empty one would mean the current folder: a variable of a
+    shell script that is not set."""
+    if not str(text) or "\0" in str(text):
+        found = repr(str(text)) if str(text) else "nothing"
+        raise ValueError(f"expected a path, got {found}")
+    return Path(text)
+
+
+def path_option(help: str) -> Any:
+    """An option whose value is a path."""
+    return typer.Option(help=help, metavar="PATH", parser=as_path)
+
 
 # Images
 
@@ -23,8 +66,8 @@ Source = Annotated[
 ]
 Root = Annotated[
     Path | None,
-    typer.Option(
-        help="Folder that the names in a list or COCO file are relative to; else the file's own."
+    path_option(
+        "Folder that the names in a list or COCO file are relative to; else the file's own."
     ),
 ]
 
@@ -35,7 +78,7 @@ Label = Annotated[
 ]
 Labels = Annotated[
     Path | None,
-    typer.Option(help="A labels file, YAML or JSON: names, text prompts, thresholds, distractors."),
+    path_option("A labels file, YAML or JSON: names, text prompts, thresholds, distractors."),
 ]
 Distractor = Annotated[
     list[str] | None,
@@ -52,20 +95,16 @@ PresetName = Annotated[
     str,
     typer.Argument(metavar="PRESET", help="tiny, vit-b, vit-l, vit-h or vit-h-laion."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Apply torch.compile to SAM's image encoder.")
 ]
-ClipCheckpoint = Annotated[
-    Path | None, typer.Option(help="A file of your own for the preset's CLIP.")
-]
-SamCheckpoint = Annotated[
-    Path | None, typer.Option(help="A file of your own for the preset's SAM.")
-]
+ClipCheckpoint = Annotated[Path | None, path_option("A file of your own for the preset's CLIP.")]
+SamCheckpoint = Annotated[Path | None, path_option("A file of your own for the preset's SAM.")]
 WeightsDir = Annotated[
     Path | None,
-    typer.Option(help="Folder for weights; else CLIP2SAM_WEIGHTS, else the user's cache folder."),
+    path_option("Folder for weights; else CLIP2SAM_WEIGHTS, else the user's cache folder."),
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 
@@ -78,11 +117,11 @@ Published = Annotated[
 Method = Annotated[str | None, typer.Option(help="raw, maskclip, surgery or clearclip.")]
 PresenceThreshold = Annotated[
     float | None,
-    typer.Option(help="Raw score that a label must reach to be present; else the preset's."),
+    number_option("Raw score that a label must reach to be present; else the preset's."),
 ]
 PointThreshold = Annotated[
     float | None,
-    typer.Option(help="Grid cells at or above it (0 to 1) become positive points."),
+    number_option("Grid cells at or above it (0 to 1) become positive points."),
 ]
 Grid = Annotated[int | None, typer.Option(help="Cells a side of the grid of points.")]
 Resolution = Annotated[int | None, typer.Option(help="Side of CLIP's square input in pixels.")]

@@ -26,7 +26,9 @@ from clip2sam.cli.options import (
     Resolution,
     SamCheckpoint,
     WeightsDir,
+    as_path,
     given_labels,
+    path_option,
     settings,
 )
 from clip2sam.errors import ConfigError
@@ -39,12 +41,16 @@ if TYPE_CHECKING:
 def segment(
     images: Annotated[
         list[Path],
-        typer.Argument(help="Images, folders of images, quoted globs.", show_default=False),
+        typer.Argument(
+            help="Images, folders of images, quoted globs.",
+            show_default=False,
+            parser=as_path,
+        ),
     ],
     label: Label = None,
     labels: Labels = None,
     distractor: Distractor = None,
-    output: Annotated[Path, typer.Option(help="Folder for annotations.json and overlays/.")] = Path(
+    output: Annotated[Path, path_option("Folder for annotations.json and overlays/.")] = Path(
         "out"
     ),
     overlays: Annotated[str, typer.Option(help="Labels to draw: found, all or none.")] = "found",
