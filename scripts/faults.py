@@ -721,10 +721,14 @@ JOURNAL = [
         "labelling_decode_worker",
         (
             "the decode worker's timer removed",
-            "signal.setitimer(signal.ITIMER_REAL, timeout)",
-            "pass",
+            "signal.setitimer(signal.ITIMER_REAL, timeout)  # its signal",
+            "pass  # its signal",
         ),
-        ("the timer runs on", "        signal.setitimer(signal.ITIMER_REAL, 0)\n", ""),
+        (
+            "the timer runs on",
+            "        signal.setitimer(signal.ITIMER_REAL, 0)\n        answers.write(json",
+            "        answers.write(json",
+        ),
         ("images of any size", "load_image(data, max_pixels=max_pixels)", "load_image(data)"),
     ),
     *faults(
