@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 from PIL import Image as PILImage
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
@@ -23,9 +25,9 @@ from clip2sam.coco.rle import decode_rle, encode_mask, run_lengths
 from clip2sam.coco.validate import validate
 from clip2sam.coco.write import write_coco
 from clip2sam.data.files import fitting_name
-from clip2sam.data.labels import LabelClass
+from clip2sam.data.labels import LabelClass, as_label_set
 from clip2sam.data.records import Annotation, ImageRecord
-from clip2sam.errors import CocoError, ConfigError, OutputError
+from clip2sam.errors import CocoError, ConfigError, LabelError, OutputError
 from clip2sam.export import EXPORTERS, Exporter, exporter_for
 from clip2sam.export.coco import CocoExporter
 from clip2sam.export.label_studio import LabelStudioExporter
@@ -449,6 +451,35 @@ def test_yolo_cannot_tell_suffixes_apart(tmp_path):
     with pytest.raises(ConfigError, match=r"'a\.png' and 'a\.jpg' would share one"):
         YoloExporter().write(records, CLASSES, tmp_path / "yolo")
     assert not (tmp_path / "yolo" / "data.yaml").exists()
+
+
+# --- labels
+
+ACCEPTED = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+
+
+@pytest.mark.filterwarnings("ignore:labels that differ only")
+@settings(max_examples=50, deadline=None)
+@given(names=st.lists(ACCEPTED, min_size=1, max_size=3, unique=True))
+@example(names=["</Label>", "\ufeff&amp;", " a ", "\U0010ffff", "#: -", "1"])
+@example(names=["a\nb"])
+@example(names=["\ufffe"])
+def test_every_accepted_label_survives_in_every_file_of_names(tmp_path_factory, names):
+    try:
+        classes = as_label_set(names).wanted
+    except LabelError:
+        assume(False)
+    folder = tmp_path_factory.mktemp("names")
+    LabelStudioExporter().write([], classes, folder / "tasks.json")
+    view = ET.parse(folder / "tasks.xml").getroot()
+    assert [e.attrib["value"] for e in view.iter("Label")] == names
+    PngExporter().write([], classes, folder)
+    text = (folder / "classes.txt").read_bytes().decode()
+    numbered = [f"{i} {name}" for i, name in enumerate(names, 1)]
+    assert text.splitlines() == text.removesuffix("\n").split("\n") == numbered
+    YoloExporter().write([], classes, folder)
+    data = yaml.safe_load((folder / "data.yaml").read_bytes())
+    assert data["names"] == dict(enumerate(names))
 
 
 # --- names

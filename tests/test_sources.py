@@ -162,7 +162,7 @@ def test_names_that_lead_out_are_refused_with_their_line(tree, name):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([{"id": 0, "file_name": "a"}], "an id from 1, got 'a' and 0"),
+        ([{"id": 0, "file_name": "a"}], "an id from 1 to .*, got 'a' and 0"),
         ([{"id": True, "file_name": "a"}], "an id from 1"),
         ([{"id": 1}], "expected a file_name"),
         (["a"], "expected a file_name"),
@@ -207,6 +207,30 @@ def test_nothing_to_label_is_an_error(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ImageError, match="no JSON"):
         find_source(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**53, 10**400, True, 1.0, "1", None, [1]])
+def test_ids_that_are_not_cocos_are_refused(tmp_path, number):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"images": [{"id": number, "file_name": "a.png"}]}))
+    with pytest.raises(ImageError, match=r"images\[0\]: .* an id from 1 to 2\*\*53 - 1") as caught:
+        find_source(path)
+    assert len(str(caught.value)) < 300
+    path.write_text(json.dumps({"images": [{"id": 2**53 - 1, "file_name": "a.png"}]}))
+    assert find_source(path).ids == (2**53 - 1,)
+
+
+def test_names_that_no_file_can_have_are_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"images": [{"id": 1, "file_name": "a\\ud800.png"}]}')
+    with pytest.raises(ImageError, match=r"images\[0\]: expected a name that a file can have"):
+        find_source(path)
+    # the bytes of an é, each as an escape, beside the é
+    rows = [(1, r"\udcc3\udca9.png"), (2, "é.png")]
+    text = ", ".join(f'{{"id": {i}, "file_name": "{name}"}}' for i, name in rows)
+    path.write_text(f'{{"images": [{text}]}}')
+    with pytest.raises(ImageError, match=r"'é\.png' is there twice, under two ids"):
+        find_source(path)
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(tree, monkeypatch):

@@ -11,6 +11,7 @@ import csv
 import json
 import os
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -148,8 +149,16 @@ def checked_key(name: str, place: str) -> str:
     """A name as a key.
 
     Raises:
-        ImageError: it is empty, absolute, or leads upwards; the message names `place`.
+        ImageError: it is empty, absolute, leads upwards, or can't be a file's name; the message
+            names `place`.
     """
+    try:  # bytes that are not UTF-8 may be written as escapes, and so may those that are
+        name = os.fsdecode(os.fsencode(name))
+    except UnicodeEncodeError as error:
+        raise ImageError(
+            f"{place}: expected a name that a file can have, got {name!r} with half a character; "
+            "write it as UTF-8"
+        ) from error
     parts = PurePosixPath(name).parts
     if not parts or "\0" in name or name.startswith("/") or ".." in parts:
         raise ImageError(
@@ -327,10 +336,11 @@ def _coco_images(path: Path) -> list[tuple[str, int]]:
             (image.get("file_name"), image.get("id")) if isinstance(image, dict) else (None, None)
         )
         place = f"{origin}, images[{i}]"
-        if not isinstance(name, str) or type(number) is not int or number < 1:
+        # beyond 2**53, readers that use floats confuse ids
+        if not isinstance(name, str) or type(number) is not int or not 1 <= number < 2**53:
             raise ImageError(
-                f"{place}: expected a file_name and an id from 1, got {name!r} and {number!r}; "
-                "correct it"
+                f"{place}: expected a file_name and an id from 1 to 2**53 - 1, got "
+                f"{reprlib.repr(name)} and {reprlib.repr(number)}; correct it"
             )
         if found.setdefault(checked_key(name, place), number) != number:
             raise ImageError(
