@@ -27,6 +27,8 @@ class FileServer(ThreadingHTTPServer):
         self.faults: list[str] = []
         self.ranges = True
         self.tell_length = True
+        self.status: int | None = None
+        """In the place of 200 and 206."""
         self.moved_to = "/found"
         self.headers: dict[str, str] = {}
         """Headers in the place of the server's own."""
@@ -79,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
         body = server.content_at(self.path)[start:]
-        self._headers(206 if start else 200, len(body), start)
+        self._headers(server.status or (206 if start else 200), len(body), start)
         first = body[: int(number)] if number else body
         if fault == "trickle":
             self._trickle(body)
@@ -106,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if self.server.tell_length and "Content-Length" not in self.server.headers:
             self.send_header("Content-Length", str(length))
-        if status == 302:
+        if status // 100 == 3:
             self.send_header("Location", self.server.moved_to)
         if status == 206 and "Content-Range" not in self.server.headers:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")

@@ -55,7 +55,7 @@ def load_clip(
     _read_tensors(path)  # open_clip reads it again; this one refuses other files in clear words
     try:
         clip = open_clip.create_model(model, pretrained=str(path), weights_only=True)
-    except (RuntimeError, KeyError) as error:
+    except Exception as error:  # it converts foreign checkpoints by their names, and trips on some
         raise WeightsError(
             f"{path} does not fit open_clip's {model}: {one_line(error)}; name its own model"
         ) from error
@@ -201,7 +201,9 @@ def _state_dict(path: Path, state: Any) -> dict[str, Tensor]:
 
 
 def _checked_values(path: Path, state: dict[Any, Tensor]) -> dict[str, Tensor]:
-    """The tensors, if their names are texts and all values are there and finite."""
+    """The tensors, if there are any, their names are texts and all values are there and finite."""
+    if not state:
+        raise WeightsError(f"{path} holds no tensors; use the official checkpoint, or get it again")
     for name, tensor in state.items():
         if not isinstance(name, str) or tensor.layout != torch.strided or tensor.is_quantized:
             raise WeightsError(

@@ -140,7 +140,7 @@ def compact_rows(known: Sequence[int]) -> Int[Tensor, "vocabulary"]:
     The end-of-text token, the highest id, keeps the highest row: open_clip finds it by argmax.
     """
     rows = torch.zeros(VOCABULARY_SIZE, dtype=torch.long)
-    rows[torch.as_tensor(known)] = torch.arange(1, len(known) + 1)
+    rows[torch.as_tensor(known, dtype=torch.long)] = torch.arange(1, len(known) + 1)
     return rows
 
 
