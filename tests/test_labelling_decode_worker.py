@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image as PILImage
 from clip2sam.data.images import MAX_PIXELS, Image, load_image
 from clip2sam.errors import ImageError, RunError
 from clip2sam.labelling import decode_worker
-from clip2sam.labelling.decode_worker import DecodeWorker
+from clip2sam.labelling.decode_worker import Budget, DecodeWorker
 from clip2sam.labelling.readers import Readers
 from tests.labelling_fakes import Here, reads, threads_named, write_images
 
@@ -82,6 +83,76 @@ def test_large_bytes_come_through_the_pipe_whole(worker):
     np.testing.assert_array_equal(worker.decode(data, "b").pixels, pixels)
 
 
+SMALL = """
+from clip2sam.labelling import decode_worker
+decode_worker.LARGE = 100
+decode_worker.serve()
+"""
+
+
+def test_large_images_share_a_budget_of_memory(images, monkeypatch):
+    """Each asks, and only what fits is decoded at the same time; it comes out all the same."""
+    monkeypatch.setattr(decode_worker, "CODE", SMALL)
+    taken, most, sizes, lock = 0, 0, [], threading.Lock()
+
+    class Watched(Budget):
+        @contextmanager
+        def taken(self, size):
+            nonlocal taken, most
+            with super().taken(size):
+                with lock:
+                    taken, most = taken + size, max(most, taken + size)
+                    sizes.append(size)
+                time.sleep(0.02)
+                yield
+                with lock:
+                    taken -= size
+
+    expected = load_image(images / "000.png")
+    budget = Watched(2 * expected.pixels.size // 3 * decode_worker.BYTES_PER_PIXEL)
+    make = lambda: DecodeWorker(MAX_PIXELS, 60.0, budget)  # noqa: E731
+    wanted = [(i, "000.png") for i in range(20)]
+    with Readers(iter(wanted), reads(images), make, 4) as readers:
+        for read in readers:
+            np.testing.assert_array_equal(read.image.pixels, expected.pixels)
+    assert sizes == [24 * 24 * decode_worker.BYTES_PER_PIXEL] * 20
+    assert most == 2 * sizes[0]
+
+
+def test_one_larger_than_the_budget_waits_until_it_is_alone():
+    budget, order = Budget(10), []
+
+    def large():
+        with budget.taken(100):
+            order.append("large")
+
+    with budget.taken(5):
+        thread = threading.Thread(target=large)
+        thread.start()
+        time.sleep(0.05)
+        order.append("small")
+    thread.join(10)
+    assert order == ["small", "large"]
+
+
+LYING = """
+from clip2sam.labelling import decode_worker
+def load_image(data, max_pixels):
+    bytearray(5 * 2**30)
+decode_worker.load_image = load_image
+decode_worker.serve()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit may not be there")
+def test_a_worker_may_take_no_more_memory_than_an_image_needs(images, monkeypatch):
+    monkeypatch.setattr(decode_worker, "CODE", LYING)
+    with DecodeWorker(10**6, 60.0) as worker:
+        with pytest.raises(ImageError, match=r"^a\.png: can't be read \(out of memory\)"):
+            worker.decode(str(images / "000.png"), "a.png")
+        assert worker.pid is not None
+
+
 @pytest.mark.parametrize("as_bytes", [False, True])
 def test_failures_have_the_name_of_the_source(images, as_bytes):
     PILImage.fromarray(np.zeros((300, 400, 3), np.uint8)).save(images / "large.png")
@@ -138,7 +209,7 @@ def test_a_worker_that_was_killed_between_images_costs_one(images, worker):
 
 OWNER = """
 import os, signal, sys
-from clip2sam.labelling.decode_worker import DecodeWorker
+from clip2sam.labelling.decode_worker import Budget, DecodeWorker
 worker = DecodeWorker(10**8, 60.0)
 worker.decode(sys.argv[1], "key")
 print(worker.pid, flush=True)
@@ -293,6 +364,27 @@ def test_leaving_early_ends_threads_and_processes(images):
     assert pids
     assert not any(alive(pid) for pid in pids)
     assert all(worker.pid is None for worker in made)
+
+
+def test_leaving_early_stops_a_worker_that_is_busy(images):
+    began, stopped = threading.Event(), threading.Event()
+
+    class Busy(Here):
+        def decode(self, data, key):
+            if key == "001.png":
+                began.set()
+                assert stopped.wait(100), "nobody has stopped it"
+            return super().decode(data, key)
+
+        def stop(self):
+            stopped.set()
+
+    wanted = [(0, "000.png"), (1, "001.png")]
+    with Readers(iter(wanted), reads(images), Busy, 1) as readers:
+        next(readers)
+        began.wait()
+    assert stopped.is_set()
+    assert not threads_named("reader")
 
 
 @pytest.mark.parametrize("where", ["worker", "source"])

@@ -8,7 +8,8 @@ source --> readers --> engine --> writer --> journal ==> publish, export
     decode_worker  a process that decodes image files, and may crash or hang without harm to the run
     engine         images to presence scores and masks; smaller batches when memory runs out
     journal        one checked line an image; cut back to the last good one at each start
-    manifest       the run's folder: what is labelled and how, frozen when the run begins; the lock
+    manifest       the run's folder: what is labelled and how; the lock
+    changes        images that were changed or added since the run began
     fingerprint    all that the results depend on; another one is refused
     decide         which recorded masks are kept
     summary        the journal through exporters into files, and counted; `publish`

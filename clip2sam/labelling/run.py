@@ -18,7 +18,7 @@ from clip2sam.export import Exporter
 from clip2sam.export.coco import CocoExporter
 from clip2sam.export.results import ResultsExporter
 from clip2sam.labelling.changes import Changed, changed_images, take_in_new
-from clip2sam.labelling.decode_worker import DecodeWorker
+from clip2sam.labelling.decode_worker import Budget, DecodeWorker
 from clip2sam.labelling.engine import Engine, SegmenterEngine
 from clip2sam.labelling.fingerprint import check_same, fingerprint
 from clip2sam.labelling.flow import run_flow
@@ -269,7 +269,7 @@ class _Start:
     def _label(
         self, run: RunFolder, source: Source, engine: Engine
     ) -> Generator[ImageRecord, None, Summary]:
-        clock, labelled = Clock(), 0
+        clock, labelled, budget = Clock(), 0, Budget()
         with closing(Journal(run.journal, run.ids, run.class_names)) as journal:
             again = changed_images(run, source, journal.index, self.changed)
             wanted = [
@@ -284,7 +284,7 @@ class _Start:
                 source.read,
                 engine,
                 journal,
-                lambda: DecodeWorker(self.max_pixels, self.timeout),
+                lambda: DecodeWorker(self.max_pixels, self.timeout, budget),
                 threads=min(self.readers, max(len(wanted), 1)),
                 batch_size=self.batch_size,
                 max_failures=self.max_failures,
