@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 CHECK = """
 import json, sys, time
 from pathlib import Path
+from typing import Any
 from clip2sam.coco.validate import validate
 
 def mib(key):
@@ -78,7 +80,8 @@ def write_file(path: Path, count: int, *, polygons: bool) -> None:
         rows = JsonList(file)
         for i in range(count):
             segmentation, area, box = made[i % len(made)]
-            row = {"id": i + 1, "image_id": i // 3 + 1, "category_id": i % 80 + 1}
+            row: dict[str, Any] = {"id": i + 1, "image_id": i // 3 + 1}
+            row |= {"category_id": i % 80 + 1}
             row |= {"segmentation": segmentation, "area": area, "bbox": box, "iscrowd": 0}
             rows.add({**row, "score": 0.95964926})
         file.write(b'],"categories":[')

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import get_type_hints
 
@@ -524,6 +525,22 @@ def test_every_setting_reaches_the_run(run, street):
     code, _, errors = run(*arguments, "--published")
     assert code == 2
     assert "engine.config.resolution was None, is now 512" in errors
+
+
+def test_an_image_that_changed_is_named_and_labelled_again_or_refused(run, street, tmp_path):
+    arguments = ("label", street, "--label", "heart", "--output", "run/it")
+    assert run(*arguments)[0] == 0
+    os.utime(tmp_path / street, ns=(1, 1))
+    code, _, errors = run(*arguments, "--changed", "refuse")
+    assert code == 2
+    assert "street.png" in errors
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        code, _, errors = run(*arguments)
+    assert code == 0
+    assert "warning: " in errors
+    assert "street.png" in errors
+    assert run(*arguments, "--changed", "never")[0] == 2
 
 
 def test_progress_counts_what_the_run_keeps(run, street, monkeypatch):

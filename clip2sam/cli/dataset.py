@@ -60,6 +60,9 @@ def label(
             "Also keep masks below their threshold, down to this presence score, for exports."
         ),
     ] = None,
+    changed: Annotated[
+        str, typer.Option(help="Images that changed since they were labelled: again or refuse.")
+    ] = "again",
     batch_size: Annotated[
         int, typer.Option(help="Images between the model and the journal.", min=1, max=4096)
     ] = 8,
@@ -137,6 +140,7 @@ def label(
                 distractors=distractor or (),
                 root=root,
                 retry_failed=retry_failed,
+                changed=changed,  # type: ignore[arg-type]  # checked there
                 max_failures=max_failures,
                 keep_above=keep_above,
                 batch_size=batch_size,

@@ -119,7 +119,7 @@ def segment(
         try:
             records = segment_images(
                 segmenter,
-                images,
+                source,
                 label_set,
                 output,
                 overlays=overlays,  # type: ignore[arg-type]  # checked above
