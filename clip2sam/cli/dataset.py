@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.text import Text
@@ -100,8 +100,11 @@ def label(
     Example: clip2sam label images/ --labels labels.yaml --output run/
     """
     from clip2sam.cli.progress import Display
+    from clip2sam.labelling.changes import Changed
     from clip2sam.labelling.run import label_dataset
 
+    if changed not in get_args(Changed):
+        raise ConfigError(f"--changed must be again or refuse, but got {changed!r}")
     given = given_labels(label, labels)
     config = settings(
         preset,
@@ -140,7 +143,7 @@ def label(
                 distractors=distractor or (),
                 root=root,
                 retry_failed=retry_failed,
-                changed=changed,  # type: ignore[arg-type]  # checked there
+                changed=changed,  # type: ignore[arg-type]  # checked above
                 max_failures=max_failures,
                 keep_above=keep_above,
                 batch_size=batch_size,
