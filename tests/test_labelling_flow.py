@@ -3,6 +3,7 @@ more."""
 
 import gc
 import random
+import time
 import weakref
 
 import numpy as np
@@ -118,18 +119,29 @@ def test_the_outcome_does_not_depend_on_threads_or_batches(
 
 
 def test_no_more_than_a_batch_is_between_model_and_journal(images, tmp_path):
+    """Images that can't be read never reach the model, and make no room for more."""
+
     class Watching(Threshold):
         most = 0
 
         def predict(self, prepared):
             self.seen += [image.origin for image in prepared]
-            self.most = max(self.most, len(self.seen) - len(journal.index.offsets))
+            written = journal.index.offsets.keys() - journal.index.failed
+            self.most = max(self.most, len(self.seen) - len(written))
             return [image.pixels > 128 for image in prepared]
 
+        def finish(self, image, prediction):
+            time.sleep(0.002)  # the model would run ahead, if it could
+            return super().finish(image, prediction)
+
+    gone = [(FIRST + i, f"gone-{i}.png") for i in range(30, 40)]
     for batch_size in (1, 2, 6):
         journal, engine = new_journal(tmp_path / f"{batch_size}.jsonl"), Watching()
-        run(images, journal, engine, batch_size=batch_size)
+        records = run(
+            images, journal, engine, wanted=[*gone, *WANTED], threads=1, batch_size=batch_size
+        )
         journal.close()
+        assert len(records) == 40
         assert engine.most <= batch_size
 
 
