@@ -816,6 +816,7 @@ def test_any_counts_string_is_read_or_refused(counts, height):
     )
 )
 @example([(1, "1", 1), (2, "04", 2), (2, "0O4", 2), (3, "311011", 3)])
+@example([(2, "VPPPPPP0", 3)])  # 6 in 8 characters
 def test_many_rles_at_once_are_what_they_are_one_by_one(rles):
     wanted = []
     for height, counts, width in rles:

@@ -291,3 +291,12 @@ def test_any_number_on_the_command_line(tmp_path, monkeypatch, capsys, command, 
     assert stop.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["label", "tune"])
+def test_an_empty_source_is_not_the_current_folder(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["clip2sam", command, "", "--label", "a"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "expected a path, got nothing" in " ".join(capsys.readouterr().err.split())

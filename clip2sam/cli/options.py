@@ -50,6 +50,12 @@ def as_path(text: str | Path) -> Path:
     return Path(text)
 
 
+def as_source(text: str) -> str:
+    """A source as it is typed, checked as `as_path` does."""
+    as_path(text)
+    return text
+
+
 def path_option(help: str) -> Any:
     """An option whose value is a path."""
     return typer.Option(help=help, metavar="PATH", parser=as_path)
@@ -62,6 +68,7 @@ Source = Annotated[
     typer.Argument(
         help="A folder, a .txt or .csv list, a COCO .json file, a quoted glob, or an image.",
         show_default=False,
+        parser=as_source,
     ),
 ]
 Root = Annotated[
