@@ -318,7 +318,9 @@ def test_a_terminal_that_knows_few_characters(street, encoding):
 def test_ctrl_c_is_130_without_a_traceback(tmp_path, signals):
     """The second one, while the command cleans up, ends it at once."""
     program = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        # a shell's background jobs ignore Ctrl-C, and so do the processes that they start
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from clip2sam.cli import app\n"
         "def slow(*_, **__):\n"
         "    try:\n"
