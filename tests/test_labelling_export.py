@@ -168,6 +168,10 @@ def test_duplicates_are_of_one_class_and_the_best_stays(make_run):
     assert scores == [[0.9, 0.6], [0.8, 0.9, 0.6]]
     same = replace(RECORDS[1], annotations=(found(CAT, RING, 0.5), found(DOG, RING, 0.4)))
     assert scores_kept(run, same, presence_threshold=0.0, duplicates=0.5) == [0.5, 0.4]
+    # an IoU of exactly the limit is no duplicate yet
+    whole, half = box(30, 5, 20, 20), box(30, 5, 20, 10)
+    limit = replace(RECORDS[1], annotations=(found(CAT, whole, 0.5), found(CAT, half, 0.4)))
+    assert scores_kept(run, limit, presence_threshold=0.0, duplicates=0.5) == [0.5, 0.4]
 
 
 @pytest.mark.parametrize("overlap", ["score", "small"])
