@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from clip2sam.data.images import Image, load_image
-from clip2sam.data.labels import LabelSet, as_label_set
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
 from clip2sam.errors import ConfigError, LabelError
 from clip2sam.pipeline import Features, ImageLike, LabelsLike, Segmenter
 from clip2sam.points import PADDING, pool_grid
@@ -246,7 +246,9 @@ def explain_caption(segmenter: Segmenter, image: ImageLike, caption: str) -> Cap
             "write what is in the image"
         )
     loaded = load_image(image)
-    maps = segmenter.locate(segmenter.encode([loaded]), as_label_set(words))
+    maps = segmenter.locate(
+        segmenter.encode([loaded]), LabelSet(tuple(LabelClass(word, (word,)) for word in words))
+    )
     return CaptionMaps(loaded, words, maps.raw[0].cpu().numpy(), maps.presence[0].cpu().numpy())
 
 
