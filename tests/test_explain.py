@@ -186,7 +186,8 @@ def test_names_are_written_as_typed_and_the_figure_shows_itself(segmenter, image
 def test_a_caption_has_a_map_for_each_word(segmenter, image):
     maps = explain_caption(segmenter, image, "A dog, and a (small) dog!")
     assert maps.words == ("A", "dog", "and", "a", "small")
-    np.testing.assert_array_equal(maps.maps, segmenter(image, list(maps.words)).maps)
+    labels = clip2sam.LabelSet(tuple(clip2sam.LabelClass(word, (word,)) for word in maps.words))
+    np.testing.assert_array_equal(maps.maps, segmenter(image, labels).maps)
     assert [t.split()[0] for t in texts(maps.show()) if t] == list(maps.words)
     for empty in ("", " ... !"):
         with pytest.raises(LabelError, match="a caption with at least one word"):
