@@ -10,6 +10,12 @@ from clip2sam.clip.methods import CLIP_SURGERY, Method, as_method
 from clip2sam.errors import ConfigError, shown
 
 Grid = int | Literal["half"]
+PROMPTS = ("object", "label")
+"""What a prompt is for."""
+
+DEFAULT_POINT_THRESHOLDS = {"object": 0.5, "label": 0.8}
+"""What no `Config.point_threshold` stands for."""
+
 CANDIDATES = ("both", "agreement", "predicted_iou")
 """The candidate rules that have a name."""
 
@@ -20,6 +26,9 @@ refuses what gives its own patches more than that."""
 MAX_GRID = 64
 """Of `Config.grid`: every cell is a slot for a point, and SAM's memory for one prompt grows with
 their number: 0.5 GB of attention for 64 x 64."""
+
+MAX_OBJECTS = 64
+"""Of `Config.max_objects`: each is a prompt for SAM."""
 
 MAX_POINTS = 1_000_000
 """Of `Config.max_positive` and `max_negative`: more than any grid has cells."""
@@ -43,12 +52,25 @@ class Config:
     grid: Grid = 7
     """Cells a side of the grid that points are chosen on; "half": half the map's side, as
     published."""
-    point_threshold: float = 0.8
-    """Cells at or above it (after min-max scaling of the grid) become positive points, and as many
-    of the lowest ones negative points."""
+    prompts: Literal["object", "label"] = "object"
+    """One prompt, and so one mask, for each object of a label, or one for the label as a whole, as
+    published."""
+    point_threshold: float | None = None
+    """Cells at or above it (after min-max scaling of the grid) are positive. With one prompt an
+    object, a maximum of the map in or beside a positive cell is an object if it reaches this share
+    of the label's highest one; with one a label, the positive cells' centres are positive points,
+    and those of as many of the lowest cells negative ones. None: 0.5 and 0.8."""
     max_positive: int | None = None
+    """At most so many positive points, with one prompt a label; None for no cap."""
     max_negative: int | None = None
-    """Caps on each kind of point; None for no cap."""
+    """At most so many negative points a prompt. None: with one prompt a label no cap, with one an
+    object no negative points."""
+    max_objects: int = 8
+    """At most so many objects of a label in an image."""
+    min_share: float = 0.5
+    """With one prompt an object: of a label's masks, those are shown whose mean raw score inside is
+    at least this share of the best mask's. The others may be false; a run's journal keeps them, so
+    that an export can decide again."""
     candidate: str | Callable[..., Any] = "both"
     """Which of SAM's candidate masks is kept: the one that agrees best with the label's map
     ("agreement"), the one with the highest predicted IoU ("predicted_iou", as published), the one
@@ -67,11 +89,20 @@ class Config:
         if not (isinstance(self.grid, str) and self.grid == "half"):
             unit = 'cells a side, or "half"'
             self._set("grid", _whole("grid", self.grid, 2, MAX_GRID, unit))
-        self._set("point_threshold", _finite("point_threshold", self.point_threshold))
-        if not 0 < self.point_threshold <= 1:
+        if self.prompts not in PROMPTS:
             raise ConfigError(
-                f"point_threshold must be above 0 and at most 1, but got {self.point_threshold}"
+                f"prompts must be one of {', '.join(PROMPTS)}, but got {shown(self.prompts)}"
             )
+        if self.point_threshold is not None:
+            self._set("point_threshold", _finite("point_threshold", self.point_threshold))
+            if not 0 < self.point_threshold <= 1:
+                raise ConfigError(
+                    f"point_threshold must be above 0 and at most 1, but got {self.point_threshold}"
+                )
+        self._set("max_objects", _whole("max_objects", self.max_objects, 1, MAX_OBJECTS, "objects"))
+        self._set("min_share", _finite("min_share", self.min_share))
+        if not 0 <= self.min_share <= 1:
+            raise ConfigError(f"min_share must be from 0 to 1, but got {self.min_share}")
         for name in ("max_positive", "max_negative"):
             cap = getattr(self, name)
             if cap is not None:
@@ -81,6 +112,12 @@ class Config:
                 f"candidate must be a function or one of {', '.join(CANDIDATES)}, "
                 f"but got {shown(self.candidate)}"
             )
+
+    @property
+    def positive_from(self) -> float:
+        """`point_threshold`, or what None stands for."""
+        default = DEFAULT_POINT_THRESHOLDS[self.prompts]
+        return default if self.point_threshold is None else self.point_threshold
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # a frozen dataclass has no other way
@@ -149,8 +186,9 @@ PUBLISHED_TEXTS = (
 
 
 def published() -> Config:
-    """The published demo: 512 pixels, its 59 texts, no presence decision, points on half the map's
-    side, the candidate with the highest predicted IoU. The baseline for every improvement.
+    """The published demo: 512 pixels, its 59 texts, no presence decision, one prompt a label with
+    points on half the map's side, the candidate with the highest predicted IoU. The baseline for
+    every improvement.
 
     Source: `demo.py` of https://github.com/xmed-lab/CLIP_Surgery.
     """
@@ -159,5 +197,6 @@ def published() -> Config:
         background_prompts=PUBLISHED_TEXTS,
         presence_threshold=None,
         grid="half",
+        prompts="label",
         candidate="predicted_iou",
     )

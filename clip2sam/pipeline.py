@@ -1,8 +1,10 @@
 """The figure: labels and images go through the stages one after another and come out as masks.
 
 labels --> text features --+
-images --> CLIP's tokens --+--> locate: maps, presence --> prompt: points --+
-images --> SAM's embeddings (only where there is a prompt) -----------------+--> decode --> choose
+images --> CLIP's tokens --+--> locate: maps, presence --> instances --> prompt: points --+
+images --> SAM's embeddings (only where there is a prompt) --------------------------------+
+                                                                                            v
+                                                                         choose: masks <-- decode
 
 Each stage is public, takes a batch, and hands on one record of `clip2sam.types`.
 """
@@ -27,9 +29,18 @@ from clip2sam.data.images import Image, load_image
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.data.presence import is_present
 from clip2sam.errors import ConfigError, ImageError, shown
+from clip2sam.instances import find_instances, fine_maps, instance_prompts
 from clip2sam.points import point_prompts, pool_grid, select_points
 from clip2sam.result import Result, as_results
 from clip2sam.sam import PromptSAM
+from clip2sam.scoring import (
+    Contrast,
+    best_of_each,
+    contrast,
+    same_object,
+    share_of_best,
+    stability,
+)
 from clip2sam.similarity import (
     SurgeryTerms,
     beaten_by_distractors,
@@ -39,6 +50,7 @@ from clip2sam.similarity import (
 )
 from clip2sam.types import (
     Candidates,
+    Instances,
     Masks,
     Prediction,
     Prompts,
@@ -239,17 +251,23 @@ class Segmenter:
         return SimilarityMaps(raw, presence, beaten, present, labels, features.sizes)
 
     @torch.no_grad()
-    def prompt(self, maps: SimilarityMaps) -> Prompts:
-        """Points for each label that is present."""
+    def instances(self, maps: SimilarityMaps) -> Instances:
+        """The places of the objects of each label that is present."""
         config = self.config
-        coords, point_labels = select_points(
-            pool_grid(maps.raw, config.grid),
-            maps.sizes,
-            config.point_threshold,
-            config.max_positive,
-            config.max_negative,
-        )
-        return point_prompts(coords, point_labels, maps.present, maps.sizes)
+        grids = pool_grid(maps.raw, config.grid)
+        return find_instances(maps, grids, config.positive_from, config.max_objects)
+
+    @torch.no_grad()
+    def prompt(self, maps: SimilarityMaps) -> Prompts:
+        """Points for each object of the labels that are present, or for each label as a whole, see
+        `Config.prompts`."""
+        config, grids = self.config, pool_grid(maps.raw, self.config.grid)
+        start = config.positive_from
+        if config.prompts == "object":
+            points = select_points(grids, maps.sizes, start, 0, config.max_negative or 0)
+            return instance_prompts(self.instances(maps), *points)
+        points = select_points(grids, maps.sizes, start, config.max_positive, config.max_negative)
+        return point_prompts(*points, maps.present, maps.sizes)
 
     def decode(self, features: Features, prompts: Prompts) -> Candidates:
         """SAM's candidate masks for each prompt, all prompts of the batch together."""
@@ -260,19 +278,51 @@ class Segmenter:
 
     @torch.no_grad()
     def choose(self, maps: SimilarityMaps, prompts: Prompts, candidates: Candidates) -> Masks:
-        """Keep one candidate of each prompt, by the rule of `Config.candidate`."""
+        """Keep one candidate of each prompt, by the rule of `Config.candidate`, and score it. With
+        one prompt an object, masks of the same object of a label are marked as not kept."""
         agrees = self.agreement(maps, prompts, candidates)
         best = as_rule(self.config.candidate)(candidates, agrees).argmax(dim=-1)
         row = torch.arange(len(best), device=best.device)
+        logits, predicted = candidates.logits[row, best], candidates.predicted_iou[row, best]
+        share, kept = torch.ones_like(predicted), torch.ones_like(predicted, dtype=torch.bool)
+        score = predicted.clamp(0, 1)
+        if self.config.prompts == "object":
+            alone = score * stability(logits) * agrees[row, best]
+            score, share, kept = self._compared(maps, prompts, logits, alone)
         return Masks(
-            candidates.logits[row, best],
-            candidates.predicted_iou[row, best],
+            logits,
+            predicted,
             agrees[row, best],
             best,
-            prompts.label_index,
-            prompts.counts,
-            prompts.sizes,
+            score,
+            share,
+            kept,
+            label_index=prompts.label_index,
+            counts=prompts.counts,
+            sizes=prompts.sizes,
         )
+
+    def _compared(
+        self, maps: SimilarityMaps, prompts: Prompts, logits: Tensor, alone: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Score, share and kept of masks, as in `Masks`: each compared with those of its label in
+        its image. Images have masks of different sizes and numbers, so they are taken one by one.
+
+        Args:
+            alone: the masks' scores without that comparison.
+        """
+        measured = (column[:, 0] for column in self.contrast(maps, prompts, logits[:, None]))
+        columns = (logits, prompts.label_index, alone, *measured)
+        parts = zip(*(column.split(prompts.counts) for column in columns), strict=True)
+        made = []
+        for (own, label, order, inside, against), size in zip(parts, prompts.sizes, strict=True):
+            group = label[:, None] == label
+            same = same_object(self.sam.inside(own, size))
+            kept = best_of_each(order, group, same, self.config.max_objects)
+            score = order * share_of_best(against, group, kept)
+            made.append((score, share_of_best(inside, group, kept), kept))
+        score, share, kept = (torch.cat(column) for column in zip(*made, strict=True))
+        return score, share, kept
 
     def predict(self, features: Features, labels: LabelSet) -> Prediction:
         """The stages from `locate` to `choose`. No value crosses to the host on the way, only how
@@ -307,21 +357,28 @@ class Segmenter:
     def agreement(
         self, maps: SimilarityMaps, prompts: Prompts, candidates: Candidates
     ) -> Float[Tensor, "prompts candidates"]:
-        """How well each candidate agrees with the map of its prompt's label, 0 to 1."""
+        """How well each candidate agrees with the map of its prompt's label, 0 to 1. With one
+        prompt an object: by the map's contrast at the candidate's border; with one a label: by how
+        well it covers the whole map."""
+        if self.config.prompts == "object":
+            return self.contrast(maps, prompts, candidates.logits).agreement
         heat = maps.raw[prompts.image_index, prompts.label_index]
         cells = (heat.shape[-2], heat.shape[-1])
-        parts = zip(
-            candidates.logits.split(prompts.counts),
-            heat.split(prompts.counts),
-            prompts.sizes,
-            strict=True,
-        )
-        return torch.cat(
-            [
-                agreement(self.sam.pool_candidates(logits, size, cells), own)
-                for logits, own, size in parts
-            ]
-        )
+        return agreement(self._coverage(candidates.logits, prompts, cells), heat)
+
+    def contrast(
+        self, maps: SimilarityMaps, prompts: Prompts, logits: Float[Tensor, "prompts masks low low"]
+    ) -> Contrast:
+        """What the map of each prompt's label says about masks of the prompt."""
+        fine = fine_maps(maps.raw[prompts.image_index, prompts.label_index])
+        return contrast(self._coverage(logits, prompts, (fine.shape[-2], fine.shape[-1])), fine)
+
+    def _coverage(
+        self, logits: Float[Tensor, "prompts masks low low"], prompts: Prompts, cells: Any
+    ) -> Float[Tensor, "prompts masks rows cols"]:
+        """The share of each of a map's cells that each mask covers."""
+        parts = zip(logits.split(prompts.counts), prompts.sizes, strict=True)
+        return torch.cat([self.sam.coverage(own, size, cells) for own, size in parts])
 
     @torch.no_grad()
     def surgery_terms(self, features: Features, labels: LabelSet) -> SurgeryTerms:

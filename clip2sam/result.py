@@ -17,7 +17,7 @@ from clip2sam.config import Config
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import Annotation, ImageRecord, as_float32
-from clip2sam.errors import ConfigError, ModelError
+from clip2sam.errors import ConfigError, LabelError, ModelError
 from clip2sam.points import pool_grid
 from clip2sam.sam import PromptSAM
 from clip2sam.sam.rle import encode_masks
@@ -44,7 +44,10 @@ class Result:
     image: Image
     label_set: LabelSet
     record: ImageRecord
-    """What files, journals and exporters hold of this image."""
+    """What files hold of this image."""
+    everything: tuple[Annotation, ...]
+    """The masks of all objects, also of those that `Config.min_share` leaves out because they are
+    weak beside their label's best one. A run's journal holds them."""
     label_indices: Int[np.ndarray, "masks"]
     """The class of each mask: an index into `class_names`."""
     points: tuple[Float[np.ndarray, "_ 3"], ...]
@@ -68,7 +71,7 @@ class Result:
 
     @property
     def annotations(self) -> tuple[Annotation, ...]:
-        """One for each mask, in the order of the labels."""
+        """One for each mask, in the order of the labels, the best score of each first."""
         return self.record.annotations
 
     @property
@@ -92,6 +95,19 @@ class Result:
         height, width = self.image.size
         masks = [decode_rle(a.rle) for a in self.annotations]
         return np.stack(masks) if masks else np.zeros((0, height, width), bool)
+
+    def mask_of(self, label: str) -> Bool[np.ndarray, "height width"]:
+        """All pixels of a label: the union of its masks, without a pixel if it is absent.
+
+        Raises:
+            LabelError: the label is not one of `class_names`.
+        """
+        if label not in self.class_names:
+            raise LabelError(
+                f"expected one of the labels requested, {', '.join(self.class_names)}, "
+                f"got {label!r}"
+            )
+        return np.asarray(self.masks[self.label_indices == self.class_names.index(label)].any(0))
 
     @property
     def boxes(self) -> Float[np.ndarray, "masks 4"]:
@@ -220,12 +236,12 @@ def as_result(
     maps, prompts, masks = prediction.maps, prediction.prompts, prediction.masks
     labels, wanted = maps.labels, len(maps.labels.wanted)
     first = sum(prompts.counts[:index])
-    rows = slice(first, first + prompts.counts[index])
+    all_rows = torch.arange(first, first + prompts.counts[index], device=masks.kept.device)
+    rows = all_rows[masks.kept[all_rows]]
     chunks = sam.upscale(masks.logits[rows], image.size)
     rles = [rle for chunk in chunks for rle in encode_masks(chunk)]
-    kept = [k for k, rle in enumerate(rles) if mask_utils.area(rle) > 0]
-    label_index = prompts.label_index[rows].cpu().numpy()
-    predicted_iou = masks.predicted_iou[rows].cpu().numpy()
+    numbers = (prompts.label_index, masks.score, masks.share)
+    label_index, score, share = (t[rows].cpu().numpy() for t in numbers)
     padded = torch.cat([prompts.coords[rows], prompts.point_labels[rows, :, None].float()], dim=-1)
     points = [one[one[:, 2] >= 0] for one in padded.cpu().numpy()]
     all_presence = maps.presence[index].cpu().numpy()  # distractors too: they decide
@@ -235,18 +251,22 @@ def as_result(
     host_maps = raw[0].cpu().numpy()
     # Here, where everything is on the host anyway: earlier, each check would wait for the device.
     _check_finite(image, "CLIP's similarity maps", host_maps, all_presence)
-    _check_finite(image, "SAM's predicted IoUs", predicted_iou)
-    _check_finite(image, "SAM's mask logits", _finite_if_all_are(masks.logits[rows]))
-    score = predicted_iou.clip(0, 1)
-    annotations = tuple(
+    _check_finite(image, "SAM's predicted IoUs", masks.predicted_iou[all_rows].cpu().numpy())
+    _check_finite(image, "SAM's mask logits", _finite_if_all_are(masks.logits[all_rows]))
+    with_pixels = [k for k, rle in enumerate(rles) if mask_utils.area(rle) > 0]
+    order = sorted(with_pixels, key=lambda k: (label_index[k], -score[k]))
+    everything = tuple(
         Annotation(
             labels.names[label_index[k]],
             rles[k],
             as_float32(score[k]),
             tuple((as_float32(x), as_float32(y), int(kind)) for x, y, kind in points[k]),
+            as_float32(share[k]),
         )
-        for k in kept
+        for k in order
     )
+    shown = [n for n, a in enumerate(everything) if a.share >= config.min_share]
+    annotations, kept = tuple(everything[n] for n in shown), [order[n] for n in shown]
     found = {int(label_index[k]) for k in kept}
     thresholds = labels.thresholds(config.presence_threshold)
     return Result(
@@ -261,6 +281,7 @@ def as_result(
             presence=tuple(map(as_float32, presence)),
             beaten=tuple(map(bool, beaten)),
         ),
+        everything=everything,
         label_indices=label_index[kept],
         points=tuple(points[k] for k in kept),
         presence=presence,

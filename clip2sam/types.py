@@ -46,6 +46,27 @@ class SimilarityMaps:
 
 
 @dataclass(frozen=True)
+class Instances:
+    """Where single objects of the labels may be: maxima of the maps, one row each. The rows of one
+    label of one image are together, the highest first."""
+
+    coords: Float[Tensor, "instances 2"]
+    """(x, y) in continuous pixels of the original image."""
+    height: Float[Tensor, "instances"]
+    """Raw score at the place."""
+    label_index: Int[Tensor, "instances"]
+    """The class in the label set that each is of."""
+    counts: tuple[int, ...]
+    """How many each image has."""
+    sizes: Sizes
+
+    @property
+    def image_index(self) -> Int[Tensor, "instances"]:
+        """The image that each is in."""
+        return image_index(self.counts, self.label_index.device)
+
+
+@dataclass(frozen=True)
 class Prompts:
     """Prompts for SAM, one row each. A label may have none, one or several.
 
@@ -91,9 +112,17 @@ class Masks:
     """Mask logits in SAM's padded square frame; a pixel is in the mask above SAM's threshold, 0."""
     predicted_iou: Float[Tensor, "prompts"]
     agreement: Float[Tensor, "prompts"]
-    """How well the chosen mask agrees with its label's map: a soft IoU, 0 to 1."""
+    """How well the chosen mask agrees with its label's map, 0 to 1, see `Segmenter.agreement`."""
     candidate: Int[Tensor, "prompts"]
     """Which of SAM's candidates was chosen."""
+    score: Float[Tensor, "prompts"]
+    """0 to 1: with one prompt a label the predicted IoU, with one an object see
+    `clip2sam.scoring`."""
+    share: Float[Tensor, "prompts"]
+    """Mean raw score inside the mask as a share of that of the label's best mask in the image, 0 to
+    1; 1 with one prompt a label."""
+    kept: Bool[Tensor, "prompts"]
+    """False for a mask that is another one's duplicate, or beyond the most objects of a label."""
     label_index: Int[Tensor, "prompts"]
     counts: tuple[int, ...]
     """How many masks each image has."""

@@ -26,6 +26,7 @@ class Threshold:
         self.group = group
         self.thresholds = (threshold,) * 3
         self.floors = (None,) * 3
+        self.min_share = 0.0
         self.batches: list[int] = []
         self.seen: list[str] = []
 

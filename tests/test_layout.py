@@ -21,7 +21,7 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("clip",),
     ("config",),
     ("types",),
-    ("similarity", "points", "candidates"),
+    ("similarity", "points", "instances", "candidates", "scoring"),
     ("sam",),
     ("visualize",),
     ("result",),

@@ -26,8 +26,8 @@ def models() -> tuple[SurgeryCLIP, PromptSAM]:
 
 @pytest.fixture
 def segmenter(models) -> Segmenter:
-    """Every label present: the models' weights are random, so that scores mean nothing."""
-    return Segmenter(*models, clip2sam.Config(presence_threshold=-1e9))
+    """Every label present, with one mask: weights are random, so that scores mean nothing."""
+    return Segmenter(*models, clip2sam.Config(presence_threshold=-1e9, prompts="label"))
 
 
 def noise(height=90, width=130, seed=0) -> Image:
@@ -101,13 +101,15 @@ def test_the_guard_sees_host_copies(call):
         call(torch.ones(3))
 
 
+@pytest.mark.parametrize("prompts", ["object", "label"])
 @pytest.mark.parametrize("presence", [-1e9, 0.0, None])
-def test_nothing_crosses_to_the_host_before_the_masks(models, presence, monkeypatch):
+def test_nothing_crosses_to_the_host_before_the_masks(models, presence, prompts, monkeypatch):
     """On a device that is no CPU: what depends on values is left out there."""
     files = ("sam.model", "sam.decoder", "sam.encoder", "kernels.relative", "kernels.attention")
     for file in files:
         monkeypatch.setattr(f"clip2sam.{file}.on_host", lambda tensor: False)
-    segmenter = Segmenter(*models, clip2sam.Config(presence_threshold=presence))
+    config = clip2sam.Config(presence_threshold=presence, prompts=prompts)
+    segmenter = Segmenter(*models, config)
     labels = clip2sam.as_label_set(["a", "b", "c"], distractors=["d"])
     segmenter.clip.encode_labels(labels)  # tokenised on the host; in memory from here on
     with no_host_copies():
@@ -131,15 +133,17 @@ def same(one, other):
     )
 
 
-def test_a_batch_gives_what_each_image_gives_alone(models):
+@pytest.mark.parametrize("prompts", ["object", "label"])
+def test_a_batch_gives_what_each_image_gives_alone(models, prompts):
     """Of different sizes; to the last bit, as groups of one image are encoded."""
-    segmenter = Segmenter(*models, clip2sam.Config(presence_threshold=0.02))
+    config = clip2sam.Config(presence_threshold=0.02, prompts=prompts, min_share=0.0)
+    segmenter = Segmenter(*models, config)
     images = [noise(90, 130), noise(64, 64, seed=1), noise(30, 200, seed=2)]
     labels = clip2sam.as_label_set(["cat", "dog", "tree"], distractors=["sky"])
     features = segmenter.encode(images)
     together = segmenter.results(features, segmenter.predict(features, labels))
-    counts = [len(r.masks) for r in together]
-    assert 0 < sum(counts) < 9, "some labels present, some absent"
+    labelled = [len(set(r.labels)) for r in together]
+    assert 0 < sum(labelled) < 9, "some labels present, some absent"
     assert [r.record.image_id for r in together] == [1, 2, 3]
     for image, result in zip(images, together, strict=True):
         alone = segmenter(image, labels)
@@ -147,7 +151,7 @@ def test_a_batch_gives_what_each_image_gives_alone(models):
 
 
 def test_groups_are_filled_up_and_change_nothing_but_digits(models):
-    segmenter = Segmenter(*models, clip2sam.Config(presence_threshold=None))
+    segmenter = Segmenter(*models, clip2sam.Config(presence_threshold=None, prompts="label"))
     images, labels = [noise(seed=i) for i in range(3)], clip2sam.as_label_set(["cat", "dog"])
     sizes = []
     encode = segmenter.sam.encode_image
@@ -280,7 +284,7 @@ def test_background_prompts_compete_and_are_no_labels(segmenter):
 def test_published_is_the_published_demo():
     config = clip2sam.published()
     assert config.presence_threshold is None
-    assert (config.grid, config.point_threshold) == ("half", 0.8)
+    assert (config.grid, config.prompts, config.positive_from) == ("half", "label", 0.8)
     assert (config.candidate, config.resolution) == ("predicted_iou", 512)
     assert (config.max_positive, config.max_negative, config.method) == (None, None, CLIP_SURGERY)
     assert len(set(config.background_prompts)) == 59
@@ -289,7 +293,8 @@ def test_published_is_the_published_demo():
 
 def test_the_defaults_are_what_is_documented():
     config = clip2sam.Config()
-    assert (config.presence_threshold, config.point_threshold, config.grid) == (0.1, 0.8, 7)
+    assert (config.presence_threshold, config.positive_from, config.grid) == (0.1, 0.5, 7)
+    assert (config.prompts, config.max_objects, config.min_share) == ("object", 8, 0.5)
     assert (config.candidate, config.method, config.resolution) == ("both", CLIP_SURGERY, None)
     assert (config.max_positive, config.max_negative, config.background_prompts) == (None, None, ())
 

@@ -172,5 +172,5 @@ def test_coverage_is_counted_in_the_image_not_in_the_padding():
     sam = PromptSAM(small_sam())
     logits = torch.full((1, 3, 32, 32), -1.0)
     logits[..., :16, :16] = 1.0  # a 64 x 128 image fills the upper half of the frame
-    covered = sam.pool_candidates(logits, (64, 128), (2, 2))
+    covered = sam.coverage(logits, (64, 128), (2, 2))
     torch.testing.assert_close(covered[0, 0], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))

@@ -128,9 +128,27 @@ PresenceThreshold = Annotated[
 ]
 PointThreshold = Annotated[
     float | None,
-    number_option("Grid cells at or above it (0 to 1) become positive points."),
+    number_option(
+        "Cells of the grid at or above it (0 to 1) are positive; else 0.5, with --one-mask 0.8."
+    ),
 ]
 Grid = Annotated[int | None, typer.Option(help="Cells a side of the grid of points.")]
+OneMask = Annotated[
+    bool,
+    typer.Option(
+        "--one-mask", help="One mask a label, as published; without it one for each object."
+    ),
+]
+MaxObjects = Annotated[
+    int | None,
+    typer.Option(help="At most so many masks of a label in an image.", min=1, max=64),
+]
+MinShare = Annotated[
+    float | None,
+    number_option(
+        "A label's masks must be so strong beside its best one in the image, 0 (all) to 1."
+    ),
+]
 Resolution = Annotated[int | None, typer.Option(help="Side of CLIP's square input in pixels.")]
 
 # Outputs
@@ -171,6 +189,9 @@ def settings(
     presence_threshold: float | None = None,
     point_threshold: float | None = None,
     grid: int | None = None,
+    one_mask: bool = False,
+    max_objects: int | None = None,
+    min_share: float | None = None,
 ) -> "Config":
     """The preset's settings, or with `published` those of the published demo, with the options
     that are given in their place.
@@ -188,6 +209,9 @@ def settings(
         "presence_threshold": presence_threshold,
         "point_threshold": point_threshold,
         "grid": grid,
+        "prompts": "label" if one_mask else None,
+        "max_objects": max_objects,
+        "min_share": min_share,
     }
     given = {name: value for name, value in changes.items() if value is not None}
     return replace(published_demo() if published else base, **given)

@@ -15,8 +15,11 @@ from clip2sam.cli.options import (
     Grid,
     Label,
     Labels,
+    MaxObjects,
     Method,
+    MinShare,
     Offline,
+    OneMask,
     PointThreshold,
     Polygons,
     Precision,
@@ -61,6 +64,9 @@ def segment(
     presence_threshold: PresenceThreshold = None,
     point_threshold: PointThreshold = None,
     grid: Grid = None,
+    one_mask: OneMask = False,
+    max_objects: MaxObjects = None,
+    min_share: MinShare = None,
     resolution: Resolution = None,
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -90,6 +96,9 @@ def segment(
         presence_threshold=presence_threshold,
         point_threshold=point_threshold,
         grid=grid,
+        one_mask=one_mask,
+        max_objects=max_objects,
+        min_share=min_share,
     )
     source = find_source(images)
     check_output(source, output)

@@ -24,6 +24,9 @@ class Annotation:
     """0 to 1, see `as_float32`."""
     points: tuple[tuple[float, float, int], ...] = ()
     """Its prompt: x, y in continuous pixels of the image, and 1 (positive) or 0 (negative)."""
+    share: float = 1.0
+    """How strong it is beside the label's best mask in the image, 0 to 1, see
+    `clip2sam.types.Masks`; with one mask a label 1."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,9 @@ class ImageRecord:
     reason: str = ""
     """Why it failed."""
     annotations: tuple[Annotation, ...] = ()
-    """In the order of the classes. In a journal also those below their threshold that the run was
-    asked to keep."""
+    """In the order of the classes, those of a class with the best score first. In a journal also
+    those of objects that are weak beside the label's best one, and those below their threshold that
+    the run was asked to keep."""
     presence: tuple[float | None, ...] = ()
     """Presence score of every class asked for, also of absent ones; None where it is not finite."""
     beaten: tuple[bool, ...] = ()
@@ -83,6 +87,7 @@ def record_to_row(record: ImageRecord, classes: Sequence[str]) -> dict[str, Any]
             {
                 "label": index[a.label],
                 "score": a.score,
+                "share": a.share,
                 "points": a.points,
                 "counts": a.rle["counts"],
             }
@@ -109,6 +114,7 @@ def record_from_row(row: dict[str, Any], classes: Sequence[str]) -> ImageRecord:
                 {"size": [height, width], "counts": a["counts"]},
                 a["score"],
                 tuple((x, y, kind) for x, y, kind in a["points"]),
+                a["share"],
             )
             for a in row.get("annotations", ())
         ),

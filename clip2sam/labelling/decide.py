@@ -4,6 +4,7 @@ overlaps.
 Everything here works on records; no model is needed.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -31,6 +32,11 @@ class Decision:
     """Names of the classes to keep; None: all."""
     min_score: float = 0.0
     """0 to 1."""
+    min_share: float | None = None
+    """How strong a mask must be beside its label's best one in the image, 0 to 1, see
+    `Annotation.share`; None: the run's own limit."""
+    max_objects: int | None = None
+    """So many masks of a class in an image at most, those with the best scores; None: no limit."""
     min_area: int = 0
     """Pixels."""
     duplicates: float | None = None
@@ -41,10 +47,12 @@ class Decision:
     score ("score"), or to the smallest ("small")."""
 
     def __post_init__(self) -> None:
-        for name in ("min_score", "duplicates"):
+        for name in ("min_score", "min_share", "duplicates"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} must be from 0 to 1, but got {value}")
+        if self.max_objects is not None and self.max_objects < 1:
+            raise ConfigError(f"max_objects must be 1 or more, but got {self.max_objects}")
         if self.min_area < 0:
             raise ConfigError(f"min_area must be 0 pixels or more, but got {self.min_area}")
         if self.overlap not in OVERLAPS:
@@ -81,6 +89,12 @@ def decided_thresholds(run: RunFolder, decision: Decision) -> tuple[float | None
     return tuple(limits)
 
 
+def decided_for(run: RunFolder, decision: Decision) -> Decision:
+    """The decision with the run's own limits where it has none."""
+    own = run.min_share if decision.min_share is None else decision.min_share
+    return replace(decision, min_share=own)
+
+
 def decide(
     record: ImageRecord,
     decision: Decision,
@@ -93,16 +107,24 @@ def decide(
 
     Args:
         record: a done or empty one.
+        decision: one of `decided_for`.
         classes: the names of the run's classes.
         thresholds: those of `decided_thresholds`.
     """
     decided = recorded_presence(record.presence, record.beaten, thresholds)
     present = {name for name, yes in zip(classes, decided, strict=True) if yes}
-    kept = [a for a in record.annotations if a.label in present and a.score >= decision.min_score]
+    least = decision.min_share or 0.0
+    kept = [
+        a
+        for a in record.annotations
+        if a.label in present and a.score >= decision.min_score and a.share >= least
+    ]
     if decision.min_area:
         kept = [a for a in kept if _area(a) >= decision.min_area]
     if decision.duplicates is not None:
         kept = _without_duplicates(kept, decision.duplicates)
+    if decision.max_objects is not None:
+        kept = _best(kept, decision.max_objects)
     if decision.overlap != "keep" and len(kept) > 1:
         kept = _apart(record.size, kept, decision.overlap)
         kept = [a for a in kept if _area(a) >= max(decision.min_area, 1)]
@@ -120,6 +142,17 @@ def _without_duplicates(annotations: list[Annotation], limit: float) -> list[Ann
         own = annotations[i]
         rivals = [annotations[k].rle for k in kept if annotations[k].label == own.label]
         if not rivals or mask_utils.iou([own.rle], rivals, [0] * len(rivals)).max() <= limit:
+            kept.append(i)
+    return [annotations[i] for i in sorted(kept)]
+
+
+def _best(annotations: list[Annotation], most: int) -> list[Annotation]:
+    """The best masks of each class, in their order."""
+    kept: list[int] = []
+    taken = Counter[str]()
+    for i in sorted(range(len(annotations)), key=lambda i: (-annotations[i].score, i)):
+        taken[annotations[i].label] += 1
+        if taken[annotations[i].label] <= most:
             kept.append(i)
     return [annotations[i] for i in sorted(kept)]
 

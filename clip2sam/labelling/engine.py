@@ -51,6 +51,10 @@ class Engine(Protocol):
         """Likewise: the presence score down to which the engine makes masks, at most the threshold.
         None: it makes them all."""
 
+    @property
+    def min_share(self) -> float:
+        """The share from which on an annotation is shown, see `Annotation.share`; 0: all are."""
+
     def fingerprint(self) -> dict[str, Any]:
         """All that the results depend on beside the labels, as JSON: settings, resolution, hashes
         of weights. A run is only continued with an equal one."""
@@ -86,7 +90,7 @@ class SegmenterEngine:
             segmenter,
         )
         self.thresholds: Thresholds = labels.thresholds(config.presence_threshold)[:wanted]
-        self.floors = self.thresholds
+        self.floors, self.min_share = self.thresholds, config.min_share
         if keep_above is not None:
             self.labels, self.segmenter = _lowered(segmenter, labels, keep_above)
             self.floors = self.labels.thresholds(self.segmenter.config.presence_threshold)[:wanted]
@@ -120,8 +124,8 @@ class SegmenterEngine:
     def finish(self, image: Image, prediction: tuple[Prediction, int]) -> Outcome:
         """Presence scores and masks."""
         config, sam = self.segmenter.config, self.segmenter.sam
-        record = as_result(image, *prediction, config, sam).record
-        return record.presence, record.beaten, record.annotations
+        result = as_result(image, *prediction, config, sam)
+        return result.record.presence, result.record.beaten, result.everything
 
 
 def _lowered(segmenter: Segmenter, labels: LabelSet, floor: float) -> tuple[LabelSet, Segmenter]:

@@ -26,7 +26,7 @@ from clip2sam.labelling import journal
 
 MANIFEST = "manifest.json"
 LOCK = "lock"
-FORMAT = 2
+FORMAT = 3
 """Of the manifest and the journal. Runs in another one are refused."""
 
 
@@ -51,6 +51,8 @@ class RunFolder:
     floors: tuple[float | None, ...]
     """The presence score of each of `classes` down to which the journal has masks; None: it has
     them all."""
+    min_share: float
+    """The share from which on an annotation of the journal is shown, see `Annotation.share`."""
     fingerprint: dict[str, Any]
     threads: int
     """PyTorch's threads at the start. On a CPU they are part of the arithmetic: another number
@@ -132,6 +134,7 @@ def begin_run(
     *,
     thresholds: Sequence[float | None],
     floors: Sequence[float | None],
+    min_share: float,
     threads: int,
 ) -> RunFolder:
     """Freeze a new run's images, classes and settings in its manifest.
@@ -139,7 +142,7 @@ def begin_run(
     Args:
         path: the run's folder, locked.
         classes: those that are exported.
-        fingerprint, thresholds, floors, threads: as in `RunFolder`.
+        fingerprint, thresholds, floors, min_share, threads: as in `RunFolder`.
 
     Raises:
         RunError: the folder has a journal already.
@@ -165,6 +168,7 @@ def begin_run(
         "classes": [asdict(c) for c in classes],
         "thresholds": list(thresholds),
         "floors": list(floors),
+        "min_share": min_share,
         "source": source.origin,
         "root": source.root if isinstance(source, FileSource) else None,
         "ids": list(source.ids),
@@ -229,6 +233,7 @@ def open_run(path: Path) -> RunFolder:
             ),
             tuple(rows["thresholds"]),
             tuple(rows["floors"]),
+            rows["min_share"],
             rows["fingerprint"],
             rows["threads"],
         )
@@ -256,6 +261,7 @@ def _check_rows(rows: dict[str, Any]) -> None:
         "classes": _are(classes, dict) and all(map(_is_class, classes)),
         "thresholds": _are_numbers(rows["thresholds"]) and len(rows["thresholds"]) == n,
         "floors": _are_numbers(rows["floors"]) and len(rows["floors"]) == n,
+        "min_share": _are_numbers([rows["min_share"]]) and 0 <= rows["min_share"] <= 1,
         "fingerprint": isinstance(rows["fingerprint"], dict),
         "threads": _are([rows["threads"]], int) and rows["threads"] >= 1,
     }

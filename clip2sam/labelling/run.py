@@ -257,6 +257,7 @@ class _Start:
                 marks,
                 thresholds=engine.thresholds,
                 floors=engine.floors,
+                min_share=engine.min_share,
                 threads=torch.get_num_threads(),
             )
             threads = torch.get_num_threads()

@@ -17,7 +17,7 @@ from clip2sam.data.records import ImageRecord
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter
 from clip2sam.labelling import journal
-from clip2sam.labelling.decide import Decision, decide, decided_thresholds
+from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thresholds
 from clip2sam.labelling.journal import Index, read_records
 from clip2sam.labelling.manifest import LOCK, MANIFEST, RunFolder
 
@@ -139,6 +139,7 @@ def write_files(
         CocoError, OutputError: what the exporters raise.
     """
     thresholds, counts = decided_thresholds(run, decision), _Counts(run)
+    decision = decided_for(run, decision)
     counted = _decided(run, index, decision, thresholds, counts)
     records = counted
     for path, exporter in exporters.items():

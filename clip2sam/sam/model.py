@@ -198,19 +198,27 @@ class PromptSAM:
             frame[:, top * times : bottom * times, left * times : right * times] = near[0]
         return frame
 
-    def pool_candidates(
-        self,
-        logits: Float[Tensor, "prompts candidates low low"],
-        size: tuple[int, int],
-        cells: tuple[int, int],
-    ) -> Float[Tensor, "prompts candidates rows cols"]:
-        """The share of each cell of a (rows, cols) grid over one image of (height, width) `size`
-        that each candidate mask covers, 0 to 1."""
+    def inside(
+        self, logits: Float[Tensor, "*masks low low"], size: tuple[int, int]
+    ) -> Bool[Tensor, "*masks low_rows low_cols"]:
+        """Masks of one image of (height, width) `size` at SAM's low resolution, without the
+        padding."""
         height, width = self.frame_size(size)
         low = logits.shape[-1]
         rows, cols = (max(-(-side * low // self.input_side), 1) for side in (height, width))
-        inside = (logits[..., :rows, :cols] > self.sam.mask_threshold).float()
-        return F.adaptive_avg_pool2d(inside, cells)
+        return logits[..., :rows, :cols] > self.sam.mask_threshold
+
+    def coverage(
+        self,
+        logits: Float[Tensor, "*masks low low"],
+        size: tuple[int, int],
+        cells: tuple[int, int],
+    ) -> Float[Tensor, "*masks rows cols"]:
+        """The share of each cell of a (rows, cols) grid over one image of (height, width) `size`
+        that each mask covers, 0 to 1."""
+        inside = self.inside(logits, size).float()
+        pooled = F.adaptive_avg_pool2d(inside.flatten(0, -3)[None], cells)[0]
+        return pooled.unflatten(0, logits.shape[:-2])
 
 
 def _reach(inside: Bool[Tensor, "_"]) -> tuple[int, int]:
