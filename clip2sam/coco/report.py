@@ -64,12 +64,10 @@ class Report:
     ) -> Any:
         """A value that fits, or None with a fault reported."""
         value = row.get(key, NOTHING)
-        if value is NOTHING:
-            self.add((*place, key), f"expected {wanted}, got nothing: the key is missing")
-        elif not fits(value):
-            self.add((*place, key), f"expected {wanted}, got {shortly(value)}")
-        else:
+        if fits(value):
             return value
+        got = "nothing: the key is missing" if value is NOTHING else shortly(value)
+        self.add((*place, key), f"expected {wanted}, got {got}")
         return None
 
     def rows(self, document: dict[str, Any], key: str) -> Iterator[Row]:
