@@ -8,6 +8,7 @@ import tracemalloc
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -17,13 +18,16 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from clip2sam.coco import reading
+from clip2sam.coco import json_text
 from clip2sam.coco.document import coco_document
 from clip2sam.coco.many import areas_and_boxes
 from clip2sam.coco.polygons import joined_polygons, rle_to_polygons
 from clip2sam.coco.reading import JsonRows, read_json, read_rows
+from clip2sam.coco.report import Violation
 from clip2sam.coco.rle import area_and_box, decode_rle, encode_mask, run_lengths
-from clip2sam.coco.validate import Violation, validate
+from clip2sam.coco.rle_shapes import rle_shapes
+from clip2sam.coco.shapes import Shape
+from clip2sam.coco.validate import validate
 from clip2sam.coco.write import write_coco
 from clip2sam.data.labels import LabelClass, as_label_set
 from clip2sam.data.records import Annotation, ImageRecord
@@ -57,6 +61,18 @@ def drawn(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
 def area_by_corners(polygon: list[float]) -> float:
     x, y = np.array(polygon).reshape(-1, 2).T
     return abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+
+
+def windings(polygon: list[float], size: tuple[int, int]) -> np.ndarray:
+    """How often a polygon runs around the centre of each pixel, by its edges to the right."""
+    x, y = np.array(polygon).reshape(-1, 2).T
+    rows, columns = np.mgrid[: size[0], : size[1]] + 0.5
+    counted = np.zeros(size, int)
+    for x1, y1, x2, y2 in zip(x, y, np.roll(x, -1), np.roll(y, -1), strict=True):
+        assert x1 == x2 or y1 == y2
+        crossed = (min(y1, y2) < rows) & (rows < max(y1, y2)) & (columns < x1)
+        counted += crossed * int(np.sign(y2 - y1))
+    return counted
 
 
 CLASSES = (
@@ -156,6 +172,12 @@ def test_polygons_are_exactly_their_mask(mask):
     assert len(polygons) == len(rle_to_polygons(encode_mask(mask.T)))
     # two independent areas: from the corners alone, where a hole must count, and by filling
     assert sum(map(area_by_corners, polygons)) == mask.sum()
+    parts, numbers = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    assert len(polygons) == parts - 1
+    for polygon in polygons:  # every filling rule: the outline runs around each pixel once
+        around = np.abs(windings(polygon, mask.shape))
+        part = numbers[around == 1].max()
+        assert np.array_equal(around, numbers == part)
     if mask.any():
         assert np.array_equal(drawn(polygons, *mask.shape), mask)
     else:
@@ -187,6 +209,17 @@ def test_parts_and_holes_of_a_mask_survive_as_one_ring():
     joined = joined_polygons(rle_to_polygons(encode_mask(mask)))
     assert np.array_equal(drawn([joined.ravel().tolist()], 60, 80), mask)
     assert area_by_corners(joined.ravel().tolist()) == mask.sum()
+
+
+@given(masks)
+@example(np.indices((14, 14)).sum(axis=0) % 2 == 0)  # a chessboard: one part, with holes
+@example(np.pad(np.zeros((3, 3), bool), 2, constant_values=True) | np.eye(7, dtype=bool))
+def test_polygons_of_any_mask_are_valid(mask):
+    found = (annotation("person", mask, 0.5),)
+    records = [ImageRecord(1, "a.png", mask.shape, annotations=found)]
+    document = coco_document(records, CLASSES, polygons=True)
+    assert len(document["annotations"]) == mask.any()
+    assert validate(document) == []
 
 
 # --- documents ---
@@ -400,7 +433,9 @@ NAN = float("nan")
         (put("licenses", {}), ["licenses"]),
         (put("licenses", [7, {"id": 0}]), ["licenses[0]"]),
         (put("licenses", [{"name": "MIT"}]), ["licenses[0].id"]),
+        (put("licenses", ["MIT"]), ["licenses[0]"]),
         (put("licenses", [{"id": -1}]), ["licenses[0].id"]),
+        (put("licenses", [{"id": 2**53}]), ["licenses[0].id"]),
         (put("licenses", [{"id": 1}, {"id": 1}]), ["licenses[1].id"]),
         (put("images", 1, "license", 4), ["images[1].license"]),
         (put("images", 1, "license", None), ["images[1].license"]),
@@ -417,6 +452,7 @@ NAN = float("nan")
         (put("images", 1, "id", "2"), ["images[1].id"]),
         (put("images", 1, "id", -1), ["images[1].id"]),
         (put("images", 1, "id", 10**5000), ["images[1].id"]),
+        (put("images", 1, "id", 2**53), ["images[1].id"]),
         (put("images", 1, "id", 3), ["images[2].id"]),
         (drop("images", 1, "id"), ["images[1].id"]),
         (put("images", 1, "height", 0), ["images[1].height"]),
@@ -524,6 +560,7 @@ NAN = float("nan")
             put(*SEGMENTATION, [[15, 5, 65, 5, 65, 55, 15, 55, 15, 53, 63, 53, 63, 7, 15, 7]]),
             ["annotations[0].area"],
         ),
+        (put(*SEGMENTATION, [[15, 5]]), ["annotations[0].segmentation[0]"]),
         (put(*SEGMENTATION, [[15, 5] * 3]), ["annotations[0].segmentation[0]"]),
         (put(*SEGMENTATION, [[15, 5, 65, 55] * 2]), ["annotations[0].segmentation[0]"]),
         (put(*SEGMENTATION, [[15, 5, 20.1, 10.1, 65.3, 55.3]]), ["annotations[0].segmentation[0]"]),
@@ -570,6 +607,90 @@ def test_one_annotation_under_two_ids_is_a_fault(polygons):
     for other in ({"category_id": 1}, {"segmentation": rows[1]["segmentation"]}):
         rows[4] = {**first, "id": 99, **other}
         assert "annotations[4]" not in {v.place for v in validate(document)}
+
+
+def test_masks_are_the_same_by_their_pixels_not_by_how_they_are_written(document):
+    first, rows = document["annotations"][0], document["annotations"]
+    size, runs = first["segmentation"]["size"], run_lengths(first["segmentation"]).tolist()
+    torn = [runs[0], 1, 0, runs[1] - 1, *runs[2:], 0, 0]
+    other = [runs[0] - 1, runs[1], runs[2] + 1, *runs[3:]]
+    for counts, places in ((runs, ["annotations[4]"]), (torn, ["annotations[4]"]), (other, [])):
+        rows[4:] = [{**first, "id": 99, "segmentation": {"size": size, "counts": counts}}]
+        found = [v.place for v in validate(document)]
+        assert [place for place in found if place == "annotations[4]"] == places
+
+
+def test_polygons_are_the_same_by_their_edges(document):
+    first, rows = document["annotations"][0], document["annotations"]
+    square, hole = [15, 5, 65, 5, 65, 55, 15, 55], [30.0, 20.0, 40.0, 20.0, 40.0, 30.0, 30.0, 30.0]
+    first.update(segmentation=[square, hole], bbox=[15, 5, 50, 50], area=2600)
+    backwards = [v for i in range(6, -1, -2) for v in square[i : i + 2]]
+    for polygons, places in (
+        ([square, hole], ["annotations[4]"]),
+        ([hole, square], ["annotations[4]"]),
+        ([backwards, [*hole, *hole[:2]]], ["annotations[4]"]),
+        ([[*square[4:], *square[:4]], hole], ["annotations[4]"]),
+        ([square, hole, hole], []),
+        ([square, [*hole[:2], *hole[4:6], *hole[2:4], *hole[6:]]], []),  # crosses itself
+        ([square, [hole[i ^ 1] for i in range(8)]], []),  # x and y swapped
+    ):
+        rows[4:] = [{**first, "id": 99, "segmentation": polygons}]
+        found = [v.place for v in validate(document)]
+        assert [place for place in found if place == "annotations[4]"] == places, polygons
+
+
+@given(masks, masks)
+@example(np.ones((2, 2), bool), np.ones((2, 2), bool))
+def test_masks_have_the_same_content_where_their_pixels_are_the_same(one, two):
+    def content(mask: np.ndarray, *, listed: bool) -> object:
+        rle = encode_mask(mask)
+        if listed:
+            rle["counts"] = run_lengths(rle).tolist()
+        (found,) = rle_shapes([(rle, None)])
+        return found.content if isinstance(found, Shape) else "empty"
+
+    assert content(one, listed=False) == content(one, listed=True)
+    assert (content(one, listed=False) == content(two, listed=True)) == (
+        not (one.any() or two.any()) or np.array_equal(one, two)
+    )
+
+
+def leaves(value, at=()):
+    """The places of all values in JSON that hold no others."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, child in inner:
+        if isinstance(child, dict | list):
+            yield from leaves(child, (*at, key))
+        else:
+            yield (*at, key)
+
+
+def as_text(place: tuple) -> str:
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
+    return text.removeprefix(".")
+
+
+@pytest.mark.parametrize("number", [NAN, float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", ["rle", "polygons", "results"])
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(tmp_path, number, kind):
+    valid: dict | list = results_of(RECORDS)
+    if kind != "results":
+        square = np.pad(np.ones((3, 4), bool), 2)
+        records = [ImageRecord(1, "a.png", (7, 8), annotations=(annotation("犬", square, 0.5),))]
+        valid = coco_document(records, CLASSES, polygons=kind == "polygons")
+        valid["licenses"] = [{"id": 1, "name": "MIT", "more": [2.5]}]
+        valid["more"] = {"of": ["ours", [1]]}
+        for section in ("images", "categories", "annotations"):
+            valid[section][0]["more"] = [{"x": [1, 0.5]}]
+        valid["images"][0]["license"] = 1
+    assert validate(valid) == []
+    for place in leaves(valid):
+        document = copy.deepcopy(valid)
+        put(*place, number)(document)
+        (tmp_path / "data.json").write_text(json.dumps(document))
+        wanted = f"{as_text(place)}: expected a finite number, got {number}, which is not JSON"
+        for source in (document, tmp_path / "data.json"):
+            assert wanted in map(str, validate(source))
 
 
 def test_every_fault_is_reported_not_just_the_first(document):
@@ -657,7 +778,7 @@ def test_what_only_a_file_can_have(tmp_path, document):
     assert sorted({v.place for v in validate(path)}) == ["annotations", *faults]
 
 
-def test_results(document):
+def test_results(tmp_path, document):
     results = results_of(RECORDS)
     assert validate([]) == []
     assert validate(results) == []
@@ -669,6 +790,7 @@ def test_results(document):
         return sorted(v.place for v in validate(changed, document))
 
     assert places(image_id=9) == ["[2].image_id"]
+    assert places(image_id=2**53) == ["[2].image_id"]
     assert places(category_id=9) == ["[2].category_id"]
     assert places(image_id=1) == ["[2].segmentation.size"]
     assert places(score=None) == ["[2].score"]
@@ -676,13 +798,16 @@ def test_results(document):
     assert places(segmentation=[[1, 2, 3, 4, 5, 6]]) == ["[2].segmentation"]
     assert [v.place for v in validate([*results, 7])] == ["[4]"]
     assert [v.place for v in validate(results, "missing.json")] == ["against"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (fault,) = validate(results, tmp_path / "results.json")
+    assert str(fault) == "against: expected a dataset, an object, got a list"
     no_image = copy.deepcopy(results)
     no_image[0]["image_id"] = 99
     assert validate(no_image) == [], "without the dataset, nobody can know"
 
 
 def test_memory_does_not_grow_with_the_rows_of_a_file(tmp_path, document, monkeypatch):
-    monkeypatch.setattr(reading, "CHUNK", 4096)
+    monkeypatch.setattr(json_text, "CHUNK", 4096)
     outline = rle_to_polygons(document["annotations"][0]["segmentation"])
     row = {**document["annotations"][0], "segmentation": outline}
     path = tmp_path / "data.json"
@@ -723,8 +848,8 @@ def test_a_file_is_read_in_parts_as_it_is_as_a_whole(tmp_path_factory, value, in
         path.write_text(text, encoding="utf-8")
         whole = read_json(path)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(reading, "CHUNK", chunk)
-            patch.setattr(reading, "LAST", 3 * chunk)
+            patch.setattr(json_text, "CHUNK", chunk)
+            patch.setattr(json_text, "LAST", 3 * chunk)
             found = read_rows(path, ("images", "annotations"))
             if isinstance(found, dict):
                 found = {k: list(v) if isinstance(v, JsonRows) else v for k, v in found.items()}
@@ -747,7 +872,7 @@ def test_a_damaged_file_has_the_same_fault_read_in_parts(tmp_path_factory, data,
     outcomes = []
     for read in (read_json, lambda p: read_rows(p, ("images", "annotations"))):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(reading, "CHUNK", chunk)
+            patch.setattr(json_text, "CHUNK", chunk)
             try:
                 found = read(path)
                 if isinstance(found, dict):
@@ -827,7 +952,7 @@ def test_many_rles_at_once_are_what_they_are_one_by_one(rles):
             wanted.append((False, 0, [0, 0, 0, 0]))
     sizes = np.array([(height, width) for height, _, width in rles])
     found = areas_and_boxes([counts for _, counts, _ in rles], sizes)
-    assert list(zip(*(values.tolist() for values in found), strict=True)) == wanted
+    assert list(zip(*(values.tolist() for values in found[:3]), strict=True)) == wanted
 
 
 def packed(numbers: list[int]) -> str:
@@ -849,7 +974,7 @@ def test_lengths_whose_sum_overflows_are_refused():
     assert packed([0, 2, 4]) == encode_mask(np.array([[1, 0, 0], [1, 0, 0]], bool))["counts"]
     with pytest.raises(CocoError, match="expected RLE counts that sum to 6"):
         run_lengths(rle)
-    sound, _, _ = areas_and_boxes([rle["counts"]], np.array([[2, 3]]))
+    sound, *_ = areas_and_boxes([rle["counts"]], np.array([[2, 3]]))
     assert not sound.any()
 
 

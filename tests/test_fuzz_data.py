@@ -144,6 +144,27 @@ def test_coco_files_have_faults_and_no_exceptions(write, data):
     validate(path, path)
 
 
+KEYS = ("image_id", "category_id", "segmentation", "score")
+RESULTS = [{key: row[key] for key in KEYS} for row in DOCUMENTS[0]["annotations"]]
+results = (
+    files
+    | st.just(RESULTS).flatmap(changed).map(lambda value: json.dumps(value).encode())
+    | damaged(json.dumps(RESULTS).encode())
+)
+
+
+@bounded
+@given(data=results, dataset=st.just(json.dumps(DOCUMENTS[0]).encode()) | cocos)
+@example(data=b'[{"segmentation": {"size": [1e999, 2], "counts": [[]]}}]', dataset=b"{}")
+def test_results_files_have_faults_and_no_exceptions(write, data, dataset):
+    path, against = write("results.json", data), write("coco.json", dataset)
+    assert validate(write("valid.json", json.dumps(RESULTS).encode())) == []
+    alone, beside = validate(path), validate(path, against)
+    assert all(fault.place and "\n" not in str(fault) for fault in [*alone, *beside])
+    if data.lstrip()[:1] == b"[":  # results: the dataset can only add faults
+        assert len(beside) >= len(alone)
+
+
 @bounded
 @given(value=st.sampled_from(DOCUMENTS).flatmap(changed) | values)
 def test_coco_in_memory_has_faults_and_no_exceptions(value):

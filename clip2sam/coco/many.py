@@ -9,7 +9,9 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt64
+
+from clip2sam.coco.content import contents_of_runs
 
 _COUNTS = re.compile("[0-o]*[0-O]")
 """The strings that split into numbers."""
@@ -17,27 +19,34 @@ _COUNTS = re.compile("[0-o]*[0-O]")
 
 def areas_and_boxes(
     counts: Sequence[str], sizes: Int[np.ndarray, "masks 2"]
-) -> tuple[Bool[np.ndarray, "masks"], Int[np.ndarray, "masks"], Int[np.ndarray, "masks 4"]]:
-    """`area_and_box` of many compressed RLEs.
+) -> tuple[
+    Bool[np.ndarray, "masks"],
+    Int[np.ndarray, "masks"],
+    Int[np.ndarray, "masks 4"],
+    UInt64[np.ndarray, "masks"],
+]:
+    """`area_and_box` of many compressed RLEs, and `contents_of_runs`.
 
     Args:
         counts: the strings. Memory: about 100 bytes a character for the time of the call.
         sizes: (height, width) of each, from 1, with fewer than 2**32 pixels.
 
     Returns:
-        Whether each RLE is sound, its area, and its box. For one that is not sound area and box are
-        0; `run_lengths` says what is wrong with it.
+        Whether each RLE is sound, its area, its box, and its content. For one that is not sound
+        these are 0; `run_lengths` says what is wrong with it.
     """
     sound = np.array([_COUNTS.fullmatch(text) is not None for text in counts], np.bool_)
     area, box = np.zeros(len(counts), np.int64), np.zeros((len(counts), 4), np.int64)
+    content = np.zeros(len(counts), np.uint64)
     chosen = np.flatnonzero(sound)
     if len(chosen):
         numbers, each = _numbers([counts[i] for i in chosen.tolist()])
         outside, inside, pairs = _runs(numbers, each)
-        fits, areas, boxes = _of_runs(outside, inside, pairs, sizes[chosen])
+        fits, areas, boxes, contents = _of_runs(outside, inside, pairs, sizes[chosen])
         sound[chosen] = fits
-        area[chosen[fits]], box[chosen[fits]] = areas[fits], boxes[fits]
-    return sound, area, box
+        chosen = chosen[fits]
+        area[chosen], box[chosen], content[chosen] = areas[fits], boxes[fits], contents[fits]
+    return sound, area, box, content
 
 
 def _numbers(
@@ -94,8 +103,13 @@ def _of_runs(
     inside: Int[np.ndarray, "pairs"],
     pairs: Int[np.ndarray, "masks"],
     sizes: Int[np.ndarray, "masks 2"],
-) -> tuple[Bool[np.ndarray, "masks"], Int[np.ndarray, "masks"], Int[np.ndarray, "masks 4"]]:
-    """Whether runs fit their mask's size, and the areas and boxes of the masks."""
+) -> tuple[
+    Bool[np.ndarray, "masks"],
+    Int[np.ndarray, "masks"],
+    Int[np.ndarray, "masks 4"],
+    UInt64[np.ndarray, "masks"],
+]:
+    """Whether runs fit their mask's size, and the areas, boxes and contents of the masks."""
     firsts = np.cumsum(pairs) - pairs
     ends = np.cumsum(outside + inside)
     before = np.concatenate([[0], ends])[firsts]
@@ -105,11 +119,12 @@ def _of_runs(
     if max(outside.max(), inside.max()) >= 2**32:  # sums of these might overflow
         fits &= np.maximum.reduceat(np.maximum(outside, inside), firsts) < 2**32
     area, box = np.add.reduceat(inside, firsts), np.zeros((len(pairs), 4), np.int64)
+    content = np.zeros(len(pairs), np.uint64)
     ends -= np.repeat(before, pairs)
     mask = np.repeat(np.arange(len(pairs)), pairs)
     filled = np.flatnonzero(inside > 0)
     if len(filled) == 0:
-        return fits, area, box
+        return fits, area, box, content
     if len(filled) < len(inside):
         mask, ends, inside = mask[filled], ends[filled], inside[filled]
     starts = np.flatnonzero(np.diff(mask, prepend=-1))
@@ -125,4 +140,5 @@ def _of_runs(
     x_end, y_end = np.maximum.reduceat(right, starts) + 1, np.maximum.reduceat(bottom, starts) + 1
     with np.errstate(invalid="ignore"):  # of runs that don't fit, anything may come out
         box[mask[starts]] = np.stack([x, y, x_end - x, y_end - y], axis=1).astype(np.int64)
-    return fits, area, box
+    content[mask[starts]] = contents_of_runs(first, ends, starts)
+    return fits, area, box, content

@@ -3,7 +3,8 @@
 import os
 from typing import Any
 
-from clip2sam.coco.validate import in_short, validate
+from clip2sam.coco.report import in_short
+from clip2sam.coco.validate import validate
 from clip2sam.data.files import as_json, write_atomically
 from clip2sam.data.images import printable
 from clip2sam.errors import CocoError

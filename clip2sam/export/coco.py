@@ -25,8 +25,9 @@ from clip2sam.coco.document import (
     image_row,
 )
 from clip2sam.coco.reading import read_json
+from clip2sam.coco.report import in_short
 from clip2sam.coco.rle import area_and_box, decode_rle, encode_mask
-from clip2sam.coco.validate import in_short, validate
+from clip2sam.coco.validate import validate
 from clip2sam.data.files import JsonList, as_json, atomic_file
 from clip2sam.data.images import printable
 from clip2sam.data.labels import LabelClass
