@@ -38,7 +38,6 @@ from clip2sam.scoring import (
     best_of_each,
     contrast,
     same_object,
-    share_of_best,
     stability,
 )
 from clip2sam.similarity import (
@@ -284,45 +283,38 @@ class Segmenter:
         best = as_rule(self.config.candidate)(candidates, agrees).argmax(dim=-1)
         row = torch.arange(len(best), device=best.device)
         logits, predicted = candidates.logits[row, best], candidates.predicted_iou[row, best]
-        share, kept = torch.ones_like(predicted), torch.ones_like(predicted, dtype=torch.bool)
-        score = predicted.clamp(0, 1)
+        score, ones = predicted.clamp(0, 1), torch.ones_like(predicted)
+        inside, against, kept = ones, ones, ones.bool()
         if self.config.prompts == "object":
-            alone = score * stability(logits) * agrees[row, best]
-            score, share, kept = self._compared(maps, prompts, logits, alone)
+            measured = self.contrast(maps, prompts, logits[:, None])
+            inside, against = measured.inside[:, 0], measured.contrast[:, 0]
+            score = score * stability(logits) * measured.agreement[:, 0]
+            kept = self._best_of_each(prompts, logits, score)
         return Masks(
             logits,
             predicted,
             agrees[row, best],
             best,
             score,
-            share,
+            inside,
+            against,
             kept,
             label_index=prompts.label_index,
             counts=prompts.counts,
             sizes=prompts.sizes,
         )
 
-    def _compared(
-        self, maps: SimilarityMaps, prompts: Prompts, logits: Tensor, alone: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Score, share and kept of masks, as in `Masks`: each compared with those of its label in
-        its image. Images have masks of different sizes and numbers, so they are taken one by one.
-
-        Args:
-            alone: the masks' scores without that comparison.
-        """
-        measured = (column[:, 0] for column in self.contrast(maps, prompts, logits[:, None]))
-        columns = (logits, prompts.label_index, alone, *measured)
+    def _best_of_each(self, prompts: Prompts, logits: Tensor, score: Tensor) -> Tensor:
+        """Which masks are kept, as in `Masks`. Images have masks of different sizes and numbers, so
+        they are taken one by one."""
+        columns = (logits, prompts.label_index, score)
         parts = zip(*(column.split(prompts.counts) for column in columns), strict=True)
-        made = []
-        for (own, label, order, inside, against), size in zip(parts, prompts.sizes, strict=True):
+        kept = []
+        for (own, label, order), size in zip(parts, prompts.sizes, strict=True):
             group = label[:, None] == label
             same = same_object(self.sam.inside(own, size))
-            kept = best_of_each(order, group, same, self.config.max_objects)
-            score = order * share_of_best(against, group, kept)
-            made.append((score, share_of_best(inside, group, kept), kept))
-        score, share, kept = (torch.cat(column) for column in zip(*made, strict=True))
-        return score, share, kept
+            kept.append(best_of_each(order, group, same, self.config.max_objects))
+        return torch.cat(kept)
 
     def predict(self, features: Features, labels: LabelSet) -> Prediction:
         """The stages from `locate` to `choose`. No value crosses to the host on the way, only how

@@ -21,6 +21,7 @@ from clip2sam.errors import ConfigError, LabelError, ModelError
 from clip2sam.points import pool_grid
 from clip2sam.sam import PromptSAM
 from clip2sam.sam.rle import encode_masks
+from clip2sam.scoring import shares_of_best
 from clip2sam.types import Prediction
 
 
@@ -240,8 +241,10 @@ def as_result(
     rows = all_rows[masks.kept[all_rows]]
     chunks = sam.upscale(masks.logits[rows], image.size)
     rles = [rle for chunk in chunks for rle in encode_masks(chunk)]
-    numbers = (prompts.label_index, masks.score, masks.share)
-    label_index, score, share = (t[rows].cpu().numpy() for t in numbers)
+    numbers = (prompts.label_index, masks.score, masks.inside, masks.contrast)
+    label_index, alone, inside, contrast = (t[rows].cpu().numpy() for t in numbers)
+    score = alone * shares_of_best(contrast, label_index)
+    share = shares_of_best(inside, label_index)
     padded = torch.cat([prompts.coords[rows], prompts.point_labels[rows, :, None].float()], dim=-1)
     points = [one[one[:, 2] >= 0] for one in padded.cpu().numpy()]
     all_presence = maps.presence[index].cpu().numpy()  # distractors too: they decide

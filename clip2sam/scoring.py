@@ -11,9 +11,10 @@ gained AP on drawn scenes: LOG.md, 2026-11-28.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 RING = 4
@@ -110,13 +111,15 @@ def best_of_each(
     return kept
 
 
-def share_of_best(
-    values: Float[Tensor, "masks"],
-    group: Bool[Tensor, "masks masks"],
-    kept: Bool[Tensor, "masks"],
-) -> Float[Tensor, "masks"]:
-    """Each value divided by the highest among its group's kept ones, 0 to 1; 1 where that is not
-    above 0, and there is nothing to compare with."""
-    rivals = torch.where(group & kept, values, -torch.inf)
-    best = F.pad(rivals, (0, 1), value=-torch.inf).amax(dim=1)  # there may be no mask at all
-    return torch.where(best > 0, values / best, 1.0).clamp(0, 1)
+def shares_of_best(
+    values: Float[np.ndarray, "masks"], label_index: Int[np.ndarray, "masks"]
+) -> Float[np.ndarray, "masks"]:
+    """Each value divided by the highest among those of its label in one image, 0 to 1; 1 where that
+    is not above 0, and there is nothing to compare with. On the host, for the masks that are kept.
+
+    Args:
+        label_index: the label of each.
+    """
+    group = label_index[:, None] == label_index
+    best = np.where(group, values, -np.inf).max(axis=1, initial=-np.inf)
+    return np.where(best > 0, values / np.where(best > 0, best, 1), 1).clip(0, 1)

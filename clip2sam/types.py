@@ -116,11 +116,12 @@ class Masks:
     candidate: Int[Tensor, "prompts"]
     """Which of SAM's candidates was chosen."""
     score: Float[Tensor, "prompts"]
-    """0 to 1: with one prompt a label the predicted IoU, with one an object see
-    `clip2sam.scoring`."""
-    share: Float[Tensor, "prompts"]
-    """Mean raw score inside the mask as a share of that of the label's best mask in the image, 0 to
-    1; 1 with one prompt a label."""
+    """Of the mask by itself, 0 to 1: with one prompt a label the predicted IoU, with one an object
+    see `clip2sam.scoring`."""
+    inside: Float[Tensor, "prompts"]
+    """Mean raw score of the label's map inside the mask; 1 with one prompt a label."""
+    contrast: Float[Tensor, "prompts"]
+    """`inside` minus the mean in a ring around the mask, at least 0; 1 with one prompt a label."""
     kept: Bool[Tensor, "prompts"]
     """False for a mask that is another one's duplicate, or beyond the most objects of a label."""
     label_index: Int[Tensor, "prompts"]

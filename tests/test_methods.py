@@ -600,7 +600,7 @@ def test_boxes_and_empty_masks():
     )
     which, iou = torch.tensor([0, 1, 1]), torch.tensor([0.1, 0.2, 0.3])
     prompts = Prompts(torch.ones(3, 1, 2), torch.ones(3, 1, dtype=torch.long), which, counts, sizes)
-    masks = Masks(logits, iou, iou, which, iou, iou, iou > -1, which, counts, sizes)
+    masks = Masks(logits, iou, iou, which, iou, iou, iou, iou > -1, which, counts, sizes)
     image = Image(np.zeros((128, 128, 3), np.uint8), "array")
     results = as_results((image, image), Prediction(maps, prompts, masks), Config(), sam)
     assert [result.labels for result in results] == [["dog"], ["dog"]]
