@@ -10,29 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
+from clip2sam.analysis.objects import Candidate, ExplainedObject, follow_objects
 from clip2sam.data.images import Image, load_image
 from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
 from clip2sam.errors import ConfigError, LabelError
 from clip2sam.pipeline import Features, ImageLike, LabelsLike, Segmenter
-from clip2sam.points import PADDING, pool_grid
-from clip2sam.result import Result, check_finite, finite_if_all_are, why_absent
+from clip2sam.points import pool_grid
+from clip2sam.result import Result, check_finite, why_absent
 from clip2sam.similarity import score_maps
-from clip2sam.types import Prompts, SimilarityMaps
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One of SAM's candidate masks for a label's points."""
-
-    mask: Bool[np.ndarray, "height width"]
-    predicted_iou: float
-    """SAM's own estimate of its IoU with the truth, not clamped."""
-    agreement: float
-    """How well it agrees with the label's map: a soft IoU, 0 to 1."""
-    kept: bool
-    """Whether the settings prefer it to the others. It becomes a mask if the label is present."""
+from clip2sam.types import SimilarityMaps
 
 
 @dataclass(frozen=True)
@@ -61,17 +49,21 @@ class Explanation:
     """Why the label has no mask; empty if it has one."""
     grid: Float[np.ndarray, "grid_rows grid_cols"]
     """The raw map pooled and scaled to 0..1; NaN if the map has no range."""
-    points: Float[np.ndarray, "points 3"]
-    """x, y in continuous pixels, and 1 (positive) or 0 (negative). For an absent label: the points
-    that it would get."""
+    prompts: str
+    """What a prompt is for, `Config.prompts`: "object" or "label"."""
+    objects: tuple[ExplainedObject, ...]
+    """Those that are shown, the best score first, then those that are left out. For an absent label
+    those that it would get; none where there is no point."""
+    chosen: int
+    """The index of the object whose candidates are explained."""
     candidates: tuple[Candidate, ...]
-    """SAM's candidates for the points, also for an absent label; none where there are no points."""
+    """SAM's candidates for the chosen object; none where there is no object."""
 
     def __repr__(self) -> str:
         presence = self.presence[self.index]
         return (
             f"Explanation({self.image!r}, {self.label!r}, presence {presence:.3f}, "
-            f"{self.reason or 'a mask'})"
+            f"{self.reason or f'masks: {self.shown}'})"
         )
 
     @property
@@ -80,9 +72,23 @@ class Explanation:
         return self.label_set.names.index(self.label)
 
     @property
+    def points(self) -> Float[np.ndarray, "points 3"]:
+        """The points of all objects, each once: x, y in continuous pixels, and 1 (positive) or 0
+        (negative)."""
+        rows = dict.fromkeys(tuple(row) for o in self.objects for row in o.points.tolist())
+        return np.array(list(rows), np.float32).reshape(-1, 3)
+
+    @property
+    def shown(self) -> int:
+        """How many of the objects became masks."""
+        return 0 if self.reason else sum(not o.left_out for o in self.objects)
+
+    @property
     def kept(self) -> int | None:
-        """The index of the candidate that became the mask; None if the label has no mask."""
-        return None if self.reason else next(i for i, c in enumerate(self.candidates) if c.kept)
+        """The index of the candidate that became the chosen object's mask; None if it has none."""
+        if self.reason or self.objects[self.chosen].left_out:
+            return None
+        return next(i for i, c in enumerate(self.candidates) if c.kept)
 
     def show(self) -> Any:
         """All stages as a matplotlib Figure, which shows itself in a notebook."""
@@ -102,6 +108,7 @@ def explain(
     label: str,
     *,
     distractors: Sequence[str] = (),
+    object: int = 0,
 ) -> Explanation:
     """Follow one label of one image through all the stages, with the segmenter's settings.
 
@@ -109,8 +116,10 @@ def explain(
         image, labels, distractors: as for the segmenter. Give the same labels: each of them
             influences the others' maps.
         label: the one to explain, as typed. An absent label is followed to the end as well.
+        object: the index of the object whose candidates are explained: 0 for the best.
 
     Raises:
+        ConfigError: there are not so many objects.
         LabelError: the label is not one of the labels, or is a distractor, which is never prompted.
         ImageError: the image can't be read.
         ModelError: a model's values are not finite.
@@ -124,10 +133,9 @@ def explain(
     index = label_set.names.index(label)
     features = segmenter.encode([loaded])
     maps = _checked_maps(segmenter, features, label_set)
-    prompts = segmenter.prompt(_only(maps, index))
-    candidates = _candidates(segmenter, features, maps, prompts)
+    objects, candidates = follow_objects(segmenter, features, _only(maps, index), label, object)
     present = bool(maps.present[0, index])
-    found = present and any(c.kept and c.mask.any() for c in candidates)
+    found = present and any(not o.left_out for o in objects)
     raw = maps.raw[0, index].cpu().numpy()
     threshold = label_set.thresholds(segmenter.config.presence_threshold)[index]
     before, redundant, weight = _terms(segmenter, features, maps, index)
@@ -143,7 +151,9 @@ def explain(
         presence_threshold=threshold,
         reason="" if found else why_absent(raw, threshold, present),
         grid=pool_grid(maps.raw, segmenter.config.grid)[0, index].cpu().numpy(),
-        points=_points(prompts),
+        prompts=segmenter.config.prompts,
+        objects=objects,
+        chosen=object,
         candidates=candidates,
     )
 
@@ -171,31 +181,6 @@ def _terms(
     before = score_maps(terms.similarity, rows, cols)[0, index]
     redundant = score_maps(terms.redundant, rows, cols)[0, 0]
     return before.cpu().numpy(), redundant.cpu().numpy(), float(terms.weights[0, index])
-
-
-def _candidates(
-    segmenter: Segmenter, features: Features, maps: SimilarityMaps, prompts: Prompts
-) -> tuple[Candidate, ...]:
-    """The candidates of the first prompt; none if there is no prompt."""
-    if not len(prompts.coords):
-        return ()
-    offered = segmenter.decode(features, prompts)
-    (image,), ious = features.images, offered.predicted_iou[0]
-    check_finite(image, "SAM's predicted IoUs", ious.cpu().numpy())
-    check_finite(image, "SAM's mask logits", finite_if_all_are(offered.logits[0]))
-    agrees = segmenter.agreement(maps, prompts, offered)[0].tolist()
-    best = int(segmenter.choose(maps, prompts, offered).candidate[0])
-    chunks = segmenter.sam.upscale(offered.logits[0], features.sizes[0])
-    masks = [mask for chunk in chunks for mask in chunk.cpu().numpy()]
-    rows = zip(masks, ious.tolist(), agrees, strict=True)
-    return tuple(Candidate(*row, kept=i == best) for i, row in enumerate(rows))
-
-
-def _points(prompts: Prompts) -> Float[np.ndarray, "points 3"]:
-    """The points of all prompts, without padding."""
-    points = torch.cat([prompts.coords, prompts.point_labels[..., None].float()], dim=-1)
-    table = points.flatten(0, 1).cpu().numpy()
-    return table[table[:, 2] != PADDING]
 
 
 def _listed(labels: LabelSet) -> str:

@@ -1,5 +1,5 @@
 """An interactive view of one image in Jupyter: type labels, move settings, click points, see the
-mask at once.
+masks at once.
 
     from clip2sam.analysis.explorer import Explorer
     Explorer(clip2sam.load("tiny"), "street.jpg", ["person", "traffic light"])
@@ -25,6 +25,7 @@ from jaxtyping import Float
 from clip2sam.clip.methods import METHODS, Method
 from clip2sam.coco.document import coco_document
 from clip2sam.coco.write import write_coco
+from clip2sam.config import Config
 from clip2sam.data.images import load_image
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.errors import Clip2SamError
@@ -59,7 +60,8 @@ class Bench:
 
     def run(self, labels: LabelSet, **settings: Any) -> Result:
         """The stages, with the changed points in place of the computed ones. A label whose points
-        were changed is present, but gets no mask without a positive point.
+        were changed is present, but gets no mask without a positive point. With one prompt an
+        object each of its positive points is an object.
 
         Args:
             settings: fields of `Config` that differ from the segmenter's.
@@ -71,7 +73,8 @@ class Bench:
         present = maps.present.clone()
         present[:, list(changed)] = True
         maps = replace(maps, present=present)
-        prompts = replace_points(stages.prompt(maps), changed)
+        each = stages.config.prompts == "object"
+        prompts = replace_points(stages.prompt(maps), changed, each_object=each)
         masks = stages.choose(maps, prompts, stages.decode(self.features, prompts))
         return stages.results(self.features, Prediction(maps, prompts, masks))[0]
 
@@ -83,21 +86,29 @@ class Bench:
             x, y: in continuous pixels of the image.
             kind: 1 positive, 0 negative.
         """
-        index = result.class_names.index(label)
-        pairs = zip(result.points, result.label_indices, strict=True)
-        shown = [points for points, of in pairs if of == index]
-        points = self.changed.get(label, np.concatenate([np.zeros((0, 3)), *shown]))
+        points = self.points(result, label)
         far = np.hypot(points[:, 0] - x, points[:, 1] - y) > NEAR * max(result.image.size)
         added = np.concatenate([points, [[x, y, kind]]])
         self.changed[label] = added if far.all() else points[far]
 
+    def points(self, result: Result, label: str) -> Points:
+        """All points of a label, each once: those that were changed, or those of its masks."""
+        pairs = zip(result.points, result.labels, strict=True)
+        shown = [points for points, of in pairs if of == label]
+        rows = dict.fromkeys(tuple(row) for one in shown for row in one.tolist())
+        return self.changed.get(label, np.array(list(rows), float).reshape(-1, 3))
 
-def replace_points(prompts: Prompts, changed: Mapping[int, Points]) -> Prompts:
+
+def replace_points(
+    prompts: Prompts, changed: Mapping[int, Points], *, each_object: bool
+) -> Prompts:
     """The prompts of one image, with other points for some labels.
 
     Args:
         prompts: of one image. Boxes and mask inputs are dropped.
         changed: label index -> its points. A label without a positive one has no prompt.
+        each_object: a prompt for each positive point, with the label's negative ones; else one
+            prompt with all of them.
     """
     device = prompts.coords.device
     table = torch.cat([prompts.coords, prompts.point_labels[..., None].float()], dim=-1)
@@ -105,7 +116,8 @@ def replace_points(prompts: Prompts, changed: Mapping[int, Points]) -> Prompts:
     rows = [(i, points) for i, points in zip(index, table, strict=True) if i not in changed]
     rows += [
         (i, torch.tensor(points, dtype=torch.float32, device=device))
-        for i, points in changed.items()
+        for i, all_points in changed.items()
+        for points in (_each_object(all_points) if each_object else [all_points])
         if (points[:, 2] == 1).any()
     ]
     rows.sort(key=lambda row: row[0])
@@ -120,6 +132,12 @@ def replace_points(prompts: Prompts, changed: Mapping[int, Points]) -> Prompts:
         counts=(len(rows),),
         sizes=prompts.sizes,
     )
+
+
+def _each_object(points: Points) -> list[Points]:
+    """The points of each object: a positive one and all negative ones."""
+    negative = points[points[:, 2] == 0]
+    return [np.concatenate([one[None], negative]) for one in points[points[:, 2] == 1]]
 
 
 class ClickableImage(anywidget.AnyWidget):
@@ -155,10 +173,11 @@ class ClickableImage(anywidget.AnyWidget):
 
 
 class Explorer(ipywidgets.VBox):
-    """The controls and three panels: map, grid with points, mask. A notebook shows it.
+    """The controls and three panels: map, grid with points, masks. A notebook shows it.
 
     A click on a panel adds a positive point to the label shown, with the shift key a negative one;
-    a click on a point removes it. `result` is what is shown, `accepted` the accepted masks, and
+    a click on a point removes it. With one mask an object a positive point is an object. `result`
+    is what is shown, `accepted` the accepted masks, and
     `coco()` those as a COCO dataset.
 
     Args:
@@ -184,7 +203,8 @@ class Explorer(ipywidgets.VBox):
                 self.text,
                 ipywidgets.HBox([self.label, self.method, self.reset, self.accept]),
                 ipywidgets.HBox([self.presence_threshold, self.point_threshold]),
-                ipywidgets.HBox([self.grid, self.path, self.export]),
+                ipywidgets.HBox([self.grid, self.min_share]),
+                ipywidgets.HBox([self.prompts, self.path, self.export]),
                 self.status,
                 self.image,
             ]
@@ -210,12 +230,20 @@ class Explorer(ipywidgets.VBox):
             **half,
         )
         self.point_threshold = ipywidgets.FloatSlider(
-            config.point_threshold, min=0.05, max=1.0, step=0.05, description="points from", **half
+            config.positive_from, min=0.05, max=1.0, step=0.05, description="points from", **half
+        )
+        self.min_share = ipywidgets.FloatSlider(
+            config.min_share, min=0.0, max=1.0, step=0.05, description="least share", **half
+        )
+        self.prompts = ipywidgets.Dropdown(
+            options=[("for each object", "object"), ("for each label", "label")],
+            value=config.prompts,
+            description="one mask",
         )
         cells = config.grid if isinstance(config.grid, int) else 7
         self.grid = ipywidgets.IntSlider(cells, min=2, max=14, description="grid", **half)
         self.reset = ipywidgets.Button(description="forget clicks")
-        self.accept = ipywidgets.Button(description="accept mask")
+        self.accept = ipywidgets.Button(description="accept masks")
         self.path = ipywidgets.Text("annotations.json", description="file")
         self.export = ipywidgets.Button(description="write COCO")
         self.status = ipywidgets.Label()
@@ -223,7 +251,8 @@ class Explorer(ipywidgets.VBox):
 
     def _observe(self) -> None:
         self.text.observe(lambda _: self._relabel(), "value")
-        for field in ("method", "presence_threshold", "point_threshold", "grid"):
+        fields = ("method", "presence_threshold", "point_threshold", "grid", "min_share", "prompts")
+        for field in fields:
             getattr(self, field).observe(partial(self._set, field), "value")
         self.label.observe(self._draw, "value")
         self.image.observe(lambda change: self._clicked(*change["new"][:3]), "click")
@@ -264,8 +293,15 @@ class Explorer(ipywidgets.VBox):
     def _set(self, field: str, change: Any) -> None:
         """A control was moved. Fields whose control was never moved keep the segmenter's value,
         which the control may be unable to show (None, "half")."""
+        if field == "point_threshold" and change["new"] == self._config().positive_from:
+            return  # it is what the settings mean already
         self.settings[field] = change["new"]
         self._run()
+        self.point_threshold.value = self._config().positive_from  # other prompts, other default
+
+    def _config(self) -> Config:
+        """The settings with what the controls changed."""
+        return self.bench.segmenter.with_config(**self.settings).config
 
     def _run(self) -> None:
         self.result = self.bench.run(self.label_set, **self.settings)
@@ -274,17 +310,36 @@ class Explorer(ipywidgets.VBox):
     def _draw(self, _: object = None) -> None:
         label = self.label.value
         index = self.result.class_names.index(label)
-        self.figure = result_label_figure(self.result, index)
+        self.figure = result_label_figure(self.result, index, self._prompts_drawn(label))
         drawn = BytesIO()  # quick: a notebook's own small PNG takes longer to pack than to draw
         self.figure.savefig(drawn, format="png", dpi=72, pil_kwargs={"compress_level": 1})
         self.image.png = drawn.getvalue()
         self.status.value = f"{label}: presence {self.result.presence[index]:.3f}, {self._found()}"
 
+    def _prompts_drawn(self, label: str) -> list[Points]:
+        """The label's prompts: first those of the masks, whose numbers they have, then points that
+        were clicked and gave no mask that is shown."""
+        pairs = zip(self.result.points, self.result.labels, strict=True)
+        shown = [points for points, of in pairs if of == label]
+        known = {tuple(row) for points in shown for row in points.tolist()}
+        every = self.bench.points(self.result, label).astype(np.float32)
+        rest = [row for row in every if tuple(row.tolist()) not in known]
+        return [*shown, *(row[None] for row in rest)]
+
     def _found(self) -> str:
-        """Whether the label shown has a mask, or why it has none."""
+        """The masks of the label shown with score and share, and the shares of those that are left
+        out; or why it has none."""
         label = self.label.value
+        mine = [a for a in self.result.everything if a.label == label]
         if label in self.result.labels:
-            return "mask"
+            if self.prompts.value == "label":
+                return f"mask, score {mine[0].score:.2f}"
+            least = self._config().min_share
+            shown = [a for a in mine if a.share >= least]
+            scores = ", ".join(f"{a.score:.2f} ({a.share:.2f})" for a in shown)
+            weak = ", ".join(f"({a.share:.2f})" for a in mine if a.share < least)
+            objects = f"{len(shown)} object{'s' * (len(shown) != 1)}"
+            return f"{objects}, score (share) {scores}" + (f"; left out {weak}" if weak else "")
         points = self.bench.changed.get(label)
         if points is not None and not (points[:, 2] == 1).any():
             return "no mask: it has no positive point"

@@ -18,8 +18,12 @@ from clip2sam.cli.options import (
     Distractor,
     Label,
     Labels,
+    MaxObjects,
     Method,
+    MinShare,
     Offline,
+    OneMask,
+    PointThreshold,
     Precision,
     PresenceThreshold,
     Preset,
@@ -37,6 +41,7 @@ from clip2sam.data.files import write_atomically
 if TYPE_CHECKING:
     from clip2sam.analysis.bootstrap import Difference
     from clip2sam.analysis.budget import Budget
+    from clip2sam.analysis.explain import Explanation
     from clip2sam.analysis.sweep import Trial
     from clip2sam.analysis.tune import Tuning
 
@@ -60,10 +65,17 @@ def explain(
     output: Figure = Path("explanation.png"),
     preset: Preset = "tiny",
     presence_threshold: PresenceThreshold = None,
+    point_threshold: PointThreshold = None,
+    one_mask: OneMask = False,
+    max_objects: MaxObjects = None,
+    min_share: MinShare = None,
+    number: Annotated[
+        int, typer.Option("--object", help="The object whose candidate masks are drawn.", min=1)
+    ] = 1,
     method: Method = None,
     device: Device = "auto",
 ) -> None:
-    """Draw why a label has its mask or none: map, redundant part, presence, points, candidates.
+    """Draw why a label has its masks or none: maps, presence, points, candidates, objects.
 
     Example: clip2sam explain street.jpg --label "traffic light" --label person --label car
     """
@@ -77,14 +89,35 @@ def explain(
         given = [explained, *given]
     label_set = as_label_set(given, distractors=distractor or ())
     chosen = explained or label_set.names[0]
-    config = settings(preset, method=method, presence_threshold=presence_threshold)
+    config = settings(
+        preset,
+        method=method,
+        presence_threshold=presence_threshold,
+        point_threshold=point_threshold,
+        one_mask=one_mask,
+        max_objects=max_objects,
+        min_share=min_share,
+    )
     segmenter = load(preset, config=config, device=device)
-    explanation = explain_label(segmenter, image, label_set, chosen)
+    explanation = explain_label(segmenter, image, label_set, chosen, object=number - 1)
     save_figure(explanation.show(), output)
-    score = explanation.presence[explanation.index]
-    outcome = f"absent, {explanation.reason}" if explanation.reason else "mask"
-    out.print(Text(f"{chosen}: presence {score:.3f}, {outcome}"))
+    for line in _explanation_lines(explanation):
+        out.print(Text(line))
     out.print(Text(f"wrote {output}"))
+
+
+def _explanation_lines(explanation: "Explanation") -> list[str]:
+    """The decision, then a line for each object."""
+    head = f"{explanation.label}: presence {explanation.presence[explanation.index]:.3f}"
+    if explanation.reason:
+        return [f"{head}, absent, {explanation.reason}"]
+    if explanation.prompts == "label":
+        return [f"{head}, mask"]
+    lines = [f"{head}, {explanation.shown} of {len(explanation.objects)} objects shown"]
+    for i, one in enumerate(explanation.objects, 1):
+        verdict = f", left out: {one.left_out}" if one.left_out else ""
+        lines.append(f"  object {i}: score {one.score:.3f}, share {one.share:.2f}{verdict}")
+    return lines
 
 
 def tune(

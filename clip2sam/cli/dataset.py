@@ -103,6 +103,8 @@ def label(
 ) -> None:
     """Label a dataset: start, or continue. Every image is in a journal as soon as it is done.
 
+    Each object of a label gets a mask; with --one-mask a label gets one for all of it.
+
     Example: clip2sam label images/ --labels labels.yaml --output run/
     """
     from clip2sam.cli.progress import Display

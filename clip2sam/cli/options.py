@@ -119,7 +119,10 @@ Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.
 
 Published = Annotated[
     bool,
-    typer.Option("--published", help="Settings of the published demo: no presence decision."),
+    typer.Option(
+        "--published",
+        help="Settings of the published demo: no presence decision, one mask a label.",
+    ),
 ]
 Method = Annotated[str | None, typer.Option(help="raw, maskclip, surgery or clearclip.")]
 PresenceThreshold = Annotated[
@@ -136,17 +139,17 @@ Grid = Annotated[int | None, typer.Option(help="Cells a side of the grid of poin
 OneMask = Annotated[
     bool,
     typer.Option(
-        "--one-mask", help="One mask a label, as published; without it one for each object."
+        "--one-mask", help="One mask a label, as published; by default one for each object."
     ),
 ]
 MaxObjects = Annotated[
     int | None,
-    typer.Option(help="At most so many masks of a label in an image.", min=1, max=64),
+    typer.Option(help="At most so many masks of a label in an image; by default 8.", min=1, max=64),
 ]
 MinShare = Annotated[
     float | None,
     number_option(
-        "A label's masks must be so strong beside its best one in the image, 0 (all) to 1."
+        "Show masks so strong beside their label's best one in the image: 0 (all) to 1; else 0.5."
     ),
 ]
 Resolution = Annotated[int | None, typer.Option(help="Side of CLIP's square input in pixels.")]

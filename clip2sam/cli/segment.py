@@ -1,5 +1,6 @@
 """The command `segment`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -75,7 +76,9 @@ def segment(
     weights_dir: WeightsDir = None,
     offline: Offline = False,
 ) -> None:
-    """Segment labels in images: annotations.json (COCO, scores), a drawing of each label found.
+    """Segment labels in images: a mask for each object, in annotations.json (COCO, scores).
+
+    Each label found is drawn in overlays/. With --one-mask a label gets one mask for all of it.
 
     Example: clip2sam segment street.jpg --label person --label "traffic light" --output out/
     """
@@ -164,13 +167,22 @@ def _progress() -> Progress:
 
 
 def _print_image(record: "ImageRecord", result: "Result | None") -> None:
-    """What was found in an image, then what is absent and why."""
+    """What was found in an image, object by object, then what is absent and why."""
     from clip2sam.data.images import printable
+    from clip2sam.data.labels import numbers
 
     out.print(Text(printable(record.file_name), style="bold"))
     if record.state == "failed":
         err.print(Text(f"  failed: {record.reason}", style="red"))
-    for annotation in record.annotations:
-        out.print(Text(f"  {annotation.label}: mask, score {annotation.score:.3f}"))
+    which = numbers([a.label for a in record.annotations])
+    for annotation, number in zip(record.annotations, which, strict=True):
+        share = f", share {annotation.share:.2f}" if number else ""
+        name = f"{annotation.label} {number}".rstrip()
+        out.print(Text(f"  {name}: mask, score {annotation.score:.3f}{share}"))
+    weak = Counter(a.label for a in (() if result is None else result.everything))
+    weak.subtract(a.label for a in record.annotations)
+    for label, count in weak.items():
+        if count:
+            out.print(Text(f"  {label}: {count} weaker left out, see --min-share", style="dim"))
     for absent in () if result is None else result.absent:
         out.print(Text(f"  {absent.label}: absent, {absent.reason}", style="dim"))

@@ -29,6 +29,7 @@ import math
 import os
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -475,3 +476,14 @@ def labels_yaml(labels: LabelSet) -> str:
     if labels.templates is not None:
         document["templates"] = list(labels.templates)
     return yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=120)
+
+
+def numbers(names: Sequence[str]) -> list[str]:
+    """How to tell masks of one label apart: "#1", "#2", ... for a name that occurs more than once,
+    an empty text for any other."""
+    counts, so_far = Counter(names), Counter[str]()
+    shown = []
+    for name in names:
+        so_far[name] += 1
+        shown.append(f"#{so_far[name]}" if counts[name] > 1 else "")
+    return shown

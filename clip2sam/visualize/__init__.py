@@ -18,7 +18,14 @@ more than a factor of eight is stretched; it would be a line otherwise.
 
 from clip2sam.data.palette import RGB, colour
 from clip2sam.visualize.canvas import NEGATIVE, POSITIVE, NotebookFigure
-from clip2sam.visualize.draw import draw_grid, draw_image, draw_map, draw_masks, draw_points
+from clip2sam.visualize.draw import (
+    draw_grid,
+    draw_image,
+    draw_map,
+    draw_masks,
+    draw_numbers,
+    draw_points,
+)
 from clip2sam.visualize.figures import (
     Drawable,
     Missing,
@@ -41,6 +48,7 @@ __all__ = [
     "draw_image",
     "draw_map",
     "draw_masks",
+    "draw_numbers",
     "draw_points",
     "label_figure",
     "overview_figure",

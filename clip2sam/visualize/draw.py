@@ -10,6 +10,7 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clip2sam.data.labels import numbers
 from clip2sam.data.palette import RGB
 from clip2sam.errors import ImageError
 from clip2sam.visualize.canvas import (
@@ -152,6 +153,32 @@ def draw_points(
     return ax
 
 
+def draw_numbers(coords: Float[np.ndarray, "points 2"], *, ax: Axes) -> Axes:
+    """The number of each point, from 1, beside it, over an image that is drawn already.
+
+    Args:
+        coords: (x, y) in continuous pixels of the original image.
+    """
+    halo = [patheffects.withStroke(linewidth=2.4, foreground="black")]
+    right = max(ax.get_xlim())
+    for number, (x, y) in enumerate(coords, 1):
+        side = -1 if x > 0.9 * right else 1
+        ax.annotate(
+            str(number),
+            (x, y),
+            (7 * side, 0),
+            textcoords="offset points",
+            ha="right" if side < 0 else "left",
+            va="center",
+            color="white",
+            fontsize=FONT + 1,
+            fontweight="bold",
+            path_effects=halo,
+            zorder=7,
+        )
+    return ax
+
+
 def draw_masks(
     pixels: UInt8[np.ndarray, "height width 3"],
     masks: Bool[np.ndarray, "masks mask_height mask_width"],
@@ -165,12 +192,13 @@ def draw_masks(
 ) -> Axes:
     """Masks over the image, filled and outlined, each with a tag of its name and score.
 
-    Large masks are drawn first, so that small ones stay visible. Tags don't overlap where there is
+    Masks with the same name are numbered, from 1: "cat #2 0.87". Large masks are drawn first, so
+    that small ones stay visible. Tags don't overlap where there is
     room; a line connects a tag that had to move away with its mask.
 
     Args:
         masks: at the image's own size; an empty mask is not drawn and gets no tag.
-        names: one a mask; with an empty one the tag shows the score alone.
+        names: one a mask; with an empty one the tag shows the score, and the number, alone.
         colours: one a mask, see `colour`.
         numbered: tags show the mask's position in the list, from 1: for too many masks to name.
         tagged: False for no tags at all.
@@ -197,10 +225,8 @@ def draw_masks(
         _outline(canvas, small[i], colours[i], stroke)
     show_canvas(canvas, height, width, ax)
     if tagged:
-        texts = [
-            f"{i + 1}" if numbered else f"{short(names[i], 28)} {scores[i]:.2f}".lstrip()
-            for i in order
-        ]
+        shown = [f"{short(n, 28)} {k}".strip() for n, k in zip(names, numbers(names), strict=True)]
+        texts = [f"{i + 1}" if numbered else f"{shown[i]} {scores[i]:.2f}".lstrip() for i in order]
         _draw_tags(ax, texts, [colours[i] for i in order], [small[i] for i in order])
     return ax
 

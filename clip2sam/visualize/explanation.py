@@ -12,13 +12,16 @@ from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.palette import colour
 from clip2sam.visualize.canvas import NotebookFigure, fit, place_axes
-from clip2sam.visualize.draw import draw_image, draw_map, draw_masks
-from clip2sam.visualize.figures import draw_grid_and_points
+from clip2sam.visualize.draw import draw_image, draw_map, draw_masks, draw_numbers, draw_points
+from clip2sam.visualize.figures import draw_grid_and_points, places
 from clip2sam.visualize.text import FONT, short, style, write
 
 # inches: between panels, for a colour bar, for a panel's title, for the two lines at the top
 _GAP, _BAR, _HEADING, _TOP = 0.15, 0.72, 0.32, 0.62
 _RIVALS = 7  # labels shown beside the explained one
+_ROW = 0.215  # inches: a line of the table of objects
+_COLUMNS = (0.0, 0.7, 1.4, 2.4, 3.25, 4.05, 4.75, 5.45)  # inches: of that table
+_WEAK = (0.62, 0.62, 0.62)  # the colour of masks that are left out
 
 
 @runtime_checkable
@@ -34,6 +37,33 @@ class ExplainedCandidate(Protocol):
     @property
     def kept(self) -> bool:
         """Whether the settings prefer it to the others."""
+
+
+@runtime_checkable
+class ExplainedThing(Protocol):
+    """One prompt of the label with its mask."""
+
+    @property
+    def points(self) -> Float[np.ndarray, "points 3"]:
+        """x, y in continuous pixels, and 1 (positive) or 0 (negative)."""
+
+    @property
+    def height(self) -> float: ...
+    @property
+    def mask(self) -> Bool[np.ndarray, "height width"]: ...
+    @property
+    def predicted_iou(self) -> float: ...
+    @property
+    def stability(self) -> float: ...
+    @property
+    def contrast(self) -> float: ...
+    @property
+    def share(self) -> float: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def left_out(self) -> str:
+        """Why it is not shown; empty if it is."""
 
 
 @runtime_checkable
@@ -73,31 +103,47 @@ class Explained(Protocol):
     @property
     def grid(self) -> Float[np.ndarray, "grid_rows grid_cols"]: ...
     @property
-    def points(self) -> Float[np.ndarray, "points 3"]:
-        """x, y in continuous pixels, and 1 (positive) or 0 (negative)."""
+    def prompts(self) -> str:
+        """What a prompt is for: "object" or "label"."""
+
+    @property
+    def objects(self) -> Sequence[ExplainedThing]:
+        """Those that are shown first."""
+
+    @property
+    def chosen(self) -> int:
+        """The index of the object that the candidates are of."""
 
     @property
     def candidates(self) -> Sequence[ExplainedCandidate]: ...
     @property
+    def shown(self) -> int:
+        """How many of the objects became masks."""
+
+    @property
     def kept(self) -> int | None:
-        """The index of the candidate that became the mask; None if the label has no mask."""
+        """The index of the candidate that became the chosen object's mask; None if it has none."""
 
 
 def explanation_figure(explained: Explained) -> NotebookFigure:
-    """One label of one image, in two rows.
+    """One label of one image, in two rows, and with one prompt an object a third.
 
-    Above: the label's similarity before feature surgery, the redundant part (both on one scale),
-    their difference, which is the raw map, and the grid with its points. Below: every class's
-    presence with the threshold, and SAM's candidates.
+    First the label's similarity before feature surgery, the redundant part (both on one scale),
+    their difference, which is the raw map with the peak of each object, and the grid with its
+    points. Then every class's presence with the threshold, and SAM's candidates for one object.
+    Then the masks of all objects, those that are left out in grey, and what their scores are made
+    of.
     """
     pixels = explained.image.pixels
     wide, high = fit(pixels.shape[0], pixels.shape[1], 2.9, 2.9)
     slot = max(wide, 2.2) + _BAR + _GAP
     lower = max(high, 1.9)
+    third = 0.25 + _HEADING + lower if explained.prompts == "object" and explained.objects else 0.0
+    middle = 0.35 + third
     figure = NotebookFigure(
         figsize=(
             4 * slot + 2 * _GAP - _BAR,
-            _TOP + _HEADING + high + 0.35 + _HEADING + lower + 0.35,
+            _TOP + _HEADING + high + 0.35 + _HEADING + lower + middle,
         )
     )
     top = figure.get_figheight() - _TOP - _HEADING - high
@@ -107,10 +153,14 @@ def explanation_figure(explained: Explained) -> NotebookFigure:
 
     _headline(figure, explained)
     _draw_terms(explained, [panel(i, top) for i in range(3)])
-    draw_grid_and_points(pixels, explained.grid, explained.points, panel(3, top))
-    _draw_presence(explained, place_axes(figure, _GAP, 0.35, slot - 3 * _GAP, lower))
+    points = [one.points for one in explained.objects]
+    draw_grid_and_points(pixels, explained.grid, points, panel(3, top))
+    _draw_presence(explained, place_axes(figure, _GAP, middle, slot - 3 * _GAP, lower))
     columns = range(1, max(len(explained.candidates), 1) + 1)
-    _draw_candidates(explained, [panel(i, 0.35 + lower - high) for i in columns])
+    _draw_candidates(explained, [panel(i, middle + lower - high) for i in columns])
+    if third:
+        _draw_objects(explained, panel(0, 0.2 + lower - high))
+        _write_table(figure, explained, _GAP + slot, 0.2 + lower)
     return figure
 
 
@@ -153,11 +203,20 @@ def _headline(figure: NotebookFigure, explained: Explained) -> None:
     write(figure, _GAP, high - 0.12, short(explained.label, 60), size=13.0)
     score, threshold = explained.presence[explained.index], explained.presence_threshold
     needed = "no threshold" if threshold is None else f"threshold {threshold:g}"
-    verdict = f"present: candidate {(explained.kept or 0) + 1}"
     if explained.reason:
         verdict = f"absent: {explained.reason}"
+    elif explained.prompts == "label":
+        verdict = f"present: candidate {(explained.kept or 0) + 1}"
+    else:
+        verdict = f"present: {_objects(explained.shown)}"
+        if left_out := len(explained.objects) - explained.shown:
+            verdict += f", {left_out} left out"
     line = f"presence {score:.3f}  ·  {needed}  ·  {verdict}"
     write(figure, _GAP, high - 0.4, short(line, int(wide * 13)), size=FONT)
+
+
+def _objects(count: int) -> str:
+    return f"{count} object{'s' * (count != 1)}"
 
 
 def _draw_terms(explained: Explained, axes: Sequence[Axes]) -> None:
@@ -168,10 +227,14 @@ def _draw_terms(explained: Explained, axes: Sequence[Axes]) -> None:
     draw_map(pixels, explained.before, ax=axes[0], limits=limits)
     draw_map(pixels, explained.redundant, ax=axes[1], limits=limits)
     draw_map(pixels, explained.raw, ax=axes[2])
+    if explained.prompts == "object":
+        peaks = places([one.points for one in explained.objects])
+        draw_points(peaks, np.ones(len(peaks), int), ax=axes[2])
+        draw_numbers(peaks, ax=axes[2])
     titles = (
         f"similarity x weight {explained.weight:.2f}",
         f"minus {'the empty string' if alone else 'what all labels share'}",
-        "is the raw map",
+        "is the raw map" + (", with its peaks" if explained.prompts == "object" else ""),
     )
     for ax, title in zip(axes, titles, strict=True):
         ax.set_title(title, fontsize=FONT)
@@ -204,13 +267,14 @@ def _draw_presence(explained: Explained, ax: Axes) -> None:
 
 
 def _draw_candidates(explained: Explained, axes: Sequence[Axes]) -> None:
-    """SAM's candidates, the preferred one in bold."""
+    """SAM's candidates for one object, the preferred one in bold."""
     pixels, fill = explained.image.pixels, colour(explained.index)
-    preferred = ", would be kept" if explained.reason else ", kept"
+    preferred = ", would be kept" if explained.kept is None else ", kept"
+    of = f"object {explained.chosen + 1}, " if len(explained.objects) > 1 else ""
     for ax, (i, candidate) in zip(axes, enumerate(explained.candidates, 1), strict=False):
         draw_masks(pixels, candidate.mask[None], [""], np.zeros(1), [fill], ax=ax, tagged=False)
         ax.set_title(
-            f"candidate {i}{preferred if candidate.kept else ''}\n"
+            f"{of}candidate {i}{preferred if candidate.kept else ''}\n"
             f"predicted IoU {candidate.predicted_iou:.2f}, agreement {candidate.agreement:.2f}",
             fontsize=FONT,
             fontweight="bold" if candidate.kept else "normal",
@@ -218,3 +282,45 @@ def _draw_candidates(explained: Explained, axes: Sequence[Axes]) -> None:
     if not explained.candidates:
         draw_image(pixels, ax=axes[0])
         axes[0].set_title("no points, so no candidates", fontsize=FONT)
+
+
+def _draw_objects(explained: Explained, ax: Axes) -> None:
+    """The masks of all objects with their numbers; those that are left out are grey, and not drawn
+    where they show what another one shows."""
+    height, width = explained.image.pixels.shape[:2]
+    drawn = [
+        (number, one)
+        for number, one in enumerate(explained.objects, 1)
+        if not one.left_out.startswith("shows the same")
+    ]
+    masks = np.array([one.mask for _, one in drawn], bool).reshape(-1, height, width)
+    fills = [_WEAK if one.left_out else colour(explained.index) for _, one in drawn]
+    draw_masks(
+        explained.image.pixels,
+        masks,
+        [f"#{number}" for number, _ in drawn],
+        np.array([one.score for _, one in drawn]),
+        fills,
+        ax=ax,
+    )
+    ax.set_title("all objects with their scores", fontsize=FONT)
+
+
+def _write_table(figure: NotebookFigure, explained: Explained, left: float, top: float) -> None:
+    """A row for each object: what its score is made of, and whether it is shown. Rows that have no
+    room are counted."""
+    wide, high = figure.get_size_inches()
+    rows = [("object", "peak", "predicted IoU", "stability", "contrast", "share", "score", "")]
+    shown = "would be shown" if explained.reason else "shown"
+    for number, one in enumerate(explained.objects, 1):
+        values = (one.predicted_iou, one.stability, one.contrast, one.share, one.score)
+        numbers = [f"{one.height:.3f}", *(f"{value:.2f}" for value in values)]
+        verdict = f"left out: {one.left_out}" if one.left_out else shown
+        rows.append((str(number), *numbers, verdict))
+    room = int(top / _ROW) - 1
+    if len(rows) > room:
+        rows = [*rows[: room - 1], (f"and {len(rows) - room + 1} more", *[""] * 7)]
+    for i, row in enumerate(rows):
+        for column, text in zip(_COLUMNS, row, strict=True):
+            place = ((left + column) / wide, (top - (i + 1) * _ROW) / high)
+            figure.text(*place, text, fontsize=FONT, va="baseline")

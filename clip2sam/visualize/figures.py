@@ -17,7 +17,7 @@ from clip2sam.data.images import Image
 from clip2sam.data.palette import RGB, colour
 from clip2sam.errors import ConfigError
 from clip2sam.visualize.canvas import NotebookFigure, fit, place_axes
-from clip2sam.visualize.draw import draw_grid, draw_map, draw_masks, draw_points
+from clip2sam.visualize.draw import draw_grid, draw_map, draw_masks, draw_numbers, draw_points
 from clip2sam.visualize.text import FONT, short, style, write
 
 _TAGGED = 12  # with more masks than this, tags are numbers and the legend explains them
@@ -88,7 +88,8 @@ def label_figure(
     absent: str = "",
     fill: RGB | None = None,
 ) -> NotebookFigure:
-    """One label of one image in three panels: similarity map, grid with points, masks.
+    """One label of one image in three panels: similarity map, grid with points, masks. Several
+    prompts and their masks have the same numbers, from 1.
 
     The panels are side by side, or one above the other where the image is more than twice as wide
     as high.
@@ -108,7 +109,8 @@ def label_figure(
     figure, (left, middle, right) = _three_panels(pixels.shape[0], pixels.shape[1])
     found = f"absent: {absent}" if absent else "no mask"
     if len(masks):
-        found = f"mask score {', '.join(f'{score:.2f}' for score in scores[:8])}"
+        kind = "mask score" if len(masks) == 1 else f"{len(masks)} masks, scores"
+        found = f"{kind} {', '.join(f'{score:.2f}' for score in scores[:8])}"
     wide, high = figure.get_size_inches()
     line = short(f"presence {presence:.3f}  ·  {found}", int((wide - 0.4) * 13))
     write(figure, 0.2, high - 0.15, short(name, 36), size=13.0)
@@ -116,7 +118,7 @@ def label_figure(
 
     draw_map(pixels, similarity, ax=left)
     left.set_title("similarity map, raw scores", fontsize=FONT, y=1.0)
-    draw_grid_and_points(pixels, grid, np.concatenate([np.zeros((0, 3)), *points]), middle)
+    draw_grid_and_points(pixels, grid, points, middle)
     draw_masks(pixels, masks, [""] * len(masks), scores, [fill or colour(0)] * len(masks), ax=right)
     right.set_title(("no mask", "mask", "masks")[min(len(masks), 2)], fontsize=FONT, y=1.0)
     return figure
@@ -125,16 +127,21 @@ def label_figure(
 def draw_grid_and_points(
     pixels: UInt8[np.ndarray, "height width 3"],
     grid: Float[np.ndarray, "grid_rows grid_cols"],
-    points: Float[np.ndarray, "points 3"],
+    points: Sequence[Float[np.ndarray, "_ 3"]],
     ax: Axes,
 ) -> None:
-    """The pooled grid with its points, a title and a legend.
+    """The pooled grid with its points, a title and a legend. Several prompts are numbered at their
+    first positive points.
 
     Args:
-        points: x, y in continuous pixels, and 1 (positive) or 0 (negative).
+        points: one array a prompt: x, y in continuous pixels, and 1 (positive) or 0 (negative).
     """
     draw_grid(pixels, grid, ax=ax)
-    draw_points(points[:, :2], points[:, 2].astype(int), ax=ax)
+    # prompts of one label share negative points
+    each = np.unique(np.concatenate([np.zeros((0, 3)), *points]), axis=0)
+    draw_points(each[:, :2], each[:, 2].astype(int), ax=ax)
+    if len(points) > 1:
+        draw_numbers(places(points), ax=ax)
     ax.set_title(f"{grid.shape[0]} x {grid.shape[1]} grid and points", fontsize=FONT, y=1.0)
     ax.legend(
         loc="upper center",
@@ -144,6 +151,11 @@ def draw_grid_and_points(
         fontsize=FONT - 1,
         handletextpad=0.2,
     )
+
+
+def places(points: Sequence[Float[np.ndarray, "_ 3"]]) -> Float[np.ndarray, "prompts 2"]:
+    """The first positive point (x, y) of each prompt."""
+    return np.array([one[one[:, 2] == 1][0, :2] for one in points]).reshape(-1, 2)
 
 
 def overview_figure(
@@ -157,7 +169,8 @@ def overview_figure(
 ) -> NotebookFigure:
     """All masks of one image, with a legend on the right and the absent labels underneath.
 
-    Tags show name and score; with more than twelve masks, numbers that the legend explains.
+    Tags show name and score, and a number where several masks have one name; with more than twelve
+    masks numbers that the legend explains.
 
     Args:
         masks, names, scores, colours: as for `draw_masks`.
@@ -196,8 +209,14 @@ def result_figure(result: Drawable) -> NotebookFigure:
     )
 
 
-def result_label_figure(result: Drawable, index: int) -> NotebookFigure:
-    """`label_figure` of one class of a result, by its index in `class_names`."""
+def result_label_figure(
+    result: Drawable, index: int, points: Sequence[Float[np.ndarray, "_ 3"]] | None = None
+) -> NotebookFigure:
+    """`label_figure` of one class of a result, by its index in `class_names`.
+
+    Args:
+        points: the prompts that are drawn; None: those of the masks.
+    """
     mine = np.flatnonzero(result.label_indices == index)
     name = result.class_names[index]
     return label_figure(
@@ -205,7 +224,7 @@ def result_label_figure(result: Drawable, index: int) -> NotebookFigure:
         name,
         result.maps[index],
         result.grids[index],
-        [result.points[int(i)] for i in mine],
+        [result.points[int(i)] for i in mine] if points is None else points,
         result.masks[mine],
         result.scores[mine],
         float(result.presence[index]),
