@@ -2,32 +2,37 @@
 
     .venv/bin/python scripts/draw_figures.py [--output docs]
 
-The images are scenes of the test split; what is drawn is what the models found, right or wrong.
+The images are scenes with several objects of one label, scenes of the test split; what is drawn is what the models found, right or wrong.
 """
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import clip2sam
 from clip2sam.pipeline import Segmenter
 from clip2sam.tiny.demo import demo_labels, demo_scenes
+from clip2sam.tiny.scenes import Scene
 from clip2sam.visualize import (
     colour,
     draw_grid,
     draw_image,
     draw_map,
     draw_masks,
+    draw_numbers,
     draw_points,
     save_figure,
 )
+from clip2sam.visualize.figures import places
 
 
 def draw_found(segmenter: Segmenter) -> Figure:
     """Two scenes with all masks found; half of the labels requested are absent."""
-    scenes = demo_scenes()[:2]
+    scenes = demo_scenes()[2:]
     widths = [s.pixels.shape[1] / s.pixels.shape[0] for s in scenes]
     figure = Figure(figsize=(3.6 * sum(widths) + 0.2, 3.7), layout="constrained")
     for ax, scene in zip(figure.subplots(1, len(scenes), width_ratios=widths), scenes, strict=True):
@@ -40,31 +45,41 @@ def draw_found(segmenter: Segmenter) -> Figure:
 
 
 def draw_flow(segmenter: Segmenter) -> Figure:
-    """One label through the pipeline: image and text prompt, map, points, mask."""
+    """One label through the pipeline: image and text prompt, map, a point for each object,
+    masks."""
     scene = demo_scenes()[2]
     result = segmenter(scene.pixels, demo_labels(scene))
-    if not result.labels:
-        raise SystemExit("no label was found in the scene: the weights are not good enough")
-    best = int(result.scores.argmax())
-    index, name = int(result.label_indices[best]), result.labels[best]
+    name = _most_frequent(scene)
+    index = result.class_names.index(name)
+    mine = [i for i, label in enumerate(result.labels) if label == name]
+    if not mine:
+        raise SystemExit(f"{name!r} was not found: the weights are not good enough")
 
     figure, panels = _panels()
-    points = result.points[best]
     draw_image(scene.pixels, ax=panels[0])
     draw_map(scene.pixels, result.maps[index], ax=panels[1])
     grid = draw_grid(scene.pixels, result.grids[index], ax=panels[2])
-    draw_points(points[:, :2], points[:, 2].astype(int), ax=grid)
-    masks, scores = result.masks[[best]], result.scores[[best]]
-    draw_masks(scene.pixels, masks, [name], scores, [colour(index)], ax=panels[3])
+    peaks = places([result.points[i] for i in mine])
+    draw_points(peaks, np.ones(len(peaks), int), ax=grid)
+    draw_numbers(peaks, ax=grid)
+    fills = [colour(index)] * len(mine)
+    draw_masks(
+        scene.pixels, result.masks[mine], [""] * len(mine), result.scores[mine], fills, ax=panels[3]
+    )
     titles = (
         f'an image and "{name}"',
         "CLIP Surgery: where it is",
-        "7 x 7 grid: points",
-        "SAM: the mask",
+        "a point for each object",
+        "SAM: a mask for each",
     )
     for ax, title in zip(panels, titles, strict=True):
         ax.set_title(title, fontsize=11)
     return figure
+
+
+def _most_frequent(scene: Scene) -> str:
+    """Colour and shape of most objects of a scene."""
+    return Counter(f"{o.colour} {o.shape}" for o in scene.objects).most_common(1)[0][0]
 
 
 def _panels() -> tuple[Figure, list[Axes]]:
@@ -82,10 +97,10 @@ def _panels() -> tuple[Figure, list[Axes]]:
 
 
 def draw_explained(segmenter: Segmenter) -> Figure:
-    """All stages of the same scene's first label."""
+    """All stages of the same label of the same scene."""
     scene = demo_scenes()[2]
     labels = demo_labels(scene)
-    return clip2sam.explain(segmenter, scene.pixels, labels, labels[0]).show()
+    return clip2sam.explain(segmenter, scene.pixels, labels, _most_frequent(scene)).show()
 
 
 def main() -> None:

@@ -624,7 +624,11 @@ def test_an_interrupted_run_says_how_to_continue(run, street, monkeypatch):
 def test_demo_compares_with_the_drawn_truth(run, tmp_path):
     code, printed, _ = run("demo", "--output", "demo")
     assert code == 0
-    assert "drawn labels found, mean IoU" in printed
+    assert re.search(
+        r"\d+ of \d+ drawn objects found, mean IoU 0\.\d+; \d+ of \d+ masks are false; "
+        r"\d+ of \d+ absent labels got a mask",
+        printed,
+    )
     named = [
         line.removeprefix("wrote ") for line in printed.splitlines() if line.startswith("wrote ")
     ]

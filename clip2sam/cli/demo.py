@@ -21,17 +21,18 @@ def demo(
     from clip2sam.tiny.demo import run_demo
 
     report = run_demo(load("tiny", device=device), output)
-    columns = ("image", "label", "drawn", "found", "presence", "IoU")
-    table = Table(*columns, title="clip2sam demo: preset tiny")
+    columns = ("image", "label", "drawn", "masks", "found", "IoU", "presence")
+    table = Table(*columns, title="clip2sam demo: preset tiny, objects drawn and found")
     for row in report.rows:
-        style = "" if row.drawn == row.found else "red"
+        right = row.drawn == row.masks == len(row.ious)
         table.add_row(
             row.image,
             Text(row.label),
-            "yes" if row.drawn else "no",
-            Text("yes" if row.found else "no", style=style),
+            str(row.drawn),
+            Text(str(row.masks), style="" if right else "red"),
+            str(len(row.ious)),
+            " ".join(f"{iou:.2f}" for iou in row.ious),
             f"{row.presence:.3f}",
-            "" if row.iou is None else f"{row.iou:.3f}",
         )
     out.print(table)
     out.print(report.summary())

@@ -140,8 +140,8 @@ def draw_grid_and_points(
     # prompts of one label share negative points
     each = np.unique(np.concatenate([np.zeros((0, 3)), *points]), axis=0)
     draw_points(each[:, :2], each[:, 2].astype(int), ax=ax)
-    if len(points) > 1:
-        draw_numbers(places(points), ax=ax)
+    if len(firsts := places(points)) > 1:
+        draw_numbers(firsts, ax=ax)
     ax.set_title(f"{grid.shape[0]} x {grid.shape[1]} grid and points", fontsize=FONT, y=1.0)
     ax.legend(
         loc="upper center",
@@ -154,8 +154,9 @@ def draw_grid_and_points(
 
 
 def places(points: Sequence[Float[np.ndarray, "_ 3"]]) -> Float[np.ndarray, "prompts 2"]:
-    """The first positive point (x, y) of each prompt."""
-    return np.array([one[one[:, 2] == 1][0, :2] for one in points]).reshape(-1, 2)
+    """The first positive point (x, y) of each prompt that has one."""
+    positive = [one[one[:, 2] == 1, :2] for one in points]
+    return np.array([one[0] for one in positive if len(one)]).reshape(-1, 2)
 
 
 def overview_figure(
