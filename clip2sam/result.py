@@ -127,17 +127,18 @@ class Result:
 
         Returns:
             masks: bool (masks, height, width). boxes: float32 (masks, 4), x0, y0, x1, y1 in
-            continuous pixels, around each mask's pixels. scores: float32 (masks,). label_indices:
-            int64 (masks,), into class_names. points: float32 (points, 4): the mask's index, x, y,
-            and 1 (positive) or 0 (negative). class_names: text (classes,). presence: float32
-            (classes,). maps: float32 (classes, rows, cols). grids: float32 (classes, grid_rows,
-            grid_cols), NaN for a map without a range.
+            continuous pixels, around each mask's pixels. scores, shares: float32 (masks,).
+            label_indices: int64 (masks,), into class_names. points: float32 (points, 4): the mask's
+            index, x, y, and 1 (positive) or 0 (negative). class_names: text (classes,). presence:
+            float32 (classes,). maps: float32 (classes, rows, cols). grids: float32 (classes,
+            grid_rows, grid_cols), NaN for a map without a range.
         """
         points = [np.insert(p, 0, i, axis=1) for i, p in enumerate(self.points)]
         return {
             "masks": self.masks,
             "boxes": self.boxes,
             "scores": self.scores,
+            "shares": np.array([a.share for a in self.annotations], np.float32),
             "label_indices": self.label_indices,
             "points": np.concatenate([np.zeros((0, 4), np.float32), *points]).astype(np.float32),
             "class_names": np.array(self.class_names),
@@ -149,7 +150,8 @@ class Result:
     def to_supervision(self) -> Any:
         """The masks as `supervision.Detections`, for its annotators, trackers and metrics.
 
-        `class_id` is the index in `class_names`, `data["class_name"]` the name.
+        `class_id` is the index in `class_names`, `data["class_name"]` the name, `data["share"]`
+        that of each annotation.
 
         Raises:
             ConfigError: the package supervision is not installed; clip2sam does not need it
@@ -167,7 +169,10 @@ class Result:
             mask=self.masks,
             confidence=self.scores,
             class_id=self.label_indices,
-            data={"class_name": np.array(self.labels, dtype=str)},
+            data={
+                "class_name": np.array(self.labels, dtype=str),
+                "share": np.array([a.share for a in self.annotations]),
+            },
         )
 
     def show(self) -> Any:

@@ -2,7 +2,8 @@
 
     .venv/bin/python scripts/draw_figures.py [--output docs]
 
-The images are scenes with several objects of one label, scenes of the test split; what is drawn is what the models found, right or wrong.
+The images are scenes of the test split with several objects of one label; what is drawn is what the
+models found, right or wrong.
 """
 
 import argparse

@@ -1,6 +1,8 @@
 """An explanation is what the pipeline's own stages compute: its terms add up, its choice is the
 mask, its figure says the same."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +88,7 @@ def test_a_label_alone_stands_against_the_empty_string(segmenter, image):
 
 @pytest.mark.parametrize("candidate", ["agreement", "predicted_iou"])
 def test_the_kept_candidate_is_the_mask(segmenter, image, candidate):
-    chooser = segmenter.with_config(candidate=candidate)
+    chooser = segmenter.with_config(candidate=candidate, prompts="label")
     result, explained = chooser(image, LABELS), explain(chooser, image, LABELS, LABELS[1])
     assert explained.reason == ""
     assert explained.kept is not None
@@ -96,6 +98,87 @@ def test_the_kept_candidate_is_the_mask(segmenter, image, candidate):
     assert len(figures) == 3
     assert figures[explained.kept] == max(figures)
     assert [c.kept for c in explained.candidates].count(True) == 1
+    assert len(explained.objects) == 1
+    assert "all objects with their scores" not in texts(explained.show())
+
+
+@pytest.mark.parametrize("candidate", ["agreement", "both"])
+def test_every_object_is_a_mask_of_the_result(segmenter, image, candidate):
+    chooser = segmenter.with_config(candidate=candidate)
+    result = chooser(image, LABELS)
+    several = [name for name in LABELS if result.labels.count(name) > 1]
+    assert several
+    for name in several:
+        mine = result.label_indices == LABELS.index(name)
+        for k in range(mine.sum()):
+            explained = explain(chooser, image, LABELS, name, object=k)
+            assert explained.shown == mine.sum()
+            shown = explained.objects[: explained.shown]
+            np.testing.assert_array_equal([o.mask for o in shown], result.masks[mine])
+            np.testing.assert_array_equal([o.score for o in shown], result.scores[mine])
+            shares = [a.share for a in result.annotations if a.label == name]
+            assert [o.share for o in shown] == pytest.approx(shares)
+            points = [p for p, yes in zip(result.points, mine, strict=True) if yes]
+            for one, theirs in zip(shown, points, strict=True):
+                np.testing.assert_array_equal(one.points, theirs)
+            assert explained.kept is not None
+            kept = explained.candidates[explained.kept]
+            np.testing.assert_array_equal(kept.mask, shown[k].mask)
+            assert kept.predicted_iou == shown[k].predicted_iou
+    assert max(o.height for o in explained.objects) <= explained.raw.max()
+    assert f"object {k + 1}, candidate 1" in "".join(texts(explained.show()))
+
+
+def test_an_object_that_is_not_there_is_refused(segmenter, image):
+    with pytest.raises(ConfigError, match=r"expected an object from 0 to \d, got 9: 'person' has"):
+        explain(segmenter, image, LABELS, "person", object=9)
+
+
+class DrawnSAM(PromptSAM):
+    """Four prompts: two masks on the left that overlap, none, one on the right."""
+
+    def decode(self, embeddings, prompts):
+        offered = super().decode(embeddings, prompts)
+        assert len(offered.logits) == 4
+        logits = torch.full_like(offered.logits, -9.0)
+        logits[0, :, :20, :12] = 9.0
+        logits[1, :, :20, :11] = 9.0
+        logits[3, :, :20, 16:30] = 9.0
+        return replace(offered, logits=logits, predicted_iou=offered.predicted_iou * 0 + 0.9)
+
+
+def test_objects_that_are_left_out_say_why(segmenter, image):
+    drawn = Segmenter(segmenter.clip, DrawnSAM(small_sam()), segmenter.config)
+    explained = explain(drawn, image, ["person"], "person")
+    first, second, same, empty = explained.objects
+    assert (first.left_out, second.left_out) == ("", "")
+    assert explained.shown == len(drawn(image, ["person"]).masks) == 2
+    number = 1 if (first.mask & same.mask).any() else 2
+    assert same.left_out == f"shows the same as object {number}"
+    assert empty.left_out == "its mask is empty"
+    assert not empty.mask.any()
+    assert first.stability == 1
+
+    weak = min(first.share, second.share)
+    strict = drawn.with_config(min_share=(1 + weak) / 2)
+    explained = explain(strict, image, ["person"], "person")
+    assert explained.shown == len(strict(image, ["person"]).masks) == 1
+    assert explained.objects[1].share == weak < 1
+    assert explained.objects[1].left_out == f"its share is below {(1 + weak) / 2:g}"
+    written = texts(explained.show())
+    assert any(t.endswith("present: 1 object, 3 left out") for t in written)
+    for one in explained.objects[1:]:
+        assert f"left out: {one.left_out}" in written
+    assert "shown" in written
+    left_out = explain(strict, image, ["person"], "person", object=3)
+    assert left_out.kept is None
+    assert any("would be kept" in t for t in texts(left_out.show()))
+
+
+def test_a_table_without_room_counts_the_rest(segmenter, image):
+    explained = explain(segmenter, image, ["person"], "person")
+    many = replace(explained, objects=explained.objects * 16)
+    assert any(t.startswith("and ") and t.endswith(" more") for t in texts(many.show()))
 
 
 def test_a_candidate_rule_of_ones_own_is_explained(segmenter, image):
@@ -234,7 +317,16 @@ def test_the_command_draws_and_says_what_was_decided(segmenter, image, tmp_path:
     done = run(street, "person", "--method", "clearclip", "--presence-threshold", "-1000")
     assert done.exit_code == 0, done.output
     assert done.output.startswith("person: presence ")
-    assert ", mask\n" in done.output
+    lines = done.output.splitlines()
+    shown, every = map(int, re.search(r", (\d+) of (\d+) objects shown$", lines[0]).groups())
+    rows = [line for line in lines if line.startswith("  object ")]
+    assert len(rows) == every >= shown >= 1
+    assert all(re.match(rf"  object {n}: score \d", row) for n, row in enumerate(rows, 1))
+    assert sum("left out" not in row for row in rows) == shown
+    one = run(street, "person", "--one-mask", "--presence-threshold", "-1000")
+    assert ", mask\n" in one.output
+    refused = run(street, "person", "--object", "60", "--presence-threshold", "-1000")
+    assert isinstance(refused.exception, ConfigError)
     with PILImage.open(figure) as drawn:
         assert drawn.width > 1000
     done = run(street, "person", "--presence-threshold", "9")

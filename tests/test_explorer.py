@@ -132,19 +132,70 @@ def test_typed_labels_are_requested(explorer):
 def test_every_control_changes_the_result_and_the_drawing(explorer):
     for control, value, seen in (
         (explorer.grid, 3, lambda: explorer.result.grids.shape[1:] == (3, 3)),
-        (explorer.point_threshold, 1.0, lambda: len(points(explorer)) == 2),
+        (explorer.point_threshold, 1.0, lambda: len(points(explorer)) == 1),
+        (explorer.prompts, "label", lambda: (points(explorer)[:, 2] == 0).any()),
+        (explorer.min_share, 1.0, lambda: explorer.settings["min_share"] == 1.0),
         (explorer.method, RAW_CLIP, lambda: explorer.settings["method"] is RAW_CLIP),
         (explorer.presence_threshold, 1.0, lambda: len(explorer.result.labels) == 0),
     ):
         before = explorer.image.png
         control.value = value
         assert seen(), control.description
-        assert explorer.image.png != before
+        assert explorer.image.png != before or control is explorer.min_share
     assert "below the threshold 1" in explorer.status.value
     before = explorer.image.png
     explorer.label.value = LABELS[1]
     assert explorer.image.png != before
     assert explorer.status.value.startswith(LABELS[1])
+
+
+def test_the_slider_of_points_follows_the_kind_of_prompts(explorer):
+    assert explorer.point_threshold.value == 0.5
+    explorer.prompts.value = "label"
+    assert explorer.point_threshold.value == 0.8
+    assert "point_threshold" not in explorer.settings, "it was not moved by a person"
+    explorer.point_threshold.value = 0.6
+    explorer.prompts.value = "object"
+    assert explorer.point_threshold.value == explorer.settings["point_threshold"] == 0.6
+
+
+def test_every_positive_point_is_an_object(explorer):
+    explorer.presence_threshold.value = 1.0
+    explorer.min_share.value = 0.0
+    assert explorer.result.labels == []
+    for count, x in enumerate((20, 65, 110), 1):
+        click(explorer, x, 45)
+        assert len(explorer.bench.changed[LABELS[0]]) == count
+        drawn = explorer._prompts_drawn(LABELS[0])
+        assert sorted(one[0, 0].round() for one in drawn) == [20, 65, 110][:count]
+    click(explorer, 20, 20, kind=0)
+    assert all(len(p) == 2 for p in explorer.result.points), "negative points are shared"
+    negative = {tuple(p[1].round().tolist()) for p in explorer.result.points}
+    assert negative == {(20.0, 20.0, 0.0)}
+    shown = [a for a in explorer.result.annotations if a.label == LABELS[0]]
+    count = f"{len(shown)} object{'s' * (len(shown) != 1)}"
+    scores = ", ".join(f"{a.score:.2f} ({a.share:.2f})" for a in shown)
+    assert explorer.status.value.endswith(f", {count}, score (share) {scores}")
+    click(explorer, 110, 46)
+    assert len(explorer.bench.changed[LABELS[0]]) == 3, "the object is taken away"
+    explorer.prompts.value = "label"
+    (prompt,) = explorer.result.points
+    assert prompt[:, 2].tolist() == [1, 1, 0], "one prompt with all points"
+    assert explorer.status.value.endswith(f"mask, score {explorer.result.scores[0]:.2f}")
+
+
+def test_objects_that_are_left_out_are_counted_and_their_points_drawn(explorer):
+    explorer.min_share.value = 0.0
+    every = [a for a in explorer.result.annotations if a.label == LABELS[1]]
+    assert len(every) > 1
+    explorer.label.value = LABELS[1]
+    click(explorer, 2, 88)
+    before = explorer._prompts_drawn(LABELS[1])
+    explorer.min_share.value = 1.0
+    mine = [a for a in explorer.result.everything if a.label == LABELS[1]]
+    weak = ", ".join(f"({a.share:.2f})" for a in mine if a.share < 1)
+    assert explorer.status.value.endswith(f"; left out {weak}")
+    assert len(explorer._prompts_drawn(LABELS[1])) == len(before)
 
 
 def test_clicks_add_and_remove_points_of_the_label_shown(explorer):
@@ -175,9 +226,13 @@ def test_a_click_beside_the_panels_does_nothing(explorer):
 def test_other_labels_keep_their_prompts_when_one_is_changed(explorer):
     before = explorer.result
     click(explorer, 100, 20)
-    np.testing.assert_array_equal(explorer.result.masks[1], before.masks[1])
-    np.testing.assert_array_equal(explorer.result.points[1], before.points[1])
-    assert len(explorer.result.points[0]) == len(before.points[0]) + 1
+    now = explorer.result
+    mine, theirs = (result.label_indices == 1 for result in (now, before))
+    np.testing.assert_array_equal(now.masks[mine], before.masks[theirs])
+    for row, old in zip(np.flatnonzero(mine), np.flatnonzero(theirs), strict=True):
+        np.testing.assert_array_equal(now.points[row], before.points[old])
+    clicked = explorer.bench.changed[LABELS[0]]
+    assert len(clicked) == (before.label_indices == 0).sum() + 1
 
 
 def test_accepted_masks_become_coco(explorer, tmp_path, monkeypatch):
@@ -190,8 +245,9 @@ def test_accepted_masks_become_coco(explorer, tmp_path, monkeypatch):
     document = json.loads(Path("out.json").read_text())
     assert validate(document) == []
     assert [c["name"] for c in document["categories"]] == LABELS
-    assert len(document["annotations"]) == 2
-    assert explorer.status.value == "wrote 2 masks to out.json"
+    count = len(explorer.result.annotations)
+    assert len(document["annotations"]) == count > 2, "several of one label"
+    assert explorer.status.value == f"wrote {count} masks to out.json"
     explorer.path.value = "out.json/no-folder/out.json"
     explorer.export.click()
     assert "can't be written" in explorer.status.value

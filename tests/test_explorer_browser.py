@@ -161,10 +161,10 @@ def test_a_person_types_moves_and_clicks(page, lab, drawn):
         page.mouse.up()
 
     changes(page, lambda: drag(0.99))
-    says(page, f"^{label}: (?!.*mask$)")  # no score is that high
+    says(page, f"^{label}: (?!.*object)")  # no score is that high
     snapshot(page, "3-too-strict")
     changes(page, lambda: drag(0.01))
-    says(page, "mask$")
+    says(page, "objects?, score")
 
     box = panels(page).bounding_box()
     middle = {"x": box["width"] / 2, "y": box["height"] / 2}
@@ -178,13 +178,13 @@ def test_a_person_types_moves_and_clicks(page, lab, drawn):
     )
     snapshot(page, "5-negative")
 
-    page.get_by_role("button", name="accept mask").click()
+    page.get_by_role("button", name="accept masks").click()
     page.wait_for_function("() => document.body.innerText.includes('accepted: ')")
     page.get_by_role("button", name="write COCO").click()
-    page.wait_for_function("() => document.body.innerText.includes('wrote 1 masks')")
+    says(page, r"wrote \d+ masks")
     snapshot(page, "6-written")
     written = lab[1] / "annotations.json"
     assert validate(written) == []
     document = json.loads(written.read_text())
     assert [c["name"] for c in document["categories"]] == [label]
-    assert len(document["annotations"]) == 1
+    assert len(document["annotations"]) >= 1

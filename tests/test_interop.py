@@ -41,6 +41,7 @@ def test_arrays_survive_a_file_without_pickling(found, nothing, tmp_path):
         with np.load(tmp_path / "result.npz", allow_pickle=False) as read:
             assert tuple(read["class_names"]) == result.class_names
             np.testing.assert_array_equal(read["masks"], result.masks)
+            assert read["shares"].tolist() == [np.float32(a.share) for a in result.annotations]
             points = [
                 read["points"][read["points"][:, 0] == i, 1:] for i in range(len(result.masks))
             ]
@@ -58,10 +59,12 @@ def test_boxes_are_tight(found, nothing):
 def test_supervision_takes_the_masks(found, nothing):
     pytest.importorskip("supervision")
     detections = found.to_supervision()
-    assert len(detections) == len(found.masks) == 2
+    assert len(detections) == len(found.masks) > len(found.class_names), "several of one class"
     np.testing.assert_array_equal(detections.mask, found.masks)
     assert list(detections.data["class_name"]) == found.labels
-    assert list(detections.class_id) == [0, 1]
+    assert list(detections.class_id) == list(found.label_indices)
+    assert set(detections.class_id) == {0, 1}
+    assert list(detections.data["share"]) == [a.share for a in found.annotations]
     assert len(nothing.to_supervision()) == 0
 
 

@@ -25,6 +25,7 @@ from clip2sam.visualize import (
     draw_image,
     draw_map,
     draw_masks,
+    draw_numbers,
     draw_points,
     label_figure,
     overview_figure,
@@ -276,6 +277,33 @@ def test_a_tag_with_room_stands_in_its_mask() -> None:
     assert not ax.lines
 
 
+def test_masks_of_one_name_are_numbered() -> None:
+    masks = np.stack([box(60, 90, 5, x, 30, x + 15) for x in (5, 30, 60)])
+    fills = [colour(0), colour(1), colour(0)]
+    ax = draw_masks(GREY, masks, ["cat", "dog", "cat"], np.array([0.9, 0.8, 0.7]), fills)
+    assert {t.get_text() for t in tags(ax)} == {"cat #1 0.90", "dog 0.80", "cat #2 0.70"}
+
+
+def test_numbers_stand_above_their_points_or_below_where_there_is_no_room() -> None:
+    ax = draw_numbers(np.array([[45.0, 1.0], [45.0, 40.0]]), ax=draw_image(GREY))
+    render(ax)
+    points = ax.transData.transform([(45.0, 1.0), (45.0, 40.0)])
+    below, above = (t.get_window_extent() for t in ax.texts)
+    assert below.y1 < points[0, 1]
+    assert above.y0 > points[1, 1]
+
+
+def test_prompts_that_share_negative_points_draw_them_once() -> None:
+    eye, negative = np.eye(7, dtype=np.float32), [80.0, 50.0, 0.0]
+    points = [np.array([[9.0, 9.0, 1.0], negative]), np.array([[60.0, 45.0, 1.0], negative])]
+    none = np.zeros((0, 60, 90), bool)
+    figure = label_figure(GREY, "cat", eye, eye, points, none, np.zeros(0), 0.2)
+    assert legend(figure.axes[1]) == ["positive (2)", "negative (1)"]
+    only_negative = [np.array([negative])]
+    figure = label_figure(GREY, "cat", eye, eye, only_negative, none, np.zeros(0), 0.2)
+    assert legend(figure.axes[1]) == ["positive (0)", "negative (1)"]
+
+
 def test_an_empty_mask_has_no_tag() -> None:
     assert not tags(
         draw_masks(GREY, np.zeros((1, 60, 90), bool), ["cat"], np.array([0.5]), [colour(0)])
@@ -409,8 +437,11 @@ def test_a_label_figure_says_what_was_found() -> None:
     )
     assert [t.get_text() for t in figure.texts] == [
         "cat",
-        "presence 0.234  ·  mask score 0.91, 0.50",
+        "presence 0.234  ·  2 masks, scores 0.91, 0.50",
     ]
+    assert [t.get_text() for t in tags(figure.axes[2])] == ["#1 0.91", "#2 0.50"]
+    numbers = {t.get_text(): t.xy for t in figure.axes[1].texts if hasattr(t, "xy")}
+    assert numbers == {"1": (9.0, 9.0), "2": (60.0, 45.0)}, "at the first point of each prompt"
     assert legend(figure.axes[1]) == ["positive (2)", "negative (1)"]
     assert figure.canvas.manager is None, "no window"
     nothing = label_figure(

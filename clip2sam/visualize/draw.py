@@ -154,22 +154,22 @@ def draw_points(
 
 
 def draw_numbers(coords: Float[np.ndarray, "points 2"], *, ax: Axes) -> Axes:
-    """The number of each point, from 1, beside it, over an image that is drawn already.
+    """The number of each point, from 1, above it, over an image that is drawn already.
 
     Args:
         coords: (x, y) in continuous pixels of the original image.
     """
     halo = [patheffects.withStroke(linewidth=2.4, foreground="black")]
-    right = max(ax.get_xlim())
+    height = max(ax.get_ylim())
     for number, (x, y) in enumerate(coords, 1):
-        side = -1 if x > 0.9 * right else 1
+        below = y < 0.1 * height  # no room above
         ax.annotate(
             str(number),
             (x, y),
-            (7 * side, 0),
+            (0, -6 if below else 5),
             textcoords="offset points",
-            ha="right" if side < 0 else "left",
-            va="center",
+            ha="center",
+            va="top" if below else "bottom",
             color="white",
             fontsize=FONT + 1,
             fontweight="bold",
