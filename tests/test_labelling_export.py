@@ -16,7 +16,7 @@ from clip2sam.data.sources import FileSource
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter
 from clip2sam.export.coco import CocoExporter
-from clip2sam.labelling.decide import Decision, decide, decided_thresholds
+from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thresholds
 from clip2sam.labelling.export import export_run
 from clip2sam.labelling.journal import Journal, read_index
 from clip2sam.labelling.manifest import begin_run, open_run
@@ -79,7 +79,14 @@ def make_run(tmp_path):
         (tmp_path / "images").mkdir()
         source = FileSource(*[str(tmp_path / "images")] * 2, keys, ids)
         run = begin_run(
-            folder, source, CLASSES, {}, thresholds=thresholds, floors=floors, threads=1
+            folder,
+            source,
+            CLASSES,
+            {},
+            thresholds=thresholds,
+            floors=floors,
+            min_share=0.5,
+            threads=1,
         )
         journal = Journal(run.journal, ids, run.class_names)
         for r in reversed(records):
@@ -91,7 +98,7 @@ def make_run(tmp_path):
 
 
 def kept(run, record, **wishes):
-    decision = Decision(**wishes)
+    decision = decided_for(run, Decision(**wishes))
     thresholds = decided_thresholds(run, decision)
     return decide(record, decision, run.class_names, thresholds)
 

@@ -873,5 +873,7 @@ def test_the_manifest_is_whole_or_not_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr("clip2sam.data.files.os.fsync", full)
     with pytest.raises(OutputError, match="No space left on device"):
-        begin_run(tmp_path / "run", source, (), {}, thresholds=(), floors=(), threads=1)
+        begin_run(
+            tmp_path / "run", source, (), {}, thresholds=(), floors=(), min_share=0.0, threads=1
+        )
     assert list((tmp_path / "run").iterdir()) == []
