@@ -329,3 +329,11 @@ def test_a_moved_copy_with_another_content_is_found_where_there_is_a_hash(images
         label(there, run, moved=True, changed="refuse")
     assert open_run(run).root == str(images), "a start that is refused moves nothing"
     assert label(there, tmp_path / "plain", moved=True).labelled_now == 0
+
+
+def test_a_file_that_cannot_be_read_for_its_hash_keeps_the_one_it_has(images, run, monkeypatch):
+    label(images, run, hash_images=True)
+    before = recorded(run)
+    monkeypatch.setattr("clip2sam.labelling.journal._sha256", lambda path: None)
+    assert label(images, run, hash_images=True, changed="refuse").labelled_now == 0
+    assert recorded(run) == before
