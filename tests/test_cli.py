@@ -545,6 +545,21 @@ def test_an_image_that_changed_is_named_and_labelled_again_or_refused(run, stree
     assert run(*arguments, "--changed", "never")[0] == 2
 
 
+def test_a_run_whose_images_were_moved_goes_on_with_moved(run, street, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / street).rename(tmp_path / "in" / "street.png")
+    arguments = ("--label", "heart", "--output", "run/it")
+    assert run("label", "in", *arguments, "--hash")[0] == 0
+    line = (tmp_path / "run" / "it" / "journal-0001.jsonl").read_text()
+    assert len(json.loads(line)["file"][2]) == 64, "the SHA-256"
+    (tmp_path / "in").rename(tmp_path / "there")
+    code, _, errors = run("label", "there", *arguments)
+    assert code == 2
+    assert "if the same images were moved there, give --moved" in " ".join(errors.split())
+    assert run("label", "there", *arguments, "--moved", "--changed", "refuse")[0] == 0
+    assert run("label", "there", *arguments, "--changed", "refuse")[0] == 0
+
+
 def test_progress_counts_what_the_run_keeps(run, street, monkeypatch):
     monkeypatch.setattr("clip2sam.cli.progress.SECONDS_PER_LINE", 0.0)
     there = labels_of(drawn())[0]
