@@ -29,6 +29,7 @@ from clip2sam.labelling.engine import SegmenterEngine
 from clip2sam.labelling.fingerprint import check_same, plain
 from clip2sam.labelling.manifest import begin_run, open_run
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
+from clip2sam.labelling.summary import run_info
 from clip2sam.models.presets import PRESETS
 from tests import labelling_worker
 from tests.labelling_fakes import Threshold, small_segmenter, threads_named, write_images
@@ -104,7 +105,9 @@ def test_the_file_is_what_the_segmenter_makes_one_by_one(segmenter, tmp_path):
     label_dataset(good, LABELS, tmp_path / "run", segmenter=segmenter, batch_size=3)
     results = [segmenter(path, LABELS) for path in sorted(good.iterdir())]
     records = [replace(r.record, image_id=i) for i, r in enumerate(results, 1)]
-    write_coco(tmp_path / "expected.json", coco_document(records, results[0].label_set.wanted))
+    info = run_info(open_run(tmp_path / "run"))
+    wanted = results[0].label_set.wanted
+    write_coco(tmp_path / "expected.json", coco_document(records, wanted, info=info))
     expected = (tmp_path / "expected.json").read_bytes()
     assert (tmp_path / "run" / "annotations.json").read_bytes() == expected
 

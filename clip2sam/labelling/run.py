@@ -48,6 +48,7 @@ from clip2sam.labelling.summary import (
     Summary,
     check_exporters,
     publish,
+    run_info,
 )
 from clip2sam.models.loading import load
 from clip2sam.models.presets import Preset
@@ -55,6 +56,9 @@ from clip2sam.pipeline import LabelsLike, Segmenter
 
 IMAGES_IN_FLIGHT = 8
 """Images between the model and the journal, unless told otherwise."""
+
+OWN_FILES = ("annotations.json", "results.json")
+"""What a run writes unless exporters are given."""
 
 TIMEOUT = 60.0
 """Seconds that decoding one image may take, unless told otherwise."""
@@ -209,10 +213,6 @@ def label_dataset_iter(
     first record is requested. Arguments and errors are those of `label_dataset`.
     """
     workers = min(max(os.cpu_count() or 2, 2), 8)
-    own: dict[str, Exporter] = {
-        "annotations.json": CocoExporter(),
-        "results.json": ResultsExporter(),
-    }
     if isinstance(source, Source) and root is not None:
         raise ConfigError("root is for lists and COCO files; leave it out with a source object")
     if engine is not None and keep_above is not None:
@@ -229,7 +229,7 @@ def label_dataset_iter(
         models=segmenter,
         engine=engine,
         preset=_name(segmenter, preset) if engine is None else preset,
-        exporters=check_exporters(own if exporters is None else exporters),
+        exporters=None if exporters is None else check_exporters(exporters),
         on_start=on_start,
         batch_size=_at_least(1, "batch_size", batch_size),
         readers=_at_least(1, "readers", workers if readers is None else readers),
@@ -255,7 +255,7 @@ class _Start:
     models: Models
     engine: Engine | None
     preset: str
-    exporters: Mapping[str, Exporter]
+    exporters: Mapping[str, Exporter] | None
     on_start: OnStart | None
     batch_size: int
     readers: int
@@ -274,7 +274,8 @@ class _Start:
         source = self._source(begun)
         check_output(source, self.output)
         with lock_run(self.output):
-            remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *self.exporters))
+            files = OWN_FILES if self.exporters is None else tuple(self.exporters)
+            remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *files))
             begun = self._begun()  # anew: another process may have begun or extended it in between
             engine = self.engine or self._load()
             marks = fingerprint(
@@ -338,7 +339,8 @@ class _Start:
             ):
                 labelled += 1
                 yield record
-            return publish(run, journal.index, self.exporters, clock, labelled)
+            exporters = _own_exporters(run) if self.exporters is None else self.exporters
+            return publish(run, journal.index, exporters, clock, labelled)
 
     def _is_todo(self, journal: Journal, image_id: int) -> bool:
         failed = image_id in journal.index.failed
@@ -381,6 +383,11 @@ class _Start:
         elif not isinstance(models, Segmenter):
             models = models()
         return SegmenterEngine(models, self.labels, self.keep_above)
+
+
+def _own_exporters(run: RunFolder) -> dict[str, Exporter]:
+    dataset, results = OWN_FILES
+    return {dataset: CocoExporter(info=run_info(run)), results: ResultsExporter()}
 
 
 def _name(models: Models, otherwise: str) -> str:
