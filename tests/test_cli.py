@@ -610,7 +610,8 @@ def test_evaluate_takes_labels_and_writes_all_figures(run, tmp_path):
     arguments = ("evaluate", "--labels", "labels.yaml", "--distractor", "star", "--output", "f")
     code, printed, _ = run(*arguments, "--scenes", 3, "--method", "raw", "--method", "surgery")
     assert code == 0
-    assert printed.count("COCO over masks: AP ") == 2
+    assert printed.count("COCO over masks, mean over categories: AP ") == 2
+    assert printed.count("over all pairs of image and label: AP ") == 2
     figures = json.loads((tmp_path / "f").read_text())
     assert list(figures) == ["raw", "surgery"]
     assert [figures[name]["all"]["pairs"] for name in figures] == [6, 6]
@@ -622,6 +623,21 @@ def test_evaluate_takes_labels_and_writes_all_figures(run, tmp_path):
     code, _, errors = run("evaluate", "--scenes", 1, "--label", "traffic light")
     assert code == 2
     assert "got 'traffic light'" in errors
+
+
+def test_evaluate_shows_what_stages_lose_and_which_settings_pay(run, tmp_path):
+    arguments = ("evaluate", "--scenes", 1, "--kind", "several", "--budget", "--sweep")
+    code, printed, _ = run(*arguments, "--output", "f")
+    assert code == 0
+    assert "mean IoU lost: presence 0.000; points " in printed
+    assert "candidate agreement" in printed
+    figures = json.loads((tmp_path / "f").read_text())["surgery"]
+    assert figures["budget"]["miou"]["pipeline"] == figures["all"]["miou"]
+    assert figures["sweep"][0]["name"] == "base"
+    assert figures["sweep"][1]["miou_gain"]["low"] <= figures["sweep"][1]["miou_gain"]["high"]
+    code, _, errors = run("evaluate", "--kind", "crowds")
+    assert code == 2
+    assert "expected a kind of scene out of plain, crowd, several, large, got 'crowds'" in errors
 
 
 def test_an_interrupted_run_says_how_to_continue(run, street, monkeypatch):
