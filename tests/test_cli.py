@@ -236,6 +236,10 @@ def test_class_thresholds_are_finite(run, value):
         (["--resolution", "100000"], "resolution must be a whole number from 1 to 8192 pixels"),
         (["--resolution", "8000"], "8000 pixels has 500 x 500 patches, more than the 256 x 256"),
         (["--grid", "20000"], "grid must be a whole number from 2 to 64 cells"),
+        (
+            ["--grid", "20"],
+            "a grid of 20 x 20 cells is finer than CLIP's map of 14 x 14; use a grid",
+        ),
         (["--grid", "100000"], "grid must be a whole number from 2 to 64 cells"),
         (["--device", "meta"], "clip2sam does not run on 'meta'"),
         (["--device", "cuda:99"], "device 'cuda:99' was given, but"),

@@ -196,7 +196,7 @@ def test_kill_9_costs_a_batch_at_most(images, finished, tmp_path):
 
 @pytest.mark.parametrize("which", ["clip", "sam"])
 def test_a_model_that_gives_nan_ends_the_run_and_leaves_no_empty_images(images, tmp_path, which):
-    segmenter = small_segmenter()
+    segmenter = small_segmenter(presence_threshold=-1e9)
     model = {"clip": segmenter.clip.model, "sam": segmenter.sam.sam}[which]
     for weights in model.parameters():
         weights.data.fill_(torch.nan)
@@ -390,12 +390,12 @@ CHANGED = {
         "other settings: engine.weights.sam was '",
     ),
     "resolution of the model": (
-        settings(clip_resolution=80),
-        "other settings: engine.resolution was 64, is now 80. Start",
+        settings(clip_resolution=112),
+        "other settings: engine.resolution was 128, is now 112. Start",
     ),
     "resolution": (
-        settings(resolution=80),
-        "engine.config.resolution was None, is now 80; engine.resolution was 64, is now 80",
+        settings(resolution=112),
+        "engine.config.resolution was None, is now 112; engine.resolution was 128, is now 112",
     ),
     "method": (method(name="mine"), "engine.config.method.name was 'surgery', is now 'mine'"),
     "attention": (method(attention="qq"), "engine.config.method.attention was 'vv', is now 'qq'"),
