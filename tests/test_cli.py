@@ -242,6 +242,8 @@ def test_class_thresholds_are_finite(run, value):
         ),
         (["--grid", "100000"], "grid must be a whole number from 2 to 64 cells"),
         (["--device", "meta"], "clip2sam does not run on 'meta'"),
+        (["--device", "mps"], "device 'mps' was given, but"),
+        (["--device", "xpu"], "device 'xpu' was given, but"),
         (["--device", "cuda:99"], "device 'cuda:99' was given, but"),
         (
             ["--output", ""],
@@ -273,7 +275,7 @@ def test_values_out_of_range_are_one_clear_line(run, street, arguments, message)
     code, _, errors = run("label", street, *given, *arguments)
     assert (code, "Traceback" in errors) == (2, False), errors
     assert message in unboxed(errors)
-    assert not (street.parent / "run" / "annotations.json").exists()
+    assert not (street.parent / "run").exists()
 
 
 @pytest.mark.parametrize(
