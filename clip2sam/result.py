@@ -253,9 +253,9 @@ def as_result(
     raw = maps.raw[index : index + 1, :wanted]
     host_maps = raw[0].cpu().numpy()
     # Here, where everything is on the host anyway: earlier, each check would wait for the device.
-    _check_finite(image, "CLIP's similarity maps", host_maps, all_presence)
-    _check_finite(image, "SAM's predicted IoUs", masks.predicted_iou[all_rows].cpu().numpy())
-    _check_finite(image, "SAM's mask logits", _finite_if_all_are(masks.logits[all_rows]))
+    check_finite(image, "CLIP's similarity maps", host_maps, all_presence)
+    check_finite(image, "SAM's predicted IoUs", masks.predicted_iou[all_rows].cpu().numpy())
+    check_finite(image, "SAM's mask logits", finite_if_all_are(masks.logits[all_rows]))
     with_pixels = [k for k, rle in enumerate(rles) if mask_utils.area(rle) > 0]
     order = sorted(with_pixels, key=lambda k: (label_index[k], -score[k]))
     everything = tuple(
@@ -304,7 +304,16 @@ def as_result(
     )
 
 
-def _check_finite(image: Image, what: str, *arrays: Float[np.ndarray, "..."]) -> None:
+def check_finite(image: Image, what: str, *arrays: Float[np.ndarray, "..."]) -> None:
+    """Refuse what a model computed of an image if a value is not finite.
+
+    Args:
+        what: the model's values in the message, in the plural.
+        arrays: the values, on the host.
+
+    Raises:
+        ModelError: a value is NaN or infinite.
+    """
     if not all(np.isfinite(array).all() for array in arrays):
         raise ModelError(
             f"{image.origin}: {what} have values that are not finite, so the model failed on this "
@@ -312,7 +321,7 @@ def _check_finite(image: Image, what: str, *arrays: Float[np.ndarray, "..."]) ->
         )
 
 
-def _finite_if_all_are(logits: Float[Tensor, "masks low low"]) -> Float[np.ndarray, "masks"]:
+def finite_if_all_are(logits: Float[Tensor, "masks low low"]) -> Float[np.ndarray, "masks"]:
     """For each mask a number that is finite if and only if all its logits are. Their sum, which
     needs no second tensor; where it overflows, 0 or NaN."""
     sums = logits.sum(dim=(-2, -1)).cpu()
@@ -326,12 +335,10 @@ def why_absent(raw: Float[np.ndarray, "rows cols"], threshold: float | None, pre
     """Why a label has no mask, in a few words.
 
     Args:
-        raw: its raw map.
+        raw: its raw map, of finite values.
         threshold: what its presence score had to reach; None: nothing.
         present: the presence decision.
     """
-    if not np.isfinite(raw).all():
-        return "its map has values that are not finite"
     if raw.max() == raw.min():
         return "its map is the same everywhere"
     if present:

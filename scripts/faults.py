@@ -827,8 +827,8 @@ JOURNAL = [
         ("images of any size", "load_image(data, max_pixels=max_pixels)", "load_image(data)"),
     ),
     *faults(
-        "labelling/flow.py",
-        "labelling_flow",
+        "labelling/failures.py",
+        "labelling_flow labelling_segment tune",
         ("a model may fail forever", "MODEL_FAILURES = 3", "MODEL_FAILURES = 3000"),
     ),
 ]

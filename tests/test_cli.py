@@ -236,8 +236,14 @@ def test_class_thresholds_are_finite(run, value):
         (["--resolution", "100000"], "resolution must be a whole number from 1 to 8192 pixels"),
         (["--resolution", "8000"], "8000 pixels has 500 x 500 patches, more than the 256 x 256"),
         (["--grid", "20000"], "grid must be a whole number from 2 to 64 cells"),
+        (
+            ["--grid", "20"],
+            "a grid of 20 x 20 cells is finer than CLIP's map of 14 x 14; use a grid",
+        ),
         (["--grid", "100000"], "grid must be a whole number from 2 to 64 cells"),
         (["--device", "meta"], "clip2sam does not run on 'meta'"),
+        (["--device", "mps"], "device 'mps' was given, but"),
+        (["--device", "xpu"], "device 'xpu' was given, but"),
         (["--device", "cuda:99"], "device 'cuda:99' was given, but"),
         (
             ["--output", ""],
@@ -269,7 +275,7 @@ def test_values_out_of_range_are_one_clear_line(run, street, arguments, message)
     code, _, errors = run("label", street, *given, *arguments)
     assert (code, "Traceback" in errors) == (2, False), errors
     assert message in unboxed(errors)
-    assert not (street.parent / "run" / "annotations.json").exists()
+    assert not (street.parent / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from clip2sam.analysis.explain import explain, explain_caption, labels_at
 from clip2sam.cli import analysis as commands
 from clip2sam.clip import SurgeryCLIP
 from clip2sam.data.images import Image
-from clip2sam.errors import ConfigError, ImageError, LabelError
+from clip2sam.errors import ConfigError, ImageError, LabelError, ModelError
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PromptSAM
 from clip2sam.visualize.explanation import Explained
@@ -32,6 +32,12 @@ def segmenter() -> Segmenter:
     return Segmenter(
         SurgeryCLIP(small_clip()), PromptSAM(small_sam()), clip2sam.Config(presence_threshold=-1e9)
     )
+
+
+@pytest.fixture(scope="module")
+def models_of(segmenter):
+    """Another segmenter of the same models, to be changed."""
+    return segmenter.with_config
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +245,47 @@ def test_the_command_draws_and_says_what_was_decided(segmenter, image, tmp_path:
     assert isinstance(done.exception, LabelError)
     assert isinstance(run(street, "person", "--labels", "x.yaml").exception, LabelError)
     assert isinstance(run(str(tmp_path / "none.png"), "person").exception, ImageError)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    "place", ["similarity maps", "distractor", "predicted IoUs", "mask logits"]
+)
+def test_values_that_are_not_finite_are_not_shown(models_of, image, monkeypatch, place, value):
+    """Of any candidate: one that is not kept is shown too."""
+    segmenter = models_of()
+    locate, decode = segmenter.locate, segmenter.decode
+
+    def broken_maps(*arguments):
+        maps = locate(*arguments)
+        if place in ("similarity maps", "distractor"):
+            maps.raw[0, 0 if place == "similarity maps" else -1, 1, 2] = value
+        return maps
+
+    def broken_masks(*arguments):
+        candidates = decode(*arguments)
+        if place == "predicted IoUs":
+            candidates.predicted_iou[0, -1] = value
+        elif place == "mask logits":
+            candidates.logits[0, -1, 3, 4] = value
+        return candidates
+
+    monkeypatch.setattr(segmenter, "locate", broken_maps)
+    monkeypatch.setattr(segmenter, "decode", broken_masks)
+    what = {"distractor": "similarity maps"}.get(place, place)
+    with pytest.raises(ModelError, match=f"^street.png: .* {what} have values that are not finite"):
+        explain(segmenter, image, LABELS, "person", distractors=["sky"])
+
+
+def test_a_captions_maps_are_finite(models_of, image, monkeypatch):
+    segmenter = models_of()
+    locate = segmenter.locate
+
+    def broken(*arguments):
+        maps = locate(*arguments)
+        maps.raw[0, 1, 0, 0] = torch.nan
+        return maps
+
+    monkeypatch.setattr(segmenter, "locate", broken)
+    with pytest.raises(ModelError, match="CLIP's similarity maps have values that are not finite"):
+        explain_caption(segmenter, image, "a red car")

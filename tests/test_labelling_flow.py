@@ -208,7 +208,7 @@ def test_an_image_too_large_for_the_memory_costs_itself(images, journal, expecte
     got = outcome(run(images, journal, TooLarge()))
     assert got.pop(107)[1:3] == (
         "failed",
-        "memory ran out on this image alone; make it smaller, or free memory and use "
+        "memory ran out on this image alone; make it smaller, or free memory and start with "
         "--retry-failed",
     )
     assert got == {k: v for k, v in expected.items() if k != 107}

@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from clip2sam.data.labels import as_label_set
 from clip2sam.data.sources import find_source
-from clip2sam.errors import ConfigError, ImageError
+from clip2sam.errors import ConfigError, ImageError, RunError
 from clip2sam.labelling.run import label_dataset
 from clip2sam.labelling.segment import segment_images
 from tests.labelling_fakes import small_segmenter, write_images
@@ -102,3 +103,100 @@ def test_a_name_that_coco_cannot_hold_costs_its_image(segmenter, images, tmp_pat
     )
     assert [r.state for r in records] == ["failed"]
     assert records[0].reason.startswith("a%5Cb.png: expected a POSIX path")
+
+
+def failing(segmenter, monkeypatch, fail, *names):
+    """The models fail on the images of these names; of all, if there are none."""
+    real = segmenter.predict
+
+    def predict(features, labels):
+        prediction = real(features, labels)
+        if not names or features.images[0].origin in names:
+            fail(prediction)
+        return prediction
+
+    monkeypatch.setattr(segmenter, "predict", predict)
+
+
+def overflow(prediction):
+    prediction.maps.raw[:] = torch.nan
+
+
+def no_memory(prediction):
+    raise MemoryError
+
+
+def device_lost(prediction):
+    raise RuntimeError("device lost")
+
+
+@pytest.mark.parametrize(
+    ("fail", "reason"),
+    [
+        (overflow, "001.png: CLIP's similarity maps have values that are not finite"),
+        (
+            no_memory,
+            "memory ran out on this image alone; make it smaller, or free memory and start",
+        ),
+        (device_lost, "the model failed on this image (RuntimeError: device lost); leave it out"),
+    ],
+)
+def test_a_failure_of_the_model_costs_its_image(images, tmp_path, monkeypatch, fail, reason):
+    segmenter = small_segmenter()
+    failing(segmenter, monkeypatch, fail, "001.png")
+    records = segment_images(segmenter, images, LABELS, tmp_path / "out", overlays="none")
+    assert [r.file_name for r in records if r.state == "failed"] == ["001-bad.png", "001.png"]
+    assert records[2].reason.startswith(reason)
+    document = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [i["file_name"] for i in document["images"]] == ["000.png", "002.png", "sub/000.png"]
+
+
+def test_memory_that_runs_out_once_is_tried_again(images, tmp_path, monkeypatch):
+    segmenter, calls = small_segmenter(), []
+
+    def once(prediction):
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError
+
+    failing(segmenter, monkeypatch, once, "001.png")
+    records = segment_images(segmenter, images, LABELS, tmp_path / "out", overlays="none")
+    assert [r.file_name for r in records if r.state == "failed"] == ["001-bad.png"]
+
+
+def test_a_model_that_fails_on_several_in_a_row_ends_it(images, tmp_path, monkeypatch):
+    """An image that can't be read says nothing of the model. What was done is written."""
+    write_images(images, 1, first=3)
+    segmenter, seen = small_segmenter(), []
+    failing(segmenter, monkeypatch, overflow, "001.png", "002.png", "003.png")
+    (images / "002-bad.png").write_bytes(b"not an image")
+    with pytest.raises(RunError, match=r"failed on 3 images in a row.*003\.png.*then start again$"):
+        segment_images(
+            segmenter,
+            images,
+            LABELS,
+            tmp_path / "out",
+            overlays="none",
+            on_image=lambda record, *_: seen.append(record.file_name),
+        )
+    assert seen[-1] == "003.png"
+    document = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [i["file_name"] for i in document["images"]] == ["000.png"]
+
+
+def test_a_good_image_in_between_is_no_row(images, tmp_path, monkeypatch):
+    write_images(images, 3, first=3)
+    segmenter = small_segmenter()
+    failing(segmenter, monkeypatch, overflow, "000.png", "001.png", "003.png", "004.png")
+    records = segment_images(segmenter, images, LABELS, tmp_path / "out", overlays="none")
+    assert len(records) == 8
+
+
+def test_settings_that_do_not_fit_are_no_fault_of_an_image(images, tmp_path, monkeypatch):
+    def refuse(prediction):
+        raise ConfigError("a setting")
+
+    segmenter = small_segmenter()
+    failing(segmenter, monkeypatch, refuse)
+    with pytest.raises(ConfigError, match="a setting"):
+        segment_images(segmenter, images, LABELS, tmp_path / "out", overlays="none")

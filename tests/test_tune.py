@@ -15,7 +15,7 @@ from clip2sam.analysis.tune import ClassScores, Tuning, suggested, tune
 from clip2sam.cli import analysis as commands
 from clip2sam.clip import SurgeryCLIP
 from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
-from clip2sam.errors import CocoError, ImageError, LabelError
+from clip2sam.errors import CocoError, ConfigError, ImageError, LabelError, RunError
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PromptSAM
 from clip2sam.visualize.thresholds import Tuned
@@ -189,8 +189,55 @@ def test_a_bad_image_costs_that_image(segmenter, folder, tmp_path):
     assert tuning.images == ("good.png",)
     assert [name for name, _ in tuning.failures] == ["bad.png"]
     (tmp_path / "good.png").unlink()
-    with pytest.raises(ImageError, match="none of 1 images could be read"):
+    with pytest.raises(ImageError, match="none of 1 images could be scored"):
         tune(segmenter, tmp_path, ["cat", "dog"])
+
+
+def breaking(monkeypatch, segmenter: Segmenter, error: Exception | None, *names: str) -> None:
+    """On the images of these names CLIP raises an error, or for None gives one NaN."""
+    locate = segmenter.locate
+
+    def broken(features, labels):
+        maps = locate(features, labels)
+        if features.images[0].origin in names:
+            if error is not None:
+                raise error
+            maps.raw[0, -1, 1, 1] = np.nan
+        return maps
+
+    monkeypatch.setattr(segmenter, "locate", broken)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (None, "3.png: CLIP's similarity maps have values that are not finite"),
+        (MemoryError(), "memory ran out on this image alone"),
+        (RuntimeError("lost"), "the model failed on this image (RuntimeError: lost)"),
+    ],
+)
+def test_a_failure_of_the_model_costs_its_image(folder, monkeypatch, error, reason):
+    segmenter = Segmenter(SurgeryCLIP(small_clip()), PromptSAM(small_sam()))
+    breaking(monkeypatch, segmenter, error, "3.png")
+    tuning = tune(segmenter, folder, ["cat", "dog"])
+    assert tuning.images == ("0.png", "1.png", "2.png", "4.png")
+    assert [name for name, _ in tuning.failures] == ["3.png"]
+    assert tuning.failures[0][1].startswith(reason)
+    assert all(np.isfinite(c.scores).all() for c in tuning.classes)
+
+
+def test_a_model_that_fails_on_several_in_a_row_ends_it(folder, monkeypatch):
+    segmenter = Segmenter(SurgeryCLIP(small_clip()), PromptSAM(small_sam()))
+    breaking(monkeypatch, segmenter, None, "0.png", "1.png", "3.png", "4.png")
+    assert len(tune(segmenter, folder, ["cat"]).failures) == 4, "they are not in a row"
+    breaking(monkeypatch, segmenter, None, "2.png")
+    with pytest.raises(
+        RunError, match=r"failed on 3 images in a row.*2\.png: CLIP's.*start again$"
+    ):
+        tune(segmenter, folder, ["cat"])
+    breaking(monkeypatch, segmenter, ConfigError("a setting"), "0.png")
+    with pytest.raises(ConfigError, match="a setting"):
+        tune(segmenter, folder, ["cat"])
 
 
 def test_a_source_of_ones_own_is_read(segmenter, folder):

@@ -17,7 +17,7 @@ from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
 from clip2sam.errors import ConfigError, LabelError
 from clip2sam.pipeline import Features, ImageLike, LabelsLike, Segmenter
 from clip2sam.points import PADDING, pool_grid
-from clip2sam.result import Result, why_absent
+from clip2sam.result import Result, check_finite, finite_if_all_are, why_absent
 from clip2sam.similarity import score_maps
 from clip2sam.types import Prompts, SimilarityMaps
 
@@ -113,6 +113,7 @@ def explain(
     Raises:
         LabelError: the label is not one of the labels, or is a distractor, which is never prompted.
         ImageError: the image can't be read.
+        ModelError: a model's values are not finite.
     """
     loaded, label_set = load_image(image), as_label_set(labels, distractors=distractors)
     if label not in [c.name for c in label_set.wanted]:
@@ -122,7 +123,7 @@ def explain(
         )
     index = label_set.names.index(label)
     features = segmenter.encode([loaded])
-    maps = segmenter.locate(features, label_set)
+    maps = _checked_maps(segmenter, features, label_set)
     prompts = segmenter.prompt(_only(maps, index))
     candidates = _candidates(segmenter, features, maps, prompts)
     present = bool(maps.present[0, index])
@@ -145,6 +146,13 @@ def explain(
         points=_points(prompts),
         candidates=candidates,
     )
+
+
+def _checked_maps(segmenter: Segmenter, features: Features, labels: LabelSet) -> SimilarityMaps:
+    """The maps of one image; a ModelError if a value is not finite."""
+    maps = segmenter.locate(features, labels)
+    check_finite(features.images[0], "CLIP's similarity maps", maps.raw[0].cpu().numpy())
+    return maps
 
 
 def _only(maps: SimilarityMaps, index: int) -> SimilarityMaps:
@@ -172,11 +180,14 @@ def _candidates(
     if not len(prompts.coords):
         return ()
     offered = segmenter.decode(features, prompts)
+    (image,), ious = features.images, offered.predicted_iou[0]
+    check_finite(image, "SAM's predicted IoUs", ious.cpu().numpy())
+    check_finite(image, "SAM's mask logits", finite_if_all_are(offered.logits[0]))
     agrees = segmenter.agreement(maps, prompts, offered)[0].tolist()
     best = int(segmenter.choose(maps, prompts, offered).candidate[0])
     chunks = segmenter.sam.upscale(offered.logits[0], features.sizes[0])
     masks = [mask for chunk in chunks for mask in chunk.cpu().numpy()]
-    rows = zip(masks, offered.predicted_iou[0].tolist(), agrees, strict=True)
+    rows = zip(masks, ious.tolist(), agrees, strict=True)
     return tuple(Candidate(*row, kept=i == best) for i, row in enumerate(rows))
 
 
@@ -236,6 +247,7 @@ def explain_caption(segmenter: Segmenter, image: ImageLike, caption: str) -> Cap
     Raises:
         LabelError: the caption has no word.
         ImageError: the image can't be read.
+        ModelError: CLIP's values are not finite.
     """
     words = tuple(
         dict.fromkeys(w for word in caption.split() if (w := word.strip(string.punctuation)))
@@ -246,9 +258,8 @@ def explain_caption(segmenter: Segmenter, image: ImageLike, caption: str) -> Cap
             "write what is in the image"
         )
     loaded = load_image(image)
-    maps = segmenter.locate(
-        segmenter.encode([loaded]), LabelSet(tuple(LabelClass(word, (word,)) for word in words))
-    )
+    labels = LabelSet(tuple(LabelClass(word, (word,)) for word in words))
+    maps = _checked_maps(segmenter, segmenter.encode([loaded]), labels)
     return CaptionMaps(loaded, words, maps.raw[0].cpu().numpy(), maps.presence[0].cpu().numpy())
 
 

@@ -212,8 +212,10 @@ class Explorer(ipywidgets.VBox):
         self.point_threshold = ipywidgets.FloatSlider(
             config.point_threshold, min=0.05, max=1.0, step=0.05, description="points from", **half
         )
-        cells = config.grid if isinstance(config.grid, int) else 7
-        self.grid = ipywidgets.IntSlider(cells, min=2, max=14, description="grid", **half)
+        side = self.bench.segmenter.clip.patches(config.resolution)
+        cells = config.grid if isinstance(config.grid, int) else min(7, side)
+        most = min(max(14, cells), side)  # a grid that is finer than the map is refused
+        self.grid = ipywidgets.IntSlider(cells, min=2, max=most, description="grid", **half)
         self.reset = ipywidgets.Button(description="forget clicks")
         self.accept = ipywidgets.Button(description="accept mask")
         self.path = ipywidgets.Text("annotations.json", description="file")

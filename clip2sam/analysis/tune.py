@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ from jaxtyping import Bool, Float
 
 from clip2sam.analysis.figures import area_under_curve
 from clip2sam.data.files import write_atomically
-from clip2sam.data.images import load_image, printable
+from clip2sam.data.images import MAX_PIXELS, Image, printable
 from clip2sam.data.labels import LabelSet, as_label_set, labels_yaml
 from clip2sam.data.presence import is_present
 from clip2sam.data.sources import FileSource, Source, find_source
-from clip2sam.errors import CocoError, ImageError, LabelError
+from clip2sam.errors import CocoError, ImageError, LabelError, ModelError
+from clip2sam.labelling.decode_worker import load_named
+from clip2sam.labelling.failures import ModelFailures, for_one_image
 from clip2sam.pipeline import LabelsLike, Segmenter
+from clip2sam.result import check_finite
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ def tune(
 ) -> Tuning:
     """Score every label on every image and suggest a presence threshold for each.
 
-    An image that can't be read is listed in `failures`; the others are scored.
+    An image that can't be read, or that the model fails on, is listed in `failures`; the others are
+    scored.
 
     Args:
         segmenter: the models and settings that the labels file will be used with. Labels influence
@@ -158,6 +163,7 @@ def tune(
     Raises:
         LabelError: no labels, and no dataset to take them from.
         ImageError: there is no image, or none that can be read.
+        RunError: the model failed on several images in a row.
         CocoError: the dataset's categories or annotations can't be read.
     """
     images = source if isinstance(source, Source) else find_source(source, root)
@@ -196,20 +202,25 @@ def _score(
 ) -> _Table:
     """Score all labels, distractors included, on every image."""
     read, scores, beaten, failures = [], [], [], []
+    in_a_row = ModelFailures()
     for i, key in enumerate(images.keys):
         try:
-            features = segmenter.encode([load_image(images.read(key))])
+            image = load_named(images.read(key), key, MAX_PIXELS)
+            score, beats = for_one_image(partial(_scored, segmenter, image, labels))
         except ImageError as error:
             failures.append((printable(key), str(error)))
+        except ModelError as error:
+            failures.append((printable(key), str(error)))
+            in_a_row.add(str(error))
         else:
-            maps = segmenter.locate(features, labels)
-            scores.append(maps.presence[0].cpu().numpy())
-            beaten.append(maps.beaten[0].cpu().numpy())
+            scores.append(score)
+            beaten.append(beats)
             read.append(i)
+            in_a_row.clear()
         on_image(i + 1, len(images.keys))
     if not read:
         raise ImageError(
-            f"none of {len(failures)} images could be read; the first: {failures[0][1]}"
+            f"none of {len(failures)} images could be scored; the first: {failures[0][1]}"
         )
     return _Table(
         tuple(images.ids[i] for i in read),
@@ -218,6 +229,15 @@ def _score(
         np.stack(beaten),
         tuple(failures),
     )
+
+
+def _scored(
+    segmenter: Segmenter, image: Image, labels: LabelSet
+) -> tuple[Float[np.ndarray, "labels"], Bool[np.ndarray, "labels"]]:
+    """An image's presence scores, and which labels a distractor beats."""
+    maps = segmenter.locate(segmenter.encode([image]), labels)
+    check_finite(image, "CLIP's similarity maps", maps.raw[0].cpu().numpy())
+    return maps.presence[0].cpu().numpy(), maps.beaten[0].cpu().numpy()
 
 
 def suggested(

@@ -16,23 +16,14 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
-from clip2sam.data.images import printable
 from clip2sam.data.presence import recorded_presence
 from clip2sam.data.records import ImageRecord
-from clip2sam.errors import Clip2SamError, ModelError, RunError, TooManyFailuresError
-from clip2sam.labelling.engine import (
-    Engine,
-    Outcome,
-    is_out_of_memory,
-    predict_within_memory,
-    retried,
-)
+from clip2sam.errors import TooManyFailuresError
+from clip2sam.labelling.engine import Engine, Outcome, predict_within_memory, retried
+from clip2sam.labelling.failures import RETRY_FAILED, ModelFailures, is_refusal, reason_of
 from clip2sam.labelling.journal import SECONDS_PER_SYNC, Journal
 from clip2sam.labelling.readers import Read, Readers, Worker
 from clip2sam.labelling.summary import Clock
-
-MODEL_FAILURES = 3
-"""So many images in a row that the model fails on mean that the images are not the cause."""
 
 
 def run_flow(
@@ -120,9 +111,9 @@ def _predict(engine: Engine, batch: Sequence[Read]) -> list[Predicted]:
     try:
         predictions = predict_within_memory(engine, batch, predict)
     except Exception as error:
-        if isinstance(error, Clip2SamError) and not isinstance(error, ModelError):
-            raise  # settings that don't fit, for example: no image is the cause
-        failure = _reason(error)
+        if is_refusal(error):
+            raise
+        failure = reason_of(error, RETRY_FAILED)
     else:
         seconds = (time.perf_counter() - began) / len(batch)
         return [Predicted(r, p, seconds=seconds) for r, p in zip(batch, predictions, strict=True)]
@@ -134,20 +125,6 @@ def _predict(engine: Engine, batch: Sequence[Read]) -> list[Predicted]:
 def _prepared(engine: Engine, read: Read) -> Any:
     assert read.image is not None  # `_batches` keeps the others back
     return engine.prepare(read.image) if read.prepared is None else read.prepared
-
-
-def _reason(error: BaseException) -> str:
-    if is_out_of_memory(error):
-        return (
-            "memory ran out on this image alone; make it smaller, or free memory and use "
-            "--retry-failed"
-        )
-    if isinstance(error, ModelError):
-        return printable(str(error))
-    return (
-        f"the model failed on this image ({type(error).__name__}: {printable(str(error))[:300]}); "
-        "leave it out"
-    )
 
 
 class Writer:
@@ -167,7 +144,8 @@ class Writer:
         max_failures: int | None,
     ) -> None:
         self._engine, self._journal, self._keys = engine, journal, keys
-        self._max_failures, self._failures, self._in_a_row = max_failures, 0, 0
+        self._max_failures, self._failures = max_failures, 0
+        self._in_a_row = ModelFailures(RETRY_FAILED)
         self._queue: queue.Queue[Predicted | None] = queue.Queue(maxsize=max(2 * batch_size, 16))
         self._room, self._batch_size = threading.Semaphore(batch_size), batch_size
         self._written: deque[ImageRecord] = deque()
@@ -242,20 +220,16 @@ class Writer:
         self._journal.append(record, item.read.stamp)
         self._written.append(record)
         if record.state != "failed":
-            self._in_a_row = 0
+            self._in_a_row.clear()
             return
         self._failures += 1
-        self._in_a_row += by_model
         if self._max_failures is not None and self._failures > self._max_failures:
             raise TooManyFailuresError(
                 f"{self._failures} images failed, more than the {self._max_failures} allowed; the "
                 f"last one: {record.reason}"
             )
-        if self._in_a_row >= MODEL_FAILURES:
-            raise RunError(
-                f"the model failed on {self._in_a_row} images in a row, so they are not the cause; "
-                f"the last one: {record.reason}. Correct it, then start with --retry-failed"
-            )
+        if by_model:
+            self._in_a_row.add(record.reason)
 
     def _record(self, item: Predicted) -> tuple[ImageRecord, bool]:
         """The image's record, and whether the model failed on it."""
@@ -272,7 +246,7 @@ class Writer:
         try:
             outcome = retried(lambda: self._engine.finish(image, item.prediction))
         except Exception as error:
-            return failed(_reason(error)), True
+            return failed(reason_of(error, RETRY_FAILED)), True
         seconds["masks"] = round(time.perf_counter() - began, 6)
         return self._finished(image_id, key, image.size, outcome, seconds), False
 

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,23 +86,44 @@ class RunFolder:
 def lock_run(path: Path) -> Iterator[None]:
     """Make the run's folder and hold its lock. The lock ends with the process.
 
+    If no run has begun at the end, nothing of this is left: neither the lock's file nor the folders
+    that were made.
+
     Raises:
         RunLockedError: another process holds it. It is not waited for.
+        OutputError: the folder or the lock can't be made.
     """
     lock = FileLock(path / LOCK)
     with output_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
+            path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise RunLockedError(
                 f"{printable(path)}: another process works on this run; wait for it, or give "
                 "another output folder"
             ) from error
+        except OSError:
+            _remove_empty(made)
+            raise
     try:
         yield
     finally:
+        # While it is held, so that only its owner removes it. Who has opened the file before and
+        # gets its lock afterwards is refused by filelock: such a file has no name any more.
+        with suppress(OSError):  # on Windows an open file stays
+            if not (path / MANIFEST).exists():
+                (path / LOCK).unlink()
+                _remove_empty(made)
         lock.release()
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that are empty, the inner ones first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
