@@ -255,6 +255,95 @@ POINTS = [
         ("agreement without the union", "return overlap / union", "return overlap"),
     ),
     *faults(
+        "instances.py",
+        "instances pipeline",
+        (
+            "x and y of an object swapped",
+            "torch.stack([cell % wide + 0.5, cell // wide + 0.5], dim=-1)",
+            "torch.stack([cell // wide + 0.5, cell % wide + 0.5], dim=-1)",
+        ),
+        (
+            "an object half a fine cell off",
+            "torch.stack([cell % wide + 0.5, cell // wide + 0.5], dim=-1)",
+            "torch.stack([cell % wide + 2.5, cell // wide + 0.5], dim=-1)",
+        ),
+        (
+            "objects of absent labels",
+            "(maps.present & grids.isfinite()",
+            "(grids.isfinite()",
+        ),
+        (
+            "size of the first image for all",
+            "fine_cells[owner]",
+            "fine_cells[owner * 0]",
+        ),
+        (
+            "weak maxima are objects",
+            "height < threshold * heights[0]",
+            "height < 0 * heights[0]",
+        ),
+        (
+            "slopes are objects",
+            "left = left.masked_fill(~is_maximum, -torch.inf)",
+            "left = left",
+        ),
+        (
+            "objects as near as you like",
+            "down + across < TOKENS_APART**2",
+            "down + across < 0.01",
+        ),
+        (
+            "the grid is not asked",
+            "left = fine.masked_fill(~allowed, -torch.inf)",
+            "left = fine",
+        ),
+        (
+            "no negative points with an object",
+            "coords=torch.cat([instances.coords[:, None], coords[own]], dim=1)",
+            "coords=torch.cat([instances.coords[:, None], 0 * coords[own]], dim=1)",
+        ),
+    ),
+    *faults(
+        "scoring.py",
+        "instances pipeline",
+        (
+            "contrast below 0",
+            "(inside - around).clamp(min=0)",
+            "(inside - around)",
+        ),
+        (
+            "the ring has the mask in it",
+            "for weight in (coverage, wider - coverage)",
+            "for weight in (coverage, wider)",
+        ),
+        ("duplicates by containment alone", "(shared > SAME_IOU * either) | ", ""),
+        (
+            "duplicates by IoU alone",
+            " | (shared > SAME_CONTAINED * smaller)",
+            "",
+        ),
+        (
+            "the worst of each object",
+            "rank = order.argsort(descending=True, stable=True)",
+            "rank = order.argsort(descending=False, stable=True)",
+        ),
+        (
+            "a mask that is out still takes others out",
+            "lead = alive & ~(rival & alive).any(dim=1)",
+            "lead = alive & ~rival.any(dim=1)",
+        ),
+        (
+            "shares of the image's best",
+            "group = label_index[:, None] == label_index",
+            "group = label_index[:, None] >= -1",
+        ),
+        (
+            "agreement is the bare contrast",
+            "return self.contrast / (self.contrast + HALF_CONTRAST)",
+            "return self.contrast",
+        ),
+    ),
+    *faults(
         "config.py",
         "methods pipeline",
         ("default candidate by agreement", '= "both"', '= "agreement"'),
@@ -284,8 +373,23 @@ POINTS = [
         ),
         (
             "agreement with the first image's map",
-            "maps.raw[prompts.image_index, prompts.label_index]",
-            "maps.raw[prompts.image_index * 0, prompts.label_index]",
+            "heat = maps.raw[prompts.image_index, prompts.label_index]",
+            "heat = maps.raw[prompts.image_index * 0, prompts.label_index]",
+        ),
+        (
+            "contrast with the first label's map",
+            "fine = fine_maps(maps.raw[prompts.image_index, prompts.label_index])",
+            "fine = fine_maps(maps.raw[prompts.image_index, prompts.label_index * 0])",
+        ),
+        (
+            "masks of all labels compete",
+            "group = label[:, None] == label",
+            "group = torch.ones_like(label[:, None] == label)",
+        ),
+        (
+            "the score without stability",
+            "score = score * stability(logits) * measured.agreement[:, 0]",
+            "score = score * measured.agreement[:, 0]",
         ),
         (
             "features kept for another method",
@@ -581,8 +685,17 @@ EXPORT = [
         ("duplicates of any class", " if annotations[k].label == own.label]", "]"),
         (
             "the worst duplicate stays",
-            "(-annotations[i].score, i)):",
-            "(annotations[i].score, i)):",
+            "kept: list[int] = []\n    for i in sorted(range(len(annotations)), "
+            "key=lambda i: (-annotations",
+            "kept: list[int] = []\n    for i in sorted(range(len(annotations)), "
+            "key=lambda i: (annotations",
+        ),
+        ("weak objects are exported", "and a.share >= least", "and a.share >= 0"),
+        ("the run's own share is not asked", "own = run.min_share if", "own = 0.0 if"),
+        (
+            "one object too many",
+            "if taken[annotations[i].label] <= most:",
+            "if taken[annotations[i].label] <= most + 1:",
         ),
         (
             "overlap: score and size swapped",
