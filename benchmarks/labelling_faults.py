@@ -9,6 +9,8 @@
     memory   COUNT small images (50,000) through a quick stand-in for the models: resident memory
              along the way
     waiting  COUNT drawn images (200) with the tiny preset: how long the model waits
+    soak     for COUNT minutes (10): starts under faults of all kinds, mixed at random, see
+             labelling_soak.py: are the files in the end those of an unbroken run?
     decoding what it costs to decode in other processes instead of threads
 
 Everything is made in a temporary folder, which is removed at the end.
@@ -31,6 +33,8 @@ from PIL import Image as PILImage
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+
+from labelling_soak import by_name, soak  # noqa: E402
 
 from clip2sam.labelling import decode_worker  # noqa: E402
 from clip2sam.labelling.decode_worker import DecodeWorker  # noqa: E402
@@ -89,11 +93,11 @@ def bad(folder: Path, count: int) -> None:
     one, other = (
         json.loads((folder / n / "annotations.json").read_text()) for n in ("clean", "mixed")
     )
-    assert _by_name(one) == _by_name(other)
+    assert by_name(one) == by_name(other)
     print(
         f"clean: {clean.listed} listed, {clean.failed} failed; mixed: {mixed.listed} listed = "
         f"{mixed.done} done + {mixed.empty} empty + {mixed.failed} failed; the "
-        f"{len(_by_name(one))} good ones are identical"
+        f"{len(by_name(one))} good ones are identical"
     )
     for failure in mixed.failures[: len(KINDS)]:
         print("  " + failure["reason"])
@@ -147,18 +151,6 @@ def _write_bad(folder: Path, i: int, kind: str) -> None:
     else:
         contents = {"cut.png": whole[:500], "text.jpg": b"not an image", "empty.gif": b""}
         path.write_bytes(contents.get(kind, whole))
-
-
-def _by_name(document: dict[str, list[dict[str, object]]]) -> dict[object, list[object]]:
-    """Everything about each image but its ids, which count the images."""
-    rows: dict[object, list[object]] = {
-        i["id"]: [i["file_name"], i["height"], i["width"]] for i in document["images"]
-    }
-    for annotation in document["annotations"]:
-        rows[annotation["image_id"]].append(
-            {k: v for k, v in annotation.items() if k not in ("id", "image_id")}
-        )
-    return {row[0]: row[1:] for row in rows.values()}
 
 
 class Forgetful(list[Any]):
@@ -246,13 +238,14 @@ def decoding(folder: Path, count: int) -> None:
 
 def main() -> None:
     """Run what is given."""
-    tasks = {
+    tasks: dict[str, tuple[Callable[[Path, int], None], int]] = {
         "kills": (kills, 200),
         "bad": (bad, 1000),
         "memory": (memory, 50_000),
         "waiting": (waiting, 200),
     }
     tasks["decoding"] = (decoding, 500)
+    tasks["soak"] = (soak, 10)
     if len(sys.argv) < 2 or sys.argv[1] not in tasks:
         sys.exit(__doc__)
     task, usual = tasks[sys.argv[1]]

@@ -10,8 +10,8 @@ from clip2sam.clip.methods import CLIP_SURGERY, Method, as_method
 from clip2sam.errors import ConfigError, shown
 
 Grid = int | Literal["half"]
-PROMPTS = ("object", "label")
-"""What a prompt is for."""
+PROMPTS = {"object": "one for each object", "label": "one for each label"}
+"""What a prompt is for, and what is said of the masks then."""
 
 DEFAULT_POINT_THRESHOLDS = {"object": 0.5, "label": 0.8}
 """What no `Config.point_threshold` stands for."""

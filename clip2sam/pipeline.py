@@ -30,7 +30,7 @@ from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.data.presence import is_present
 from clip2sam.errors import ConfigError, ImageError, shown
 from clip2sam.instances import find_instances, fine_maps, instance_prompts
-from clip2sam.points import point_prompts, pool_grid, select_points
+from clip2sam.points import grid_cells, point_prompts, pool_grid, select_points
 from clip2sam.result import Result, as_results
 from clip2sam.sam import PromptSAM
 from clip2sam.scoring import (
@@ -154,15 +154,16 @@ class Segmenter:
         config: the settings; `clip2sam.published()` gives those of the published demo.
 
     Raises:
-        ConfigError: settings of another type, or a resolution that the CLIP can't take.
+        ConfigError: settings of another type, a resolution that the CLIP can't take, or a grid that
+            does not fit the CLIP's maps.
     """
 
     def __init__(self, clip: SurgeryCLIP, sam: PromptSAM, config: Config | None = None) -> None:
         self.clip = clip
         self.sam = sam
         self.config = as_config(config)
-        if self.config.resolution is not None:
-            clip.checked_resolution(self.config.resolution)
+        side = clip.patches(self.config.resolution)
+        grid_cells(side, side, self.config.grid)  # known now, before any image is worked on
 
     def __call__(
         self, image: ImageLike, labels: LabelsLike, *, distractors: Sequence[str] = ()

@@ -18,6 +18,27 @@ PADDING = -1
 """The point label of a slot that holds no point."""
 
 
+def grid_cells(rows: int, cols: int, grid: Grid) -> tuple[int, int]:
+    """The rows and columns of the grid that a map of so many cells is pooled to.
+
+    Raises:
+        ConfigError: the grid has fewer than 2 cells a side, so there is nothing to choose between,
+            or more than the map, whose cells would be there several times.
+    """
+    cells = (rows // 2, cols // 2) if grid == "half" else (grid, grid)
+    if min(cells) < 2:
+        raise ConfigError(
+            f"the grid needs 2 cells a side or more, but got {min(cells)}; "
+            "use a larger grid or CLIP input"
+        )
+    if cells[0] > rows or cells[1] > cols:
+        raise ConfigError(
+            f"a grid of {cells[0]} x {cells[1]} cells is finer than CLIP's map of {rows} x {cols}; "
+            f"use a grid of {min(rows, cols)} or less, or a larger CLIP input"
+        )
+    return cells
+
+
 def pool_grid(
     maps: Float[Tensor, "images labels rows cols"], grid: Grid = 7
 ) -> Float[Tensor, "images labels grid_rows grid_cols"]:
@@ -30,15 +51,10 @@ def pool_grid(
             sizes skips cells.
 
     Raises:
-        ConfigError: the grid has fewer than 2 cells a side, so there is nothing to choose between.
+        ConfigError: the grid does not fit the maps, see `grid_cells`.
     """
     rows, cols = maps.shape[-2:]
-    cells = (rows // 2, cols // 2) if grid == "half" else (grid, grid)
-    if min(cells) < 2:
-        raise ConfigError(
-            f"the grid needs 2 cells a side or more, but got {min(cells)}; "
-            "use a larger grid or CLIP input"
-        )
+    cells = grid_cells(rows, cols, grid)
     if grid == "half":
         pooled = F.interpolate(maps, cells, mode="bilinear", align_corners=False)
     else:

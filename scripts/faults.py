@@ -255,6 +255,95 @@ POINTS = [
         ("agreement without the union", "return overlap / union", "return overlap"),
     ),
     *faults(
+        "instances.py",
+        "instances pipeline",
+        (
+            "x and y of an object swapped",
+            "torch.stack([cell % wide + 0.5, cell // wide + 0.5], dim=-1)",
+            "torch.stack([cell // wide + 0.5, cell % wide + 0.5], dim=-1)",
+        ),
+        (
+            "an object half a fine cell off",
+            "torch.stack([cell % wide + 0.5, cell // wide + 0.5], dim=-1)",
+            "torch.stack([cell % wide + 2.5, cell // wide + 0.5], dim=-1)",
+        ),
+        (
+            "objects of absent labels",
+            "(maps.present & grids.isfinite()",
+            "(grids.isfinite()",
+        ),
+        (
+            "size of the first image for all",
+            "fine_cells[owner]",
+            "fine_cells[owner * 0]",
+        ),
+        (
+            "weak maxima are objects",
+            "height < threshold * heights[0]",
+            "height < 0 * heights[0]",
+        ),
+        (
+            "slopes are objects",
+            "left = left.masked_fill(~is_maximum, -torch.inf)",
+            "left = left",
+        ),
+        (
+            "objects as near as you like",
+            "down + across < TOKENS_APART**2",
+            "down + across < 0.01",
+        ),
+        (
+            "the grid is not asked",
+            "left = fine.masked_fill(~allowed, -torch.inf)",
+            "left = fine",
+        ),
+        (
+            "no negative points with an object",
+            "coords=torch.cat([instances.coords[:, None], coords[own]], dim=1)",
+            "coords=torch.cat([instances.coords[:, None], 0 * coords[own]], dim=1)",
+        ),
+    ),
+    *faults(
+        "scoring.py",
+        "instances pipeline",
+        (
+            "contrast below 0",
+            "(inside - around).clamp(min=0)",
+            "(inside - around)",
+        ),
+        (
+            "the ring has the mask in it",
+            "for weight in (coverage, wider - coverage)",
+            "for weight in (coverage, wider)",
+        ),
+        ("duplicates by containment alone", "(shared > SAME_IOU * either) | ", ""),
+        (
+            "duplicates by IoU alone",
+            " | (shared > SAME_CONTAINED * smaller)",
+            "",
+        ),
+        (
+            "the worst of each object",
+            "rank = order.argsort(descending=True, stable=True)",
+            "rank = order.argsort(descending=False, stable=True)",
+        ),
+        (
+            "a mask that is out still takes others out",
+            "lead = alive & ~(rival & alive).any(dim=1)",
+            "lead = alive & ~rival.any(dim=1)",
+        ),
+        (
+            "shares of the image's best",
+            "group = label_index[:, None] == label_index",
+            "group = label_index[:, None] >= -1",
+        ),
+        (
+            "agreement is the bare contrast",
+            "return self.contrast / (self.contrast + HALF_CONTRAST)",
+            "return self.contrast",
+        ),
+    ),
+    *faults(
         "config.py",
         "methods pipeline",
         ("default candidate by agreement", '= "both"', '= "agreement"'),
@@ -284,8 +373,23 @@ POINTS = [
         ),
         (
             "agreement with the first image's map",
-            "maps.raw[prompts.image_index, prompts.label_index]",
-            "maps.raw[prompts.image_index * 0, prompts.label_index]",
+            "heat = maps.raw[prompts.image_index, prompts.label_index]",
+            "heat = maps.raw[prompts.image_index * 0, prompts.label_index]",
+        ),
+        (
+            "contrast with the first label's map",
+            "fine = fine_maps(maps.raw[prompts.image_index, prompts.label_index])",
+            "fine = fine_maps(maps.raw[prompts.image_index, prompts.label_index * 0])",
+        ),
+        (
+            "masks of all labels compete",
+            "group = label[:, None] == label",
+            "group = torch.ones_like(label[:, None] == label)",
+        ),
+        (
+            "the score without stability",
+            "score = score * stability(logits) * measured.agreement[:, 0]",
+            "score = score * measured.agreement[:, 0]",
         ),
         (
             "features kept for another method",
@@ -581,8 +685,17 @@ EXPORT = [
         ("duplicates of any class", " if annotations[k].label == own.label]", "]"),
         (
             "the worst duplicate stays",
-            "(-annotations[i].score, i)):",
-            "(annotations[i].score, i)):",
+            "kept: list[int] = []\n    for i in sorted(range(len(annotations)), "
+            "key=lambda i: (-annotations",
+            "kept: list[int] = []\n    for i in sorted(range(len(annotations)), "
+            "key=lambda i: (annotations",
+        ),
+        ("weak objects are exported", "and a.share >= least", "and a.share >= 0"),
+        ("the run's own share is not asked", "own = run.min_share if", "own = 0.0 if"),
+        (
+            "one object too many",
+            "if taken[annotations[i].label] <= most:",
+            "if taken[annotations[i].label] <= most + 1:",
         ),
         (
             "overlap: score and size swapped",
@@ -657,6 +770,101 @@ JOURNAL = [
             "the end of the file is the end",
             "self.end = start + length",
             "self.end = max(self.end, start) + 0 * length",
+        ),
+    ),
+    *faults(
+        "labelling/journal.py",
+        "labelling_journal labelling_changes",
+        ("hashes are not read", "head[6].decode() if head[6] else None", "None"),
+        ("a pipe is hashed", "if hashed and regular else None", "if hashed else None"),
+        (
+            "nothing is hashed",
+            "if hashed and regular else None",
+            "if hashed and not regular else None",
+        ),
+    ),
+    *faults(
+        "labelling/changes.py",
+        "labelling_changes labelling_run",
+        ("times count on a move", " and not moved", ""),
+        ("times never count", "return now.time != then.time and not moved", "return False"),
+        (
+            "sizes don't count",
+            "        return True\n    if now.sha256",
+            "        return False\n    if now.sha256",
+        ),
+        (
+            "content doesn't count",
+            "return now.sha256 != then.sha256",
+            "return now.time != then.time",
+        ),
+        (
+            "every time is another content",
+            "hashed or (then.sha256 is not None and",
+            "hashed or (False and",
+        ),
+        ("content is looked at where the time differs", "    if hashed or (", "    if ("),
+        ("the hash is forgotten", "now._replace(sha256=now.sha256 or then.sha256)", "now"),
+        ("new times are not written", "    if not stamps:\n", "    if True:\n"),
+        (
+            "a missing file of a list is not gone",
+            "            if now is None:\n                found.gone.add(key)\n",
+            "            if now is None:\n                pass\n",
+        ),
+        (
+            "what a source has no longer is not gone",
+            "        if key not in listed:\n            found.gone.add(key)\n",
+            "        if key not in listed:\n            pass\n",
+        ),
+        ("images that are gone are asked for", "if key in gone:", "if key in ():"),
+        ("any new place is taken", "if 2 * found < len(run.keys):", "if False:"),
+        (
+            "half of the images are too few",
+            "if 2 * found < len(run.keys):",
+            "if 2 * found <= len(run.keys):",
+        ),
+        ("a list's names are enough", "if _is_there(source, key)", "if key"),
+    ),
+    *faults(
+        "labelling/run.py",
+        "labelling_changes labelling_run",
+        ("moved without a run", "            if self.moved:\n", "            if False:\n"),
+        ("moved where it was", "moved = self.moved and (source", "moved = self.moved or (source"),
+        (
+            "times don't count where nothing moved",
+            "self.moved and (source.origin, root_of(source)) != (run.origin, run.root)",
+            "self.moved",
+        ),
+        ("the run stays where it was", "run = move_run(run, source)", "pass"),
+        (
+            "moved before it is looked at",
+            "            found = find_changes(\n",
+            "            run = move_run(run, source)\n            found = find_changes(\n",
+        ),
+        (
+            "the link's own paths",
+            "return find_source(begun.origin, begun.root)",
+            "return find_source(self.source, begun.root)",
+        ),
+        (
+            "no hashes in the journal",
+            "hashed=self.hash_images,\n            ):",
+            "hashed=False,\n            ):",
+        ),
+    ),
+    *faults(
+        "labelling/manifest.py",
+        "labelling_changes labelling_run",
+        ("links are other places", "not (files and _resolved(then) == _resolved(now))", "then"),
+        (
+            "names of objects are paths",
+            "files = run.root is not None and top is not None",
+            "files = True",
+        ),
+        (
+            "the root stays",
+            "_rewrite(run, source=source.origin, root=root_of(source))",
+            "_rewrite(run, source=source.origin)",
         ),
     ),
     *faults(

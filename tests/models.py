@@ -13,12 +13,12 @@ from segment_anything.modeling import (
 )
 
 
-def small_clip(*, layers=8, vision_layers=None, patch_size=16, seed=0) -> open_clip.CLIP:
+def small_clip(*, layers=8, vision_layers=None, patch_size=16, size=128, seed=0) -> open_clip.CLIP:
     """A CLIP with a ViT (or, with `vision_layers` a tuple, a ResNet); its weights are large enough
     for different inputs to give different features."""
     torch.manual_seed(seed)
     vision = {
-        "image_size": 64,
+        "image_size": size,
         "layers": vision_layers or layers,
         "width": 16 if vision_layers else 64,
     }

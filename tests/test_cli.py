@@ -236,8 +236,14 @@ def test_class_thresholds_are_finite(run, value):
         (["--resolution", "100000"], "resolution must be a whole number from 1 to 8192 pixels"),
         (["--resolution", "8000"], "8000 pixels has 500 x 500 patches, more than the 256 x 256"),
         (["--grid", "20000"], "grid must be a whole number from 2 to 64 cells"),
+        (
+            ["--grid", "20"],
+            "a grid of 20 x 20 cells is finer than CLIP's map of 14 x 14; use a grid",
+        ),
         (["--grid", "100000"], "grid must be a whole number from 2 to 64 cells"),
         (["--device", "meta"], "clip2sam does not run on 'meta'"),
+        (["--device", "mps"], "device 'mps' was given, but"),
+        (["--device", "xpu"], "device 'xpu' was given, but"),
         (["--device", "cuda:99"], "device 'cuda:99' was given, but"),
         (
             ["--output", ""],
@@ -269,7 +275,7 @@ def test_values_out_of_range_are_one_clear_line(run, street, arguments, message)
     code, _, errors = run("label", street, *given, *arguments)
     assert (code, "Traceback" in errors) == (2, False), errors
     assert message in unboxed(errors)
-    assert not (street.parent / "run" / "annotations.json").exists()
+    assert not (street.parent / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -545,6 +551,21 @@ def test_an_image_that_changed_is_named_and_labelled_again_or_refused(run, stree
     assert run(*arguments, "--changed", "never")[0] == 2
 
 
+def test_a_run_whose_images_were_moved_goes_on_with_moved(run, street, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / street).rename(tmp_path / "in" / "street.png")
+    arguments = ("--label", "heart", "--output", "run/it")
+    assert run("label", "in", *arguments, "--hash")[0] == 0
+    line = (tmp_path / "run" / "it" / "journal-0001.jsonl").read_text()
+    assert len(json.loads(line)["file"][2]) == 64, "the SHA-256"
+    (tmp_path / "in").rename(tmp_path / "there")
+    code, _, errors = run("label", "there", *arguments)
+    assert code == 2
+    assert "if the same images were moved there, give --moved" in " ".join(errors.split())
+    assert run("label", "there", *arguments, "--moved", "--changed", "refuse")[0] == 0
+    assert run("label", "there", *arguments, "--changed", "refuse")[0] == 0
+
+
 def test_progress_counts_what_the_run_keeps(run, street, monkeypatch):
     monkeypatch.setattr("clip2sam.cli.progress.SECONDS_PER_LINE", 0.0)
     there = labels_of(drawn())[0]
@@ -595,7 +616,8 @@ def test_evaluate_takes_labels_and_writes_all_figures(run, tmp_path):
     arguments = ("evaluate", "--labels", "labels.yaml", "--distractor", "star", "--output", "f")
     code, printed, _ = run(*arguments, "--scenes", 3, "--method", "raw", "--method", "surgery")
     assert code == 0
-    assert printed.count("COCO over masks: AP ") == 2
+    assert printed.count("COCO over masks, mean over categories: AP ") == 2
+    assert printed.count("over all pairs of image and label: AP ") == 2
     figures = json.loads((tmp_path / "f").read_text())
     assert list(figures) == ["raw", "surgery"]
     assert [figures[name]["all"]["pairs"] for name in figures] == [6, 6]
@@ -607,6 +629,21 @@ def test_evaluate_takes_labels_and_writes_all_figures(run, tmp_path):
     code, _, errors = run("evaluate", "--scenes", 1, "--label", "traffic light")
     assert code == 2
     assert "got 'traffic light'" in errors
+
+
+def test_evaluate_shows_what_stages_lose_and_which_settings_pay(run, tmp_path):
+    arguments = ("evaluate", "--scenes", 1, "--kind", "several", "--budget", "--sweep")
+    code, printed, _ = run(*arguments, "--output", "f")
+    assert code == 0
+    assert "mean IoU lost: presence 0.000; points " in printed
+    assert "candidate agreement" in printed
+    figures = json.loads((tmp_path / "f").read_text())["surgery"]
+    assert figures["budget"]["miou"]["pipeline"] == figures["all"]["miou"]
+    assert figures["sweep"][0]["name"] == "base"
+    assert figures["sweep"][1]["miou_gain"]["low"] <= figures["sweep"][1]["miou_gain"]["high"]
+    code, _, errors = run("evaluate", "--kind", "crowds")
+    assert code == 2
+    assert "expected a kind of scene out of plain, crowd, several, large, got 'crowds'" in errors
 
 
 def test_an_interrupted_run_says_how_to_continue(run, street, monkeypatch):

@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import open_clip
@@ -24,7 +25,9 @@ from clip2sam.clip.text import TEMPLATES, encode_prompts, encode_tokens
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelClass, LabelSet
 from clip2sam.errors import ConfigError
-from tests.models import small_clip
+from tests import models
+
+small_clip = partial(models.small_clip, size=64)
 
 PIXELS = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 

@@ -225,6 +225,24 @@ def test_polygons_of_any_mask_are_valid(mask):
 # --- documents ---
 
 
+def test_an_annotation_says_where_it_comes_from():
+    """Its score, its share, its label's presence in the image, and the points of its prompt."""
+    mask = encode_mask(disk(40, 40, 20, 20, 5))
+    points = ((20.5, 19.5, 1), (3.0, 4.0, 0))
+    record = ImageRecord(
+        1,
+        "a.png",
+        (40, 40),
+        annotations=(Annotation("犬", mask, 0.5, points, 0.75),),
+        presence=(0.1, None, 0.625),
+    )
+    document = coco_document([record], CLASSES)
+    assert validate(document) == []
+    (row,) = document["annotations"]
+    assert (row["score"], row["share"], row["presence"]) == (0.5, 0.75, 0.625)
+    assert row["prompt"] == [[20.5, 19.5, 1], [3.0, 4.0, 0]]
+
+
 def test_the_document(document):
     assert document["categories"] == [
         {"id": 1, "name": "person", "supercategory": ""},
@@ -242,6 +260,8 @@ def test_the_document(document):
     assert rows[2]["bbox"] == [20, 20, 20, 20]
     assert rows[2]["area"] == disk(40, 40, 40, 40, 20).sum()
     assert {r["iscrowd"] for r in rows} == {0}
+    assert [r["share"] for r in rows] == [1.0] * 4
+    assert not any({"presence", "prompt"} & set(r) for r in rows), "they are not known"
     assert (document["licenses"], type(document["info"])) == ([], dict)
     assert validate(document) == []
     assert coco_document(iter(RECORDS), CLASSES) == document

@@ -2,12 +2,14 @@
 floors."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image as PILImage
 
 import clip2sam
+from clip2sam.analysis.average_precision import overlaps
 from clip2sam.analysis.evaluate import evaluate
 from clip2sam.analysis.examples import Example, coco_examples, scene_examples
 from clip2sam.analysis.figures import (
@@ -17,6 +19,7 @@ from clip2sam.analysis.figures import (
     decided,
     iou,
     map_iou,
+    object_figures,
     point_shares,
     pointing,
     summarise,
@@ -28,7 +31,7 @@ from clip2sam.config import Config
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
 from clip2sam.data.records import Annotation, ImageRecord
-from clip2sam.errors import LabelError
+from clip2sam.errors import LabelError, ModelError
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import Result
 
@@ -93,6 +96,42 @@ def test_summary_by_hand():
     assert figures.pointing == 0.5
 
 
+def pair(truth, masks, scores=None, present=True):
+    """A kept pair with these objects and masks."""
+    found = overlaps([encode_mask(m) for m in masks], scores or [0.9] * len(masks),
+                     [encode_mask(m) for m in truth])  # fmt: skip
+    return Pair("k", present, True, 0.9, masks=found)
+
+
+def test_object_figures_by_hand():
+    one, two, three = box(0, 0, 10, 10), box(20, 20, 30, 30), box(40, 0, 60, 20)
+    images = [
+        [pair([one, two, three], [one, one, two, box(60, 60, 70, 70)]), pair([two], [])],
+        [pair([one], [one | two | three]), pair([], [box(0, 0, 5, 5)], [0.1], present=False)],
+    ]
+    figures = object_figures(images)
+    assert figures["false_instances"] == 1.0, "a stray mask, and one over three objects"
+    assert figures["duplicates"] == 0.5
+    assert figures["missed"] == 1.5, "three of the two images: three, two, and one"
+    # Sorted: right, wrong (a double), right, wrong, wrong; 2 of 5 found: precision 1 up to a recall
+    # of 0.2, then 2 / 3 up to 0.4.
+    assert figures["AP50"] == pytest.approx((21 + 20 * 2 / 3) / 101)
+    assert figures["AP"] == figures["AP50"], "all found ones are exact"
+    assert figures["AP50, 1 object"] == 0.0
+    assert np.isnan(figures["AP50, 2 objects"])
+    assert figures["AP50, 3 or more"] == pytest.approx((34 + 33 * 2 / 3) / 101)
+    assert figures["AP large"] == 0.0, "the one of 20 x 20 pixels of 70 x 70"
+
+
+def test_a_mask_of_an_absent_label_lowers_the_pooled_precision():
+    right = pair([box(0, 0, 10, 10)], [box(0, 0, 10, 10)], [0.5])
+    wrong = pair([], [box(0, 0, 10, 10)], [0.6], present=False)
+    assert object_figures([[right]])["AP"] == pytest.approx(1.0)
+    figures = object_figures([[right, wrong]])
+    assert figures["AP"] == pytest.approx(0.5)
+    assert (figures["false_instances"], figures["AP50, 1 object"]) == pytest.approx((0.0, 1.0))
+
+
 class Oracle(Segmenter):
     """Stands in for a segmenter: knows the truth and answers with it, or with nothing.
 
@@ -147,6 +186,8 @@ def test_an_oracle_is_perfect_and_silence_is_not():
     drawn = examples()
     figures = evaluate(Oracle(drawn), drawn)
     assert figures["all"]["miou"] == 1.0
+    assert (figures["objects"]["AP"], figures["objects"]["missed"]) == (1.0, 0.0)
+    assert figures["failures"] == []
     assert figures["all"]["control"] == 0.0
     assert figures["all"]["presence_auc"] == 1.0
     assert figures["coco"] == pytest.approx({"AP": 1.0, "AP50": 1.0, "AR": 1.0})
@@ -223,6 +264,110 @@ def test_a_coco_dataset_is_evaluated_on_all_its_categories(tmp_path):
     (tmp_path / "up.json").write_text(json.dumps(document))
     with pytest.raises(clip2sam.ImageError, match=r"up.json, image 1: .* no '\.\.'"):
         list(coco_examples(tmp_path / "up.json", tmp_path))
+
+
+class Failing(Oracle):
+    """Fails on the images of these origins."""
+
+    def __init__(self, examples, origins):
+        super().__init__(examples)
+        self.origins = origins
+
+    def __call__(self, image, labels):
+        if image.origin in self.origins:
+            raise ModelError(f"{image.origin}: values are not finite")
+        return super().__call__(image, labels)
+
+
+def named_examples(*names):
+    drawn = []
+    for name in names:
+        (example,) = examples()
+        drawn.append(replace(example, image=Image(example.image.pixels, name)))
+    return drawn
+
+
+def test_an_image_that_the_model_fails_on_is_counted():
+    drawn = named_examples("a", "b", "c", "d", "e")
+    figures = evaluate(Failing(drawn, "abde"), drawn)
+    assert figures["failures"] == [[n, f"{n}: values are not finite"] for n in "abde"]
+    assert figures["all"]["pairs"] == 3
+    with pytest.raises(
+        ModelError, match=r"^c: values are not finite \(3 images in a row failed\)$"
+    ):
+        evaluate(Failing(drawn, "abcde"), drawn)
+    with pytest.raises(ModelError, match=r"^a: values are not finite$"):
+        evaluate(Failing(drawn[:1], "a"), drawn[:1])
+
+
+def drop(key):
+    return lambda document: document.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["annotations"][0].update(category_id=9),
+         r"annotations\[0\]: expected the id of one of its categories as category_id, got 9; see"),
+        (lambda d: d["annotations"][0].update(image_id=9),
+         r"annotations\[0\]: expected the id of one of its images as image_id, got 9"),
+        (lambda d: d["images"][0].pop("height"),
+         r"image 1, annotation 1: expected the image's height in pixels beside polygons, got None"),
+        (lambda d: d["images"][0].update(width=60),
+         r"expected a file of 70 x 60 pixels .*, as its annotation 1 says, got 70 x 70; give the"),
+        (lambda d: d["images"][0].update(file_name="b.png"),
+         r"image 1: expected its file at .*b.png, found none; give the folder of the images with"),
+        (lambda d: d["images"][0].pop("file_name"),
+         r"images\[0\]: expected a text as file_name, got None"),
+        (drop("images"), r"is no COCO dataset: expected a list of images, got None"),
+        (drop("annotations"), r"is no COCO dataset: expected a list of annotations, got None"),
+        (drop("categories"), r"is no COCO dataset: expected a list of categories, got None"),
+        (lambda d: d["annotations"].insert(0, 7), r"annotations\[0\]: expected a whole number as"),
+        (lambda d: d["annotations"][0].pop("segmentation"),
+         r"annotation 1: expected polygons or RLE as segmentation, got None \('segmentation'\)"),
+        (lambda d: d["annotations"][0].update(segmentation={"size": [70, 70], "counts": 5}),
+         r"annotation 1: expected polygons or RLE as segmentation, got \{"),
+    ],
+)  # fmt: skip
+def test_a_dataset_that_can_not_be_used_is_one_line(tmp_path, change, message):
+    PILImage.fromarray(np.zeros((70, 70, 3), np.uint8)).save(tmp_path / "a.png")
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 0}
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 70, "width": 70}],
+        "categories": [{"id": 1, "name": "left"}],
+        "annotations": [annotation | {"segmentation": [[0, 0, 30, 0, 30, 30]]}],
+    }
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(document))
+    (example,) = coco_examples(path, tmp_path)
+    assert 400 < example.truth["left"][0].sum() < 500
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(clip2sam.CocoError, match=message) as caught:
+        list(coco_examples(path, tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_uncompressed_rle_is_read(tmp_path):
+    PILImage.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    rle = {"size": [4, 4], "counts": [4, 4, 8]}
+    row = {"id": 1, "image_id": 1, "category_id": 1, "iscrowd": 1, "segmentation": rle}
+    document = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "left"}],
+        "annotations": [row],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(document))
+    (example,) = coco_examples(tmp_path / "truth.json", tmp_path)
+    np.testing.assert_array_equal(example.truth["left"][0], np.arange(4)[None] == [[1]] * 4)
+
+
+def test_scenes_of_a_kind():
+    (example,) = scene_examples("validation", 1, kind="several", start=2)
+    assert example.image.origin == "validation-several-000002.png"
+    assert max(len(example.truth[name]) for name in example.requested) >= 2
+    (large,) = scene_examples("validation", 1, kind="large")
+    assert min(large.image.size) >= 448
 
 
 def test_scenes_request_labels_of_every_kind():

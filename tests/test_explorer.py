@@ -70,8 +70,8 @@ def test_a_bench_gives_what_the_segmenter_gives(segmenter, image):
         {"method": RAW_CLIP},
         {"presence_threshold": 3.0},
         {"method": one_block},
-        {"resolution": 96},
-        {"resolution": 96, "method": one_block},
+        {"resolution": 112},
+        {"resolution": 112, "method": one_block},
         {"background_prompts": ("wall",), "candidate": "predicted_iou"},
     ):
         expected = segmenter.with_config(**settings)(image, labels)
@@ -103,6 +103,14 @@ def test_settings_that_no_control_can_show_are_kept(segmenter, image):
     expected = published.with_config(point_threshold=0.5)(image, LABELS)
     np.testing.assert_array_equal(explorer.result.grids, expected.grids)
     assert explorer.result.absent == expected.absent
+
+
+def test_the_slider_of_the_grid_ends_at_clips_map(segmenter, image):
+    """A finer grid is refused."""
+    assert Explorer(segmenter, image, LABELS).grid.max == 8
+    larger = segmenter.with_config(resolution=320)
+    assert Explorer(larger, image, LABELS).grid.max == 14
+    assert Explorer(larger.with_config(grid=18), image, LABELS).grid.max == 18
 
 
 def test_the_image_is_encoded_once(segmenter, image, monkeypatch):

@@ -151,7 +151,7 @@ def test_coco_loads_in_pycocotools(tmp_path, polygons):
     ring = coco.anns[2]
     np.testing.assert_array_equal(coco.annToMask(ring).astype(bool), RING)
     assert (ring["area"], ring["bbox"], ring["score"]) == (int(RING.sum()), [2, 5, 48, 31], 0.7)
-    assert '"score":0.95964926}' in path.read_text(), "as the record has it"
+    assert '"score":0.95964926,' in path.read_text(), "as the record has it"
     assert len(list(path.parent.iterdir())) == 1
 
 

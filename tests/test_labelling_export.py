@@ -16,11 +16,11 @@ from clip2sam.data.sources import FileSource
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter
 from clip2sam.export.coco import CocoExporter
-from clip2sam.labelling.decide import Decision, decide, decided_thresholds
+from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thresholds
 from clip2sam.labelling.export import export_run
-from clip2sam.labelling.journal import Journal, read_index
+from clip2sam.labelling.journal import Journal, read_index, read_records
 from clip2sam.labelling.manifest import begin_run, open_run
-from clip2sam.labelling.summary import ClassSummary, as_row, write_files
+from clip2sam.labelling.summary import ClassSummary, as_row, run_info, write_files
 from clip2sam.visualize.histogram import presence_figure
 
 CLASSES = (
@@ -79,7 +79,14 @@ def make_run(tmp_path):
         (tmp_path / "images").mkdir()
         source = FileSource(*[str(tmp_path / "images")] * 2, keys, ids)
         run = begin_run(
-            folder, source, CLASSES, {}, thresholds=thresholds, floors=floors, threads=1
+            folder,
+            source,
+            CLASSES,
+            {},
+            thresholds=thresholds,
+            floors=floors,
+            min_share=0.5,
+            threads=1,
         )
         journal = Journal(run.journal, ids, run.class_names)
         for r in reversed(records):
@@ -91,7 +98,7 @@ def make_run(tmp_path):
 
 
 def kept(run, record, **wishes):
-    decision = Decision(**wishes)
+    decision = decided_for(run, Decision(**wishes))
     thresholds = decided_thresholds(run, decision)
     return decide(record, decision, run.class_names, thresholds)
 
@@ -189,6 +196,31 @@ def test_overlapping_classes_can_be_set_apart(make_run, overlap):
     assert labels_kept(run, record, overlap="keep") == [CAT, DOG]
 
 
+def test_weak_objects_and_those_beyond_the_most_are_left_out(make_run):
+    """By the run's own limit of their share (0.5) unless another is given; all are in the
+    journal."""
+    shares = ((0.6, 1.0), (0.9, 0.45), (0.3, 0.7), (0.2, 0.1))  # score, share
+    cats = [
+        Annotation(CAT, encode_mask(box(4 * i, 0, 4, 10)), score, (), share)
+        for i, (score, share) in enumerate(shares)
+    ]
+    dog = found(DOG, box(30, 20, 5, 5), 0.4)
+    record = replace(RECORDS[0], annotations=(*cats, dog))
+    run = make_run((record,))
+    (read,) = read_records(run.journal, read_index(run.journal, run.ids), run.ids, run.class_names)
+    assert read == record
+
+    def scores(**wishes):
+        return [a.score for a in kept(run, record, **wishes).annotations]
+
+    assert scores() == [0.6, 0.3, 0.4]
+    assert scores(min_share=0.0) == [0.6, 0.9, 0.3, 0.2, 0.4]
+    assert scores(min_share=1.0) == [0.6, 0.4]
+    assert scores(max_objects=1) == [0.6, 0.4]
+    assert scores(min_share=0.0, max_objects=2) == [0.6, 0.9, 0.4], "the best, in their order"
+    assert scores(min_share=0.0, min_score=0.35) == [0.6, 0.9, 0.4]
+
+
 def test_masks_of_one_class_may_overlap_and_keep_their_order(make_run):
     run = make_run(keep_above=0.0)
     given = {"presence_threshold": 0.0, "overlap": "score"}
@@ -208,6 +240,8 @@ def test_masks_of_one_class_may_overlap_and_keep_their_order(make_run):
         ({"min_score": 1.5}, "min_score must be from 0 to 1"),
         ({"duplicates": -0.1}, "duplicates must be"),
         ({"min_area": -1}, "min_area must be"),
+        ({"min_share": 1.1}, "min_share must be from 0 to 1"),
+        ({"max_objects": 0}, "max_objects must be 1 or more"),
         ({"overlap": "both"}, "overlap must be one of keep, score, small, but got 'both'"),
         ({"classes": ("cow",)}, "no class 'cow'; its classes are cat"),
         ({"class_thresholds": {"sky": 0.5}}, "no class 'sky'"),
@@ -279,9 +313,24 @@ def test_export_writes_the_source_s_order_and_ids(make_run, tmp_path):
     summary = export_run(run.path, tmp_path / "coco.json")
     decided = [kept(run, r) for r in RECORDS[:3]]
     document = json.loads((tmp_path / "coco.json").read_text())
-    assert document == coco_document(decided, CLASSES)
+    assert document == coco_document(decided, CLASSES, info=run_info(run))
     assert [i["id"] for i in document["images"]] == [10, 4, 5]
     assert len(document["annotations"]) == sum(c.masks for c in summary.classes) == 4
+
+
+def test_a_run_says_of_itself_how_its_masks_were_made(make_run):
+    """Of an engine of one's own less is known."""
+    run = make_run()
+    assert run_info(run) == {
+        "description": "Made with clip2sam",
+        "version": "1.0",
+        "min_share": 0.5,
+        "presence_thresholds": {CAT: 0.1, DOG: 0.3},
+    }
+    config = {"engine": {"config": {"prompts": "object"}}, "version": "0.1.0", "preset": "tiny"}
+    info = run_info(replace(run, fingerprint=config))
+    assert info["description"] == "Made with clip2sam 0.1.0"
+    assert (info["preset"], info["masks"]) == ("tiny", "one for each object")
 
 
 def test_export_takes_options_and_objects(make_run, tmp_path):
@@ -289,7 +338,7 @@ def test_export_takes_options_and_objects(make_run, tmp_path):
     export_run(run.path, tmp_path / "a.json", polygons=True)
     segments = json.loads((tmp_path / "a.json").read_text())["annotations"]
     assert all(isinstance(a["segmentation"], list) for a in segments)
-    export_run(run.path, tmp_path / "b.json", CocoExporter(polygons=True))
+    export_run(run.path, tmp_path / "b.json", CocoExporter(True, info=run_info(run)))
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     with pytest.warns(UserWarning, match="had 4 of 4 annotations already"):
         export_run(run.path, tmp_path / "c.json", merge=tmp_path / "a.json")

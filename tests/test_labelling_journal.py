@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.errors import OutputError, RunError
 from clip2sam.labelling import journal as room
-from clip2sam.labelling.journal import Journal, as_line, read_index, read_record, read_records
+from clip2sam.labelling.journal import (
+    Journal,
+    Stamp,
+    as_line,
+    file_stamp,
+    read_index,
+    read_record,
+    read_records,
+)
 
 CLASSES = ("cat", "dog", "日本")
 IDS = (41, 7, 3, 1000, 5)
@@ -43,7 +51,7 @@ def record(image_id, state="done"):
 PIECES = [
     piece
     for i in IDS[:3]
-    for line in [as_line(record(i), CLASSES, (5, i))]
+    for line in [as_line(record(i), CLASSES, Stamp(5, i))]
     for piece in (line, line[:-1], line[:70], line[70:], line.replace(b"image", b"Image"))
 ]
 """Lines, whole and cut."""
@@ -165,11 +173,11 @@ def test_blanks_and_carriage_returns_at_the_end_of_lines_do_no_harm(path, end):
 
 def test_the_size_and_time_of_the_file_that_was_read_are_kept(path):
     with closing(Journal(path, IDS, CLASSES)) as journal:
-        journal.append(record(41), (123, 1_700_000_000_000_000_001))
-        journal.append(record(7, "failed"), (0, -5))
-        journal.append(record(3), (9, 9))
+        journal.append(record(41), Stamp(123, 1_700_000_000_000_000_001))
+        journal.append(record(7, "failed"), Stamp(0, -5))
+        journal.append(record(3), Stamp(9, 9))
         journal.append(record(3))
-    assert journal.index.stamps == {41: (123, 1_700_000_000_000_000_001), 7: (0, -5)}
+    assert journal.index.stamps == {41: Stamp(123, 1_700_000_000_000_000_001), 7: Stamp(0, -5)}
     assert read_index(path, IDS) == journal.index
     assert stored(path) == [record(41), record(7, "failed"), record(3)]
     rows = [json.loads(line) for line in path.read_bytes().splitlines()]
@@ -179,6 +187,29 @@ def test_the_size_and_time_of_the_file_that_was_read_are_kept(path):
         [9, 9],
         None,
     ]
+
+
+def test_the_hash_of_the_file_is_kept_when_there_is_one(path, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"abc")
+    stamp = file_stamp(str(tmp_path / "a.png"), hashed=True)
+    assert stamp.size == 3
+    assert stamp.sha256 == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with closing(Journal(path, IDS, CLASSES)) as journal:
+        journal.append(record(41), stamp)
+        journal.append(record(7), Stamp(5, 6))
+    assert read_index(path, IDS).stamps == {41: stamp, 7: Stamp(5, 6)} == journal.index.stamps
+    assert stored(path) == [record(41), record(7)]
+    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert [row["file"] for row in rows] == [list(stamp), [5, 6]]
+
+
+def test_what_is_no_file_has_no_hash(tmp_path):
+    """A pipe would be waited for, for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path):
+        stamp = file_stamp(str(place), hashed=True)
+        assert (stamp is not None, stamp.sha256) == (True, None)
+    assert file_stamp(str(tmp_path / "none"), hashed=True) is None
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "locked"])

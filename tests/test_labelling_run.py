@@ -1,11 +1,14 @@
 """Whole runs on small models: begun, stopped, killed, continued, refused, published."""
 
+import errno
 import json
 import os
 import random
 import stat
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import fields, replace
 from functools import partial
 
@@ -27,8 +30,9 @@ from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.tensors import state_sha256
 from clip2sam.labelling.engine import SegmenterEngine
 from clip2sam.labelling.fingerprint import check_same, plain
-from clip2sam.labelling.manifest import begin_run, open_run
+from clip2sam.labelling.manifest import begin_run, lock_run, open_run
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
+from clip2sam.labelling.summary import run_info
 from clip2sam.models.presets import PRESETS
 from tests import labelling_worker
 from tests.labelling_fakes import Threshold, small_segmenter, threads_named, write_images
@@ -104,7 +108,9 @@ def test_the_file_is_what_the_segmenter_makes_one_by_one(segmenter, tmp_path):
     label_dataset(good, LABELS, tmp_path / "run", segmenter=segmenter, batch_size=3)
     results = [segmenter(path, LABELS) for path in sorted(good.iterdir())]
     records = [replace(r.record, image_id=i) for i, r in enumerate(results, 1)]
-    write_coco(tmp_path / "expected.json", coco_document(records, results[0].label_set.wanted))
+    info = run_info(open_run(tmp_path / "run"))
+    wanted = results[0].label_set.wanted
+    write_coco(tmp_path / "expected.json", coco_document(records, wanted, info=info))
     expected = (tmp_path / "expected.json").read_bytes()
     assert (tmp_path / "run" / "annotations.json").read_bytes() == expected
 
@@ -196,7 +202,7 @@ def test_kill_9_costs_a_batch_at_most(images, finished, tmp_path):
 
 @pytest.mark.parametrize("which", ["clip", "sam"])
 def test_a_model_that_gives_nan_ends_the_run_and_leaves_no_empty_images(images, tmp_path, which):
-    segmenter = small_segmenter()
+    segmenter = small_segmenter(presence_threshold=-1e9)
     model = {"clip": segmenter.clip.model, "sam": segmenter.sam.sam}[which]
     for weights in model.parameters():
         weights.data.fill_(torch.nan)
@@ -390,12 +396,12 @@ CHANGED = {
         "other settings: engine.weights.sam was '",
     ),
     "resolution of the model": (
-        settings(clip_resolution=80),
-        "other settings: engine.resolution was 64, is now 80. Start",
+        settings(clip_resolution=112),
+        "other settings: engine.resolution was 128, is now 112. Start",
     ),
     "resolution": (
-        settings(resolution=80),
-        "engine.config.resolution was None, is now 80; engine.resolution was 64, is now 80",
+        settings(resolution=112),
+        "engine.config.resolution was None, is now 112; engine.resolution was 128, is now 112",
     ),
     "method": (method(name="mine"), "engine.config.method.name was 'surgery', is now 'mine'"),
     "attention": (method(attention="qq"), "engine.config.method.attention was 'vv', is now 'qq'"),
@@ -537,6 +543,82 @@ def test_files_of_a_killed_start_are_left_alone_by_one_that_is_refused(segmenter
     with FileLock(run / "lock"), pytest.raises(RunLockedError):
         label_dataset(images / "sub", LABELS, run, segmenter=segmenter)
     assert half.exists()
+
+
+def tree(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("error", [ConfigError("no such device"), KeyboardInterrupt()])
+def test_a_refused_start_leaves_nothing_behind(images, tmp_path, error):
+    held = []
+
+    def load():
+        held.extend(tree(tmp_path))
+        raise error
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.txt").touch()
+    before = tree(tmp_path)
+    for output in ("run", "new/deep/run", "empty", "own"):
+        with pytest.raises(type(error)):
+            label_dataset(images, LABELS, tmp_path / output, segmenter=load)
+        assert f"{output}/lock" in held, "the models are loaded when the run is locked"
+        assert tree(tmp_path) == before
+
+
+def test_a_refused_start_leaves_a_run_as_it_is(segmenter, images, tmp_path):
+    def load():
+        raise ConfigError("no such device")
+
+    label_dataset(images / "sub", LABELS, tmp_path / "run", segmenter=segmenter)
+    before = tree(tmp_path)
+    assert "run/lock" in before
+    with pytest.raises(ConfigError, match="no such device"):
+        label_dataset(images / "sub", LABELS, tmp_path / "run", segmenter=load)
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_locked_is_not_left(tmp_path, monkeypatch):
+    class Full(FileLock):
+        def acquire(self, *_, **__):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("clip2sam.labelling.manifest.FileLock", Full)
+    with pytest.raises(OutputError, match="No space left"), lock_run(tmp_path / "new" / "run"):
+        pytest.fail("there is no lock")
+    assert tree(tmp_path) == []
+
+
+def test_a_lock_that_is_removed_keeps_others_out(tmp_path):
+    """Starts that are refused one after another, while others try: never two at once."""
+    inside, both, entered, errors = [], [], [], []
+
+    def starts(count):
+        for _ in range(count):
+            try:
+                with lock_run(tmp_path / "run"):
+                    inside.append(1)
+                    both.extend(inside[1:])
+                    time.sleep(0.0005)
+                    inside.pop()
+                    entered.append(1)
+            except RunLockedError:
+                time.sleep(0.0001)
+            except OutputError as error:  # the folder has just gone
+                errors.append(str(error))
+
+    threads = [threading.Thread(target=starts, args=(150,)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(entered) > 10
+    assert not both
+    assert all("No such file" in error for error in errors), errors
+    # an empty folder may stay: who made it was not the last to hold the lock
+    assert tree(tmp_path) in ([], ["run"])
 
 
 WRONG = (None, [], {}, [None], [[]], {"a": 1}, "text", -1, True, 1.5, float("nan"), [1, 1], ["a"])
@@ -873,5 +955,7 @@ def test_the_manifest_is_whole_or_not_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr("clip2sam.data.files.os.fsync", full)
     with pytest.raises(OutputError, match="No space left on device"):
-        begin_run(tmp_path / "run", source, (), {}, thresholds=(), floors=(), threads=1)
+        begin_run(
+            tmp_path / "run", source, (), {}, thresholds=(), floors=(), min_share=0.0, threads=1
+        )
     assert list((tmp_path / "run").iterdir()) == []

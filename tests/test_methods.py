@@ -591,7 +591,7 @@ def test_boxes_and_empty_masks():
     labels = as_label_set(["cat", "dog"])
     sizes, counts = ((128, 128), (128, 128)), (2, 1)
     maps = SimilarityMaps(
-        raw=torch.rand(2, 2, 4, 4),
+        raw=torch.rand(2, 2, 8, 8),
         presence=torch.full((2, 2), 0.5),
         beaten=torch.zeros(2, 2, dtype=torch.bool),
         present=torch.tensor([[True, True], [False, True]]),

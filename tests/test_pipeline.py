@@ -45,7 +45,7 @@ def test_labels_become_masks(segmenter):
     assert ((result.scores >= 0) & (result.scores <= 1)).all()
     assert [p.shape[1] for p in result.points] == [3, 3, 3]
     assert all(set(p[:, 2]) == {0.0, 1.0} for p in result.points)
-    assert result.maps.shape == (3, 4, 4)
+    assert result.maps.shape == (3, 8, 8)
     assert result.absent == ()
     assert repr(result).startswith("Result(Image('street.png', 90 x 130), masks: ['person' ")
     assert repr(result).endswith("], absent: [])")
@@ -196,19 +196,19 @@ def test_features_are_kept_and_used_again(segmenter, monkeypatch):
     one_block = replace(CLIP_SURGERY, blocks=1)  # the same name, another method
     one = segmenter.with_config(method=one_block).locate(features, labels).raw
     assert not torch.allclose(six, one, atol=1e-4)
-    larger = segmenter.with_config(resolution=128).locate(features, labels).raw
-    assert larger.shape[-2:] == (8, 8)
+    larger = segmenter.with_config(resolution=160).locate(features, labels).raw
+    assert larger.shape[-2:] == (10, 10)
     assert calls == ["SurgeryCLIP", "PromptSAM", "SurgeryCLIP", "SurgeryCLIP"]
 
 
 def test_an_image_that_was_prepared_ahead_is_the_same(segmenter):
     image, labels = noise(), clip2sam.as_label_set(["cat", "dog"])
     prepared = segmenter.prepare(image)
-    assert prepared.nbytes == 3 * (90 * 130 + 64 * 64 + 89 * 128)
+    assert prepared.nbytes == 3 * (90 * 130 + 128 * 128 + 89 * 128)
     features = segmenter.encode([prepared])
     (result,) = segmenter.results(features, segmenter.predict(features, labels))
     assert same(segmenter(image, labels), result)
-    larger = segmenter.with_config(resolution=96)
+    larger = segmenter.with_config(resolution=160)
     features = larger.encode([prepared])  # resized for another resolution: done again
     (result,) = larger.results(features, larger.predict(features, labels))
     assert same(larger(image, labels), result)
@@ -395,6 +395,21 @@ def test_a_resolution_with_too_many_patches_is_refused(models):
         Segmenter(*models, clip2sam.Config(resolution=8192))
     with pytest.raises(clip2sam.ConfigError, match="15 pixels holds no patch"):
         Segmenter(*models).with_config(resolution=15)
+
+
+def test_a_grid_finer_than_clips_map_is_refused(models):
+    """Before any image: its cells would be the map's, several times."""
+    for grid in (8, "half"):
+        assert Segmenter(*models, clip2sam.Config(grid=grid)).config.grid == grid
+    with pytest.raises(
+        clip2sam.ConfigError,
+        match="grid of 9 x 9 cells is finer than CLIP's map of 8 x 8; use a grid of 8 or less, or",
+    ):
+        Segmenter(*models, clip2sam.Config(grid=9))
+    with pytest.raises(clip2sam.ConfigError, match="finer than CLIP's map of 4 x 4"):
+        Segmenter(*models).with_config(resolution=64)
+    with pytest.raises(clip2sam.ConfigError, match="2 cells a side or more, but got 1"):
+        Segmenter(*models).with_config(grid="half", resolution=32)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,8 @@ def test_the_published_grid_of_a_map_that_is_no_square():
         (lambda g: select_points(g, ((5, 5),), max_negative=-1), "max_negative must be 0 or more"),
         (lambda g: pool_grid(g, 1), "2 cells a side or more, but got 1"),
         (lambda g: pool_grid(g[..., :2, :2], "half"), "2 cells a side or more, but got 1"),
+        (lambda g: pool_grid(g, 5), "5 x 5 cells is finer than CLIP's map of 4 x 4; use a grid of"),
+        (lambda g: pool_grid(g[..., :3], 4), "4 x 4 cells is finer than CLIP's map of 4 x 3; use"),
     ],
 )
 def test_settings_out_of_range_say_so(call, message):

@@ -240,8 +240,10 @@ class Explorer(ipywidgets.VBox):
             value=config.prompts,
             description="one mask",
         )
-        cells = config.grid if isinstance(config.grid, int) else 7
-        self.grid = ipywidgets.IntSlider(cells, min=2, max=14, description="grid", **half)
+        side = self.bench.segmenter.clip.patches(config.resolution)
+        cells = config.grid if isinstance(config.grid, int) else min(7, side)
+        most = min(max(14, cells), side)  # a grid that is finer than the map is refused
+        self.grid = ipywidgets.IntSlider(cells, min=2, max=most, description="grid", **half)
         self.reset = ipywidgets.Button(description="forget clicks")
         self.accept = ipywidgets.Button(description="accept masks")
         self.path = ipywidgets.Text("annotations.json", description="file")

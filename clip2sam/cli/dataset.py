@@ -64,8 +64,15 @@ def label(
         ),
     ] = None,
     changed: Annotated[
-        str, typer.Option(help="Images that changed since they were labelled: again or refuse.")
+        str, typer.Option(help="Images that changed, came or went since: again or refuse.")
     ] = "again",
+    moved: Annotated[
+        bool, typer.Option("--moved", help="The run's images are at another place now: SOURCE.")
+    ] = False,
+    hash_images: Annotated[
+        bool,
+        typer.Option("--hash", help="Tell changed images also by their content (SHA-256)."),
+    ] = False,
     batch_size: Annotated[
         int, typer.Option(help="Images between the model and the journal.", min=1, max=4096)
     ] = 8,
@@ -155,6 +162,8 @@ def label(
                 root=root,
                 retry_failed=retry_failed,
                 changed=changed,  # type: ignore[arg-type]  # checked above
+                moved=moved,
+                hash_images=hash_images,
                 max_failures=max_failures,
                 keep_above=keep_above,
                 batch_size=batch_size,

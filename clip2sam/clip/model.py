@@ -87,6 +87,16 @@ class SurgeryCLIP:
             )
         return resolution
 
+    def patches(self, resolution: int | None = None) -> int:
+        """The rows, which are the columns too, of an image's map at a side of CLIP's square input
+        in pixels (None: the model's own).
+
+        Raises:
+            ConfigError: the resolution holds no patch, or too many.
+        """
+        side = self.checked_resolution(resolution or self.resolution)
+        return grid_side(self.model.visual, side)
+
     def resize(
         self, image: Image, resolution: int | None = None
     ) -> UInt8[np.ndarray, "side side 3"]:

@@ -93,6 +93,8 @@ class CheckedMask:
     """Pixels."""
     box: list[int]
     """[x, y, width, height] in pixels."""
+    presence: float | None
+    """Presence score of its label in the image; None if it isn't known."""
 
 
 def checked_masks(record: ImageRecord, classes: Sequence[LabelClass]) -> Iterator[CheckedMask]:
@@ -125,15 +127,25 @@ def checked_masks(record: ImageRecord, classes: Sequence[LabelClass]) -> Iterato
         mask = (annotation.label, str(annotation.rle["counts"]))
         if area > 0 and mask not in seen:
             seen.add(mask)
-            yield CheckedMask(numbers[annotation.label], annotation, area, box)
+            number = numbers[annotation.label]
+            known = record.presence[number - 1] if number <= len(record.presence) else None
+            yield CheckedMask(number, annotation, area, box, known)
 
 
 def annotation_row(
     mask: CheckedMask, category_id: int, *, polygons: bool = False
 ) -> dict[str, Any]:
-    """A mask, without its own id and its image's. Box and area are the mask's, also of polygons."""
+    """A mask, without its own id and its image's. Box and area are the mask's, also of polygons.
+
+    Beside COCO's own keys: `score`; `share`, how strong it is beside its label's best mask in the
+    image; `presence`, the label's presence score, if it is known; and `prompt`, the points [x, y,
+    1 (positive) or 0 (negative)] that it came from, if there are any.
+    """
     rle = mask.annotation.rle
     rle = {"size": list(rle["size"]), "counts": rle["counts"]}
+    known: dict[str, Any] = {} if mask.presence is None else {"presence": mask.presence}
+    if mask.annotation.points:
+        known["prompt"] = [list(point) for point in mask.annotation.points]
     return {
         "category_id": category_id,
         "segmentation": rle_to_polygons(rle) if polygons else rle,
@@ -141,6 +153,8 @@ def annotation_row(
         "bbox": mask.box,
         "iscrowd": 0,
         "score": float(mask.annotation.score),
+        "share": float(mask.annotation.share),
+        **known,
     }
 
 
@@ -155,8 +169,8 @@ def coco_document(
 
     Images keep their ids. Categories are the classes, numbered from 1 in their order; annotations
     are numbered from 1 in the order of the records. Boxes and areas are the masks'. Masks without a
-    pixel and repeated ones are left out, images without masks are kept. Each annotation has its
-    `score`.
+    pixel and repeated ones are left out, images without masks are kept. `annotation_row` says what
+    an annotation has beside COCO's own keys.
 
     Args:
         classes: without distractors.

@@ -8,7 +8,7 @@ import posixpath
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -48,6 +48,9 @@ class CocoExporter:
     matched by file name (`./a.png` is `a.png`) and categories by name; new ones get the next ids,
     and so do annotations. An annotation whose image, category and mask, to the pixel, are there is
     not added again; a `UserWarning` says how many these are. The file itself is only read."""
+    info: Mapping[str, Any] | None = None
+    """What the new file's `info` says; None: that clip2sam made it. A file to merge with keeps its
+    own."""
 
     def write(
         self, records: Iterable[ImageRecord], classes: Sequence[LabelClass], output: Path
@@ -67,7 +70,7 @@ class CocoExporter:
                 "give another output"
             )
         with atomic_file(output) as file, tempfile.TemporaryFile(dir=output.parent) as aside:
-            rows = _Rows(file, aside, classes, self.polygons, old)
+            rows = _Rows(file, aside, classes, self, old)
             for record in records:
                 rows.add(record)
             rows.end()
@@ -87,16 +90,17 @@ class _Rows:
         file: IO[bytes],
         aside: IO[bytes],
         classes: Sequence[LabelClass],
-        polygons: bool,
+        exporter: CocoExporter,
         old: dict[str, Any] | None,
     ) -> None:
         self.added = self.there = 0
         """Annotations: new ones, and those that the file to merge with has already."""
-        self._file, self._aside, self._classes, self._polygons = file, aside, classes, polygons
+        self._file, self._aside, self._classes = file, aside, classes
+        self._polygons = exporter.polygons
         self._old = None if old is None else _Old(old["images"], old["annotations"])
         images, annotations, categories = ([] if old is None else old[s] for s in _SECTIONS)
         self._categories = list(categories)
-        head = document_head()
+        head = document_head(exporter.info)
         head |= {key: value for key, value in (old or {}).items() if key not in _SECTIONS}
         file.write(as_json(head).encode()[:-1] + b',"images":[')
         self._images_out = JsonList(file, images)

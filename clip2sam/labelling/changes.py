@@ -1,49 +1,156 @@
-"""Images that were changed, replaced or added since a run began."""
+"""Images that were changed, replaced, added, removed or moved since a run began."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from clip2sam.data.images import printable
 from clip2sam.data.sources import FileSource, Source
 from clip2sam.errors import ImageError, RunError
-from clip2sam.labelling.journal import Index, file_stamp
+from clip2sam.labelling.journal import Journal, Stamp, file_stamp, read_record
 from clip2sam.labelling.manifest import RunFolder, check_source, extend_run
 
 Changed = Literal["again", "refuse"]
-"""What becomes of images that were changed since they were labelled, or added: they are labelled
-(again), with a warning that names them; or the start is refused."""
+"""What becomes of images that were changed since they were labelled, added or removed: a warning
+names them, and those that are there are labelled (again); or the start is refused."""
 
 NAMED = 5
 """So many images are named; the others are counted."""
 
 
-def changed_images(run: RunFolder, source: Source, index: Index, changed: Changed) -> set[int]:
-    """Ids of the images whose file has another size or time (mtime) than when it was read.
+@dataclass(frozen=True)
+class Found:
+    """What became of the images that a run has."""
 
-    Files of a `FileSource` only: another source may give a new file each time. A file that is gone
-    has not changed: what it showed is in the journal.
+    changed: set[int] = field(default_factory=set)
+    """Ids of those whose file is another one than when it was read."""
+    gone: set[str] = field(default_factory=set)
+    """Keys of those that are no longer in the source."""
+    stamps: dict[int, Stamp] = field(default_factory=dict)
+    """By id: new stamps of files that are the same all the same, see `write_stamps`."""
+
+
+def find_changes(
+    run: RunFolder,
+    source: Source,
+    stamps: Mapping[int, Stamp],
+    changed: Changed,
+    *,
+    hashed: bool = False,
+    moved: bool = False,
+) -> Found:
+    """Compare a run's images with what its source has now.
+
+    Gone is an image that the source has no longer, or whose file was there and is not. Changed is
+    one whose file has another size, or another content where the journal has its SHA-256, or else
+    another time (mtime). Files of a `FileSource` only: another source may give a new file each
+    time.
+
+    Args:
+        stamps: by image id, those of the journal.
+        hashed: read every file that has a SHA-256 in the journal, and not only those with another
+            time.
+        moved: the times don't count: a copy may have others.
 
     Raises:
         RunError: there are some, and they are to be refused.
     """
-    if not isinstance(source, FileSource):
-        return set()
-    found = {
-        image_id: key
-        for image_id, key in zip(run.ids, run.keys, strict=True)
-        if image_id in index.stamps and _is_other(source, key, index.stamps[image_id])
-    }
-    _say(run, list(found.values()), "changed since they were labelled", changed)
-    return set(found)
+    found, listed, names = Found(), frozenset(source.keys), []
+    for image_id, key in zip(run.ids, run.keys, strict=True):
+        then = stamps.get(image_id)
+        now: Stamp | None = None
+        if key not in listed:
+            found.gone.add(key)
+        elif then is not None and isinstance(source, FileSource):
+            try:
+                now = _stamp_now(source.read(key), then, hashed)
+            except ImageError:  # now it is a link that leads out of the root: reading it says so
+                now = Stamp(-1, 0)
+            if now is None:
+                found.gone.add(key)
+            elif _is_other(then, now, moved):
+                found.changed.add(image_id)
+                names.append(key)
+            elif (kept := now._replace(sha256=now.sha256 or then.sha256)) != then:
+                found.stamps[image_id] = kept
+    gone = [key for key in run.keys if key in found.gone]
+    _say(run, gone, "are no longer in the source", changed, "what was labelled of them is kept")
+    _say(run, names, "were changed since they were labelled", changed)
+    return found
 
 
-def _is_other(source: FileSource, key: str, then: tuple[int, int]) -> bool:
-    try:
-        now = file_stamp(source.read(key))
-    except ImageError:  # now it is a link that leads out of the root: reading it says so
+def _stamp_now(path: str, then: Stamp, hashed: bool) -> Stamp | None:
+    """A file's stamp, with its hash where that is asked for or tells more than the time."""
+    now = file_stamp(path)
+    if now is None or now.size != then.size:
+        return now
+    if hashed or (then.sha256 is not None and now.time != then.time):
+        return file_stamp(path, hashed=True)
+    return now._replace(sha256=then.sha256)
+
+
+def _is_other(then: Stamp, now: Stamp, moved: bool) -> bool:
+    if now.size != then.size:
         return True
-    return now is not None and now != then
+    if now.sha256 is not None and then.sha256 is not None:
+        return now.sha256 != then.sha256
+    return now.time != then.time and not moved
+
+
+def reading(source: Source, gone: Collection[str]) -> Callable[[str], str | bytes]:
+    """`Source.read`, which isn't asked for images that are gone: they are an `ImageError`."""
+
+    def read(key: str) -> str | bytes:
+        if key in gone:
+            raise ImageError(
+                f"{printable(key)}: no longer in the source, where it was when the run began; put "
+                "it back, then use --retry-failed"
+            )
+        return source.read(key)
+
+    return read
+
+
+def write_stamps(journal: Journal, stamps: Mapping[int, Stamp]) -> None:
+    """Write the lines of some images anew, with other stamps of their files: they were moved, or
+    touched, or have a hash now.
+
+    Raises:
+        OutputError: the journal can't be written.
+    """
+    if not stamps:
+        return
+    with open(journal.path, "rb") as file:
+        for image_id, stamp in stamps.items():
+            record = read_record(file, journal.index.offsets[image_id], journal.classes)
+            journal.append(record, stamp)
+    journal.sync()
+
+
+def check_moved(run: RunFolder, source: Source) -> None:
+    """Refuse a new place that has less than half of a run's images.
+
+    Raises:
+        RunError: it has not.
+    """
+    there = frozenset(source.keys)
+    if isinstance(source, FileSource):  # a list may name files that are not there
+        there = frozenset(key for key in there if _is_there(source, key))
+    found = sum(key in there for key in run.keys)
+    if 2 * found < len(run.keys):
+        raise RunError(
+            f"{printable(run.path)}: expected this run's images in {printable(source.origin)}, but "
+            f"only {found} of {len(run.keys)} are there; check the source and its root, or start "
+            "in a new output folder"
+        )
+
+
+def _is_there(source: FileSource, key: str) -> bool:
+    try:
+        return file_stamp(source.read(key)) is not None
+    except ImageError:
+        return False
 
 
 def take_in_new(run: RunFolder, source: Source, changed: Changed) -> RunFolder:
@@ -66,7 +173,7 @@ def take_in_new(run: RunFolder, source: Source, changed: Changed) -> RunFolder:
     else:
         first = max(run.ids, default=0) + 1
         new = [(key, first + n) for n, (key, _) in enumerate(new)]
-    _say(run, [key for key, _ in new], "added since the run began", changed)
+    _say(run, [key for key, _ in new], "were added since the run began", changed)
     return extend_run(run, [k for k, _ in new], [i for _, i in new]) if new else run
 
 
@@ -88,17 +195,23 @@ def _check_ids(run: RunFolder, source: Source, known: dict[str, int]) -> None:
             )
 
 
-def _say(run: RunFolder, keys: Sequence[str], what: str, changed: Changed) -> None:
+def _say(
+    run: RunFolder,
+    keys: Sequence[str],
+    what: str,
+    changed: Changed,
+    otherwise: str = "they are labelled now",
+) -> None:
     if not keys:
         return
     more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
     found = (
-        f"{printable(run.path)}: {len(keys)} images were {what}: "
+        f"{printable(run.path)}: {len(keys)} images {what}: "
         f"{', '.join(map(printable, keys[:NAMED]))}{more}"
     )
     if changed == "refuse":
         raise RunError(
-            f"{found}; put the old ones back, start in a new output folder, or have them labelled "
-            "(changed='again')"
+            f"{found}; put the old ones back, start in a new output folder, or go on with what is "
+            "there (changed='again')"
         )
-    warnings.warn(f"{found}; they are labelled now", stacklevel=2)
+    warnings.warn(f"{found}; {otherwise}", stacklevel=2)

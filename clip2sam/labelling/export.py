@@ -10,7 +10,7 @@ from clip2sam.export import Exporter, exporter_for
 from clip2sam.labelling.decide import Decision
 from clip2sam.labelling.journal import Index, read_index
 from clip2sam.labelling.manifest import RunFolder, open_run
-from clip2sam.labelling.summary import Summary, write_files
+from clip2sam.labelling.summary import Summary, run_info, write_files
 
 
 def export_run(
@@ -47,13 +47,14 @@ def export_run(
     """
     options = {"polygons": polygons or None, "merge": merge, "image_prefix": image_prefix}
     given = {name: value for name, value in options.items() if value is not None}
+    folder, target = open_run(Path(run)), Path(output)
     if isinstance(exporter, str):
-        exporter = exporter_for(exporter, **given)
+        own = {"info": run_info(folder)} if exporter == "coco" else {}
+        exporter = exporter_for(exporter, **given, **own)
     elif given:
         raise ConfigError(
             f"{', '.join(given)}: an exporter object has its options already; leave them out here"
         )
-    folder, target = open_run(Path(run)), Path(output)
     folder.check_output(target)
     index = read_index(folder.journal, folder.ids)
     _check_lines(folder, index)

@@ -37,6 +37,7 @@ def run_flow(
     batch_size: int,
     max_failures: int | None = None,
     clock: Clock | None = None,
+    hashed: bool = False,
 ) -> Iterator[ImageRecord]:
     """Label images; yield each record when it is in the journal.
 
@@ -50,6 +51,7 @@ def run_flow(
         batch_size: images between the model and the journal.
         max_failures: stop after more than so many failed images.
         clock: filled in on the way.
+        hashed: whether the journal gets the SHA-256 of the images' files.
 
     Raises:
         OutputError: the journal can't be written.
@@ -58,7 +60,8 @@ def run_flow(
     """
     clock = clock or Clock()
     writer = Writer(engine, journal, dict(wanted), batch_size, max_failures)
-    with Readers(iter(wanted), read, make_worker, threads, engine.prepare) as readers, writer:
+    readers = Readers(iter(wanted), read, make_worker, threads, engine.prepare, hashed=hashed)
+    with readers, writer:
         for batch in _batches(readers, writer, max(batch_size // 2, 1), clock):
             writer.wait_for_room(len(batch))
             writer.hand_over(_predict(engine, batch))

@@ -1,9 +1,10 @@
 """The journal: one line of JSON an image, each with a checksum, appended and never changed.
 
 A line is {"crc":"8 hexadecimal digits",REST, where the checksum (CRC-32) is that of {REST, and REST
-begins with the image's id and state, and the size and time of its file. Lines are written to the
-file one by one, so that a killed process loses none; they are brought to the disk (fsync) every 64
-lines or 5 seconds, which is what a power cut can cost. A later line about the same image replaces
+begins with the image's id and state, and the size and time of its file, with the SHA-256 of its
+bytes where that was asked for. Lines are written to the file one by one, so that a killed process
+loses none; they are brought to the disk (fsync) every 64 lines or 5 seconds, which is what a power
+cut can cost. A later line about the same image replaces
 an earlier one.
 
 On opening, a torn line at the end is cut off: what a killed process or a full disk left. A line in
@@ -12,6 +13,7 @@ is cut off only after a copy of the whole file was made, and with a warning. Bla
 return at the end of a line, which other programs may add, do no harm.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -25,7 +27,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from clip2sam.data.files import as_json, atomic_file, output_errors, sync_folder
 from clip2sam.data.images import printable
@@ -38,28 +40,50 @@ SECONDS_PER_SYNC = 5.0
 
 _HEAD = re.compile(
     rb'\{"crc":"([0-9a-f]{8})","image_id":([0-9]+),"state":"(done|empty|failed)",'
-    rb'(?:"file":\[([0-9]+),(-?[0-9]+)\],)?'
+    rb'(?:"file":\[([0-9]+),(-?[0-9]+)(?:,"([0-9a-f]{64})")?\],)?'
 )
 _OPENING = len('{"crc":"00000000",')
 
-Stamp = tuple[int, int]
-"""Size in bytes and time of the last change (mtime) in nanoseconds of a file: another one, and it
-is taken for another image."""
+
+class Stamp(NamedTuple):
+    """What a file is known by: another one, and it is taken for another image."""
+
+    size: int
+    """Bytes."""
+    time: int
+    """Of the last change (mtime), in nanoseconds."""
+    sha256: str | None = None
+    """Of its bytes, in hexadecimal digits; None if that was not asked for, or they can't be
+    read."""
 
 
-def file_stamp(path: str) -> Stamp | None:
-    """The stamp of a file; None if there is none."""
+def file_stamp(path: str, *, hashed: bool = False) -> Stamp | None:
+    """The stamp of a file; None if there is none.
+
+    Args:
+        hashed: with the SHA-256 of its bytes, for which the whole file is read.
+    """
     try:
         found = os.stat(path)
     except (OSError, ValueError):  # ValueError: a name with NUL
         return None
-    return found.st_size, found.st_mtime_ns
+    regular = stat.S_ISREG(found.st_mode)  # reading a pipe would wait
+    digest = _sha256(path) if hashed and regular else None
+    return Stamp(found.st_size, found.st_mtime_ns, digest)
+
+
+def _sha256(path: str) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # whoever decodes it says why
+        return None
 
 
 @dataclass
 class Index:
-    """Where each image's valid line starts. Some 300 bytes an image are all that a run holds of it
-    in memory."""
+    """Where each image's valid line starts. Some 300 bytes an image, 400 with hashes, are all that
+    a run holds of it in memory."""
 
     offsets: dict[int, int] = field(default_factory=dict)
     """By image id."""
@@ -95,7 +119,7 @@ def as_line(record: ImageRecord, classes: Sequence[str], stamp: Stamp | None = N
     row = record_to_row(record, classes)
     if stamp is not None:  # behind id and state, where it is found without reading the rest
         opening = {"image_id": row.pop("image_id"), "state": row.pop("state")}
-        row = {**opening, "file": stamp, **row}
+        row = {**opening, "file": [part for part in stamp if part is not None], **row}
     body = as_json(row).encode()
     return b'{"crc":"%08x",' % zlib.crc32(body) + body[1:] + b"\n"
 
@@ -184,7 +208,9 @@ def _head(line: bytes) -> tuple[int, str, Stamp | None] | None:
         return None
     if zlib.crc32(row[_OPENING:], zlib.crc32(b"{")) != int(head[1], 16):
         return None
-    stamp = None if head[4] is None else (int(head[4]), int(head[5]))
+    stamp = None
+    if head[4] is not None:
+        stamp = Stamp(int(head[4]), int(head[5]), head[6].decode() if head[6] else None)
     return int(head[2]), head[3].decode(), stamp
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,23 +86,44 @@ class RunFolder:
 def lock_run(path: Path) -> Iterator[None]:
     """Make the run's folder and hold its lock. The lock ends with the process.
 
+    If no run has begun at the end, nothing of this is left: neither the lock's file nor the folders
+    that were made.
+
     Raises:
         RunLockedError: another process holds it. It is not waited for.
+        OutputError: the folder or the lock can't be made.
     """
     lock = FileLock(path / LOCK)
     with output_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
+            path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise RunLockedError(
                 f"{printable(path)}: another process works on this run; wait for it, or give "
                 "another output folder"
             ) from error
+        except OSError:
+            _remove_empty(made)
+            raise
     try:
         yield
     finally:
+        # While it is held, so that only its owner removes it. Who has opened the file before and
+        # gets its lock afterwards is refused by filelock: such a file has no name any more.
+        with suppress(OSError):  # on Windows an open file stays
+            if not (path / MANIFEST).exists():
+                (path / LOCK).unlink()
+                _remove_empty(made)
         lock.release()
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that are empty, the inner ones first."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
@@ -170,7 +191,7 @@ def begin_run(
         "floors": list(floors),
         "min_share": min_share,
         "source": source.origin,
-        "root": source.root if isinstance(source, FileSource) else None,
+        "root": root_of(source),
         "ids": list(source.ids),
         "keys": list(source.keys),
     }
@@ -184,11 +205,29 @@ def extend_run(run: RunFolder, keys: Sequence[str], ids: Sequence[int]) -> RunFo
     Raises:
         OutputError: the manifest can't be written; the older one stays.
     """
-    rows = json.loads((run.path / MANIFEST).read_bytes())
     longer = replace(run, keys=(*run.keys, *keys), ids=(*run.ids, *ids))
-    rows.update(keys=list(longer.keys), ids=list(longer.ids))
-    write_atomically(run.path / MANIFEST, as_json(rows).encode() + b"\n")
+    _rewrite(run, keys=list(longer.keys), ids=list(longer.ids))
     return longer
+
+
+def move_run(run: RunFolder, source: Source) -> RunFolder:
+    """Let a run read its images at another place. Its folder must be locked.
+
+    Raises:
+        OutputError: the manifest can't be written; the older one stays.
+    """
+    _rewrite(run, source=source.origin, root=root_of(source))
+    return replace(run, origin=source.origin, root=root_of(source))
+
+
+def root_of(source: Source) -> str | None:
+    """The folder that a source's keys are relative to; None for a source of the user's own."""
+    return source.root if isinstance(source, FileSource) else None
+
+
+def _rewrite(run: RunFolder, **changes: Any) -> None:
+    rows = json.loads((run.path / MANIFEST).read_bytes())
+    write_atomically(run.path / MANIFEST, as_json({**rows, **changes}).encode() + b"\n")
 
 
 def check_source(source: Source) -> None:
@@ -298,23 +337,30 @@ def _other_format(path: Path, found: object) -> str:
 def check_same_source(
     run: RunFolder, source: str | os.PathLike[str] | Source, root: str | os.PathLike[str] | None
 ) -> None:
-    """Refuse other images than those that the run began with.
+    """Refuse other images than those that the run began with. Links are resolved: another way to
+    the same folder is the same source.
 
     Raises:
         RunError: the source, or its root, is another one.
     """
     if isinstance(source, Source):
-        origin = source.origin
-        top = source.root if isinstance(source, FileSource) else None
+        origin, top = source.origin, root_of(source)
     else:
         origin = os.path.abspath(source)
         top = (run.root or origin) if root is None else os.path.abspath(root)
+    files = run.root is not None and top is not None
     for what, then, now in (("source", run.origin, origin), ("root", run.root, top)):
-        if then != now:
+        if then != now and not (files and _resolved(then) == _resolved(now)):
             raise RunError(
                 f"{printable(run.path)}: this run began with the {what} {_named(then)}, now it is "
-                f"{_named(now)}; start in a new output folder"
+                f"{_named(now)}; start in a new output folder, or, if the same images were moved "
+                "there, give --moved (moved=True)"
             )
+
+
+def _resolved(places: str | None) -> list[str]:
+    """Paths joined by NUL, without links."""
+    return [os.path.realpath(place) for place in (places or "").split("\0")]
 
 
 def _named(place: str | None) -> str:

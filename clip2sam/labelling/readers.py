@@ -76,6 +76,7 @@ class Readers:
         make_worker: called once in each thread.
         threads: how many.
         prepare: called with each image in its thread: what needs no model.
+        hashed: whether the stamps of files have the SHA-256 of their bytes.
     """
 
     def __init__(
@@ -85,9 +86,11 @@ class Readers:
         make_worker: Callable[[], Worker],
         threads: int,
         prepare: Callable[[Image], Prepared] = lambda image: image,
+        *,
+        hashed: bool = False,
     ) -> None:
         self._wanted, self._source, self._make_worker = wanted, read, make_worker
-        self._prepare = prepare
+        self._prepare, self._hashed = prepare, hashed
         self._ready: deque[Read] = deque()
         self._bytes, self._running, self._stopping = 0, threads, False
         self._error: BaseException | None = None
@@ -164,7 +167,7 @@ class Readers:
         try:
             data = self._source(key)
             # before it is read: a change while it is read is noticed at the next start
-            stamp = file_stamp(data) if isinstance(data, str) else None
+            stamp = file_stamp(data, hashed=self._hashed) if isinstance(data, str) else None
             image = worker.decode(data, key)
         except ImageError as error:
             return Read(image_id, None, None, str(error), time.perf_counter() - began, stamp)

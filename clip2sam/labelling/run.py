@@ -9,15 +9,22 @@ from typing import Any, get_args
 
 import torch
 
-from clip2sam.data.images import MAX_PIXELS
+from clip2sam.data.images import MAX_PIXELS, printable
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.data.records import ImageRecord
-from clip2sam.data.sources import Source, check_output, find_source
-from clip2sam.errors import ConfigError
+from clip2sam.data.sources import FileSource, Source, check_output, find_source
+from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter
 from clip2sam.export.coco import CocoExporter
 from clip2sam.export.results import ResultsExporter
-from clip2sam.labelling.changes import Changed, changed_images, take_in_new
+from clip2sam.labelling.changes import (
+    Changed,
+    check_moved,
+    find_changes,
+    reading,
+    take_in_new,
+    write_stamps,
+)
 from clip2sam.labelling.decode_worker import Budget, DecodeWorker
 from clip2sam.labelling.engine import Engine, SegmenterEngine
 from clip2sam.labelling.fingerprint import check_same, fingerprint
@@ -29,8 +36,10 @@ from clip2sam.labelling.manifest import (
     begin_run,
     check_same_source,
     lock_run,
+    move_run,
     open_run,
     remove_leftovers,
+    root_of,
 )
 from clip2sam.labelling.summary import (
     PRESENCE,
@@ -39,6 +48,7 @@ from clip2sam.labelling.summary import (
     Summary,
     check_exporters,
     publish,
+    run_info,
 )
 from clip2sam.models.loading import load
 from clip2sam.models.presets import Preset
@@ -46,6 +56,9 @@ from clip2sam.pipeline import LabelsLike, Segmenter
 
 IMAGES_IN_FLIGHT = 8
 """Images between the model and the journal, unless told otherwise."""
+
+OWN_FILES = ("annotations.json", "results.json")
+"""What a run writes unless exporters are given."""
 
 TIMEOUT = 60.0
 """Seconds that decoding one image may take, unless told otherwise."""
@@ -72,6 +85,8 @@ def label_dataset(
     keep_above: float | None = None,
     retry_failed: bool = False,
     changed: Changed = "again",
+    moved: bool = False,
+    hash_images: bool = False,
     max_failures: int | None = None,
     max_pixels: int = MAX_PIXELS,
     timeout: float = TIMEOUT,
@@ -103,8 +118,20 @@ def label_dataset(
         changed: what becomes of images whose file has another size or time than when it was
             labelled, and of those that the source has got since. "again": a warning names them,
             and they are labelled (again). New ones come behind all others and get the next ids, so
-            the files are not those of a run that had them from the start. "refuse": a RunError
-            names them. Of a `Source` that is no `FileSource`, only new images are noticed.
+            the files are not those of a run that had them from the start. Images that the source
+            has no longer are named too; what was labelled of them stays in the files. "refuse": a
+            RunError names them all. Of a `Source` that is no `FileSource`, only new images and
+            those that are gone are noticed.
+        moved: the images are at another place than when the run began: a source with at least half
+            of them is taken, and the run goes on there, also in later starts. Times of files don't
+            count then, as a copy may have others: an image is the same if its file has the same
+            size, and the same SHA-256 where `hash_images` has recorded it.
+        hash_images: also record the SHA-256 of the images' files, and compare those that were
+            recorded with files of the same size: it shows changes that leave size and time as they
+            were, for which all images are read at each start with it. A hash that was recorded
+            also counts without it where the time is another one: a file with the same content is
+            the same image. Images that were labelled without it get theirs at the next start with
+            it. The published files don't depend on it. Not for a `Source` of your own.
         max_failures: stop after more than so many failed images in this start.
         max_pixels: images with more (height times width, by their header) are failed ones.
         timeout: seconds that decoding one image may take.
@@ -137,6 +164,8 @@ def label_dataset(
         keep_above=keep_above,
         retry_failed=retry_failed,
         changed=changed,
+        moved=moved,
+        hash_images=hash_images,
         max_failures=max_failures,
         max_pixels=max_pixels,
         timeout=timeout,
@@ -169,6 +198,8 @@ def label_dataset_iter(
     keep_above: float | None = None,
     retry_failed: bool = False,
     changed: Changed = "again",
+    moved: bool = False,
+    hash_images: bool = False,
     max_failures: int | None = None,
     max_pixels: int = MAX_PIXELS,
     timeout: float = TIMEOUT,
@@ -182,14 +213,12 @@ def label_dataset_iter(
     first record is requested. Arguments and errors are those of `label_dataset`.
     """
     workers = min(max(os.cpu_count() or 2, 2), 8)
-    own: dict[str, Exporter] = {
-        "annotations.json": CocoExporter(),
-        "results.json": ResultsExporter(),
-    }
     if isinstance(source, Source) and root is not None:
         raise ConfigError("root is for lists and COCO files; leave it out with a source object")
     if engine is not None and keep_above is not None:
         raise ConfigError("keep_above is for a segmenter; give your engine its own floors")
+    if hash_images and isinstance(source, Source) and not isinstance(source, FileSource):
+        raise ConfigError("hash_images is for files; leave it out with a source of your own")
     if changed not in get_args(Changed):
         raise ConfigError(f"changed must be 'again' or 'refuse', but got {changed!r}")
     return _Start(
@@ -200,13 +229,15 @@ def label_dataset_iter(
         models=segmenter,
         engine=engine,
         preset=_name(segmenter, preset) if engine is None else preset,
-        exporters=check_exporters(own if exporters is None else exporters),
+        exporters=None if exporters is None else check_exporters(exporters),
         on_start=on_start,
         batch_size=_at_least(1, "batch_size", batch_size),
         readers=_at_least(1, "readers", workers if readers is None else readers),
         keep_above=keep_above,
         retry_failed=retry_failed,
         changed=changed,
+        moved=moved,
+        hash_images=hash_images,
         max_failures=max_failures,
         max_pixels=_at_least(1, "max_pixels", max_pixels),
         timeout=_at_least(0.001, "timeout", timeout),
@@ -224,13 +255,15 @@ class _Start:
     models: Models
     engine: Engine | None
     preset: str
-    exporters: Mapping[str, Exporter]
+    exporters: Mapping[str, Exporter] | None
     on_start: OnStart | None
     batch_size: int
     readers: int
     keep_above: float | None
     retry_failed: bool
     changed: Changed
+    moved: bool
+    hash_images: bool
     max_failures: int | None
     max_pixels: int
     timeout: float
@@ -241,7 +274,8 @@ class _Start:
         source = self._source(begun)
         check_output(source, self.output)
         with lock_run(self.output):
-            remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *self.exporters))
+            files = OWN_FILES if self.exporters is None else tuple(self.exporters)
+            remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *files))
             begun = self._begun()  # anew: another process may have begun or extended it in between
             engine = self.engine or self._load()
             marks = fingerprint(
@@ -272,17 +306,28 @@ class _Start:
     ) -> Generator[ImageRecord, None, Summary]:
         clock, labelled, budget = Clock(), 0, Budget()
         with closing(Journal(run.journal, run.ids, run.class_names)) as journal:
-            again = changed_images(run, source, journal.index, self.changed)
+            moved = self.moved and (source.origin, root_of(source)) != (run.origin, run.root)
+            found = find_changes(
+                run,
+                source,
+                journal.index.stamps,
+                self.changed,
+                hashed=self.hash_images,
+                moved=moved,
+            )
+            write_stamps(journal, found.stamps)
+            if moved:  # last: a start that was killed in front of this is moved again
+                run = move_run(run, source)
             wanted = [
                 (i, k)
                 for i, k in zip(run.ids, run.keys, strict=True)
-                if i in again or self._is_todo(journal, i)
+                if i in found.changed or self._is_todo(journal, i)
             ]
             if self.on_start is not None:
                 self.on_start(run, len(wanted))
             for record in run_flow(
                 wanted,
-                source.read,
+                reading(source, found.gone),
                 engine,
                 journal,
                 lambda: DecodeWorker(self.max_pixels, self.timeout, budget),
@@ -290,10 +335,12 @@ class _Start:
                 batch_size=self.batch_size,
                 max_failures=self.max_failures,
                 clock=clock,
+                hashed=self.hash_images,
             ):
                 labelled += 1
                 yield record
-            return publish(run, journal.index, self.exporters, clock, labelled)
+            exporters = _own_exporters(run) if self.exporters is None else self.exporters
+            return publish(run, journal.index, exporters, clock, labelled)
 
     def _is_todo(self, journal: Journal, image_id: int) -> bool:
         failed = image_id in journal.index.failed
@@ -302,16 +349,32 @@ class _Start:
     def _begun(self) -> RunFolder | None:
         """The run in the output folder, if one has begun."""
         if not (self.output / MANIFEST).exists():
+            if self.moved:
+                raise RunError(
+                    f"{printable(self.output)}: expected a run whose images were moved, but none "
+                    "has begun there; check the output folder, or leave out --moved (moved=True)"
+                )
             return None
         run = open_run(self.output)
-        check_same_source(run, self.source, self.root)
+        if not self.moved:
+            check_same_source(run, self.source, self.root)
         return run
 
     def _source(self, begun: RunFolder | None) -> Source:
         """Where the images are read. A folder is listed at each start: it may have new ones."""
+        if begun is not None and self.moved:
+            source = self._listed()
+            check_moved(begun, source)
+            return source
+        if begun is None or isinstance(self.source, Source):
+            return self._listed()
+        return find_source(begun.origin, begun.root)  # the same, whatever links led to it now
+
+    def _listed(self) -> Source:
+        """The source as it was given."""
         if isinstance(self.source, Source):
             return self.source
-        return find_source(self.source, self.root if begun is None else begun.root)
+        return find_source(self.source, self.root)
 
     def _load(self) -> Engine:
         models = self.models
@@ -320,6 +383,11 @@ class _Start:
         elif not isinstance(models, Segmenter):
             models = models()
         return SegmenterEngine(models, self.labels, self.keep_above)
+
+
+def _own_exporters(run: RunFolder) -> dict[str, Exporter]:
+    dataset, results = OWN_FILES
+    return {dataset: CocoExporter(info=run_info(run)), results: ResultsExporter()}
 
 
 def _name(models: Models, otherwise: str) -> str:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from clip2sam import __version__
 from clip2sam.coco.document import file_name_fault
+from clip2sam.config import PROMPTS
 from clip2sam.data.images import MAX_PIXELS, Image, printable
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import ImageRecord
@@ -81,8 +83,22 @@ def segment_images(
                 in_a_row.clear()
     finally:
         good = [record for record in records if record.state != "failed"]
-        CocoExporter(polygons=polygons).write(good, labels.wanted, folder / "annotations.json")
+        CocoExporter(polygons=polygons, info=_info(segmenter)).write(
+            good, labels.wanted, folder / "annotations.json"
+        )
     return records
+
+
+def _info(segmenter: Segmenter) -> dict[str, Any]:
+    """What the COCO file says of itself."""
+    config = segmenter.config
+    return {
+        "description": f"Made with clip2sam {__version__}",
+        "version": "1.0",
+        "masks": PROMPTS[config.prompts],
+        "min_share": config.min_share,
+        "presence_threshold": config.presence_threshold,
+    }
 
 
 def _segmented(

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from clip2sam.config import PROMPTS
 from clip2sam.data.files import as_json, atomic_file, write_atomically
 from clip2sam.data.images import printable
 from clip2sam.data.records import ImageRecord
@@ -90,6 +91,20 @@ def check_exporters(exporters: Mapping[str, Exporter]) -> Mapping[str, Exporter]
                 f"{', '.join(taken)}, got {name!r}"
             )
     return exporters
+
+
+def run_info(run: RunFolder) -> dict[str, Any]:
+    """What a run's COCO file says of itself: the models, and how its masks were decided."""
+    config = run.fingerprint.get("engine", {}).get("config", {})
+    made = {
+        "description": f"Made with clip2sam {run.fingerprint.get('version', '')}".rstrip(),
+        "version": "1.0",
+        "preset": run.fingerprint.get("preset"),
+        "masks": PROMPTS.get(config.get("prompts")),
+        "min_share": run.min_share,
+        "presence_thresholds": dict(zip(run.class_names, run.thresholds, strict=True)),
+    }
+    return {key: value for key, value in made.items() if value is not None}
 
 
 def publish(

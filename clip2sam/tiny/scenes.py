@@ -11,7 +11,7 @@ or "thing" in the place of the shape: "heart", "red thing", "striped star", "red
 
 import colorsys
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -124,7 +124,12 @@ def split_scene(split: str, index: int, kind: str = "plain") -> Scene:
     Raises:
         ConfigError: as `split_seed`.
     """
-    draw = {"plain": scene, "crowd": crowd_scene, "several": several_scene, "large": large_scene}
+    draw: dict[str, Callable[[int], Scene]] = {
+        "plain": scene,
+        "crowd": crowd_scene,
+        "several": several_scene,
+        "large": large_scene,
+    }
     seed = split_seed(split, index, kind)
     return draw[kind](seed)
 
