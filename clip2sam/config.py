@@ -89,7 +89,7 @@ class Config:
         if not (isinstance(self.grid, str) and self.grid == "half"):
             unit = 'cells a side, or "half"'
             self._set("grid", _whole("grid", self.grid, 2, MAX_GRID, unit))
-        if self.prompts not in PROMPTS:
+        if self.prompts not in tuple(PROMPTS):
             raise ConfigError(
                 f"prompts must be one of {', '.join(PROMPTS)}, but got {shown(self.prompts)}"
             )

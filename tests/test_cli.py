@@ -175,14 +175,16 @@ def test_mistakes_are_one_clear_line(run, street, monkeypatch, arguments, code, 
     got, _, errors = run("segment", *arguments)
     assert got == code
     assert message in errors
-    assert "Traceback" not in errors
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
 
 
-NO_PATH = ": Value error, expected a path, got nothing"
+NO_PATH = ": expected a path, got nothing"
 
 NUMBERS = {
     "--presence-threshold": ("segment", "label", "export", "explain", "evaluate"),
-    "--point-threshold": ("segment", "label"),
+    "--point-threshold": ("segment", "label", "explain"),
+    "--min-share": ("segment", "label", "export", "explain", "evaluate"),
     "--keep-above": ("label",),
     "--timeout": ("label",),
     "--min-score": ("export",),
@@ -198,8 +200,9 @@ def test_numbers_are_finite(run, street, option, command, value):
     first = {"export": ("run", "--output", "x.json"), "evaluate": ()}.get(command, (street,))
     code, _, errors = run(command, *first, *label, f"{option}={value}")
     assert code == 2
-    assert f"Invalid value for '{option}': Value error, expected a " in unboxed(errors)
-    assert f"got '{value}'" in unboxed(errors)
+    assert f"Invalid value for '{option}': expected a " in errors
+    assert errors.endswith(f"got '{value}'; see 'clip2sam {command} --help'\n")
+    assert errors.count("\n") == 1
 
 
 def test_every_option_of_a_float_is_checked():
@@ -274,7 +277,9 @@ def test_values_out_of_range_are_one_clear_line(run, street, arguments, message)
     given = () if "--labels" in arguments else ("--label", "heart")
     code, _, errors = run("label", street, *given, *arguments)
     assert (code, "Traceback" in errors) == (2, False), errors
-    assert message in unboxed(errors)
+    assert message in errors
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
     assert not (street.parent / "run").exists()
 
 
@@ -297,12 +302,51 @@ def test_an_empty_path_is_not_the_current_folder(run, street, arguments):
     more = ("--output", "x.json") if arguments[0] == "export" else ()
     code, _, errors = run(*arguments, *more)
     assert code == 2
-    assert "expected a path, got nothing" in unboxed(errors)
+    assert "expected a path, got nothing; see 'clip2sam " in errors
+    assert errors.count("\n") == 1
 
 
-def unboxed(errors: str) -> str:
-    """A message of typer's without its frame."""
-    return " ".join(errors.replace("│", " ").split())
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segment"], "Missing argument 'images'; see 'clip2sam segment --help'"),
+        (["segment", "--label"], "'--label' requires an argument; see 'clip2sam segment --help'"),
+        (
+            ["label", "x", "--jsn"],
+            "No such option: --jsn (Possible options: --json); see 'clip2sam",
+        ),
+        (["label", "x", "--batch-size", "x"], "Invalid value for '--batch-size': "),
+        (["evaluate", "a [red]\n\x1b[1mb"], r"argument(s) (a [red]\x0a\x1b[1mb); see"),
+        (["sgement", "x"], "No such command 'sgement'"),
+        (["--jsn"], "No such option: --jsn; see 'clip2sam --help'"),
+        (["weights", "verfy"], "No such command 'verfy'"),
+        (["weights", "path"], "Missing argument 'PRESET'; see 'clip2sam weights path --help'"),
+        (["export", "run", "--output", "x", "--class-threshold", "a\nb\x1b"], r"got 'a\nb\x1b'"),
+        (["export", "a\nb\x1b[1m", "--output", "x"], "expected the output folder of"),
+    ],
+)
+def test_wrong_usage_is_one_line(run, arguments, message):
+    code, printed, errors = run(*arguments)
+    assert (code, printed) == (2, "")
+    assert errors.startswith("error: ")
+    assert message in errors
+    assert (errors.count("\n"), "\x1b" in errors) == (1, False)
+
+
+def test_no_arguments_are_answered_with_the_help(run):
+    for command in ([], ["weights"]):
+        code, printed, errors = run(*command)
+        assert (code, errors) == (2, "")
+        assert "Usage: clip2sam" in printed
+
+
+def test_an_abort_is_one_line(run, monkeypatch):
+    def ask(*_, **__):
+        raise EOFError  # a question at the end of standard input
+
+    monkeypatch.setattr("clip2sam.coco.validate.validate", ask)
+    code, _, errors = run("validate", "any.json")
+    assert (code, errors.strip()) == (1, "error: aborted")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])

@@ -165,6 +165,7 @@ class Oracle(Segmenter):
             image=image,
             label_set=labels,
             record=ImageRecord(1, "a.png", image.size, "done", "", masks, tuple(presence), beaten),
+            everything=masks,
             label_indices=np.array([names.index(n) for n in found], np.int64),
             points=tuple(np.zeros((0, 3), np.float32) for _ in found),
             presence=np.array(presence, np.float32),
@@ -394,7 +395,7 @@ machines."""
 
 
 def test_the_pipeline_stays_above_its_floors():
-    figures = evaluate(clip2sam.load("tiny"), scene_examples("validation", 100))["all"]
+    figures = evaluate(clip2sam.load("tiny"), scene_examples("validation", 40))["all"]
     below = {
         name: (figures[name], floor) for name, floor in FLOORS.items() if figures[name] < floor
     }

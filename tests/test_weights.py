@@ -1065,7 +1065,7 @@ def test_resolution_has_an_order():
 def test_settings_are_the_presets_unless_given():
     tiny = load("tiny", device="cpu").config
     assert tiny == get_preset("tiny").config
-    assert tiny.presence_threshold == 0.3
+    assert tiny.presence_threshold == 0.32
     assert len(tiny.background_prompts) == 10 + 8 + 80
     assert {"heart", "red thing", "blue star"} <= set(tiny.background_prompts)
     assert load("tiny", device="cpu", config=Config()).config == Config()

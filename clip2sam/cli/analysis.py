@@ -14,6 +14,7 @@ from rich.text import Text
 
 from clip2sam.cli.console import err, out
 from clip2sam.cli.options import (
+    ClipCheckpoint,
     Device,
     Distractor,
     Label,
@@ -29,6 +30,7 @@ from clip2sam.cli.options import (
     Preset,
     Published,
     Root,
+    SamCheckpoint,
     Source,
     WeightsDir,
     as_path,
@@ -206,6 +208,9 @@ def evaluate(
     ] = None,
     published: Published = False,
     presence_threshold: PresenceThreshold = None,
+    one_mask: OneMask = False,
+    max_objects: MaxObjects = None,
+    min_share: MinShare = None,
     budget: Annotated[
         bool, typer.Option("--budget", help="Also show what each stage loses, against the truth.")
     ] = False,
@@ -217,6 +222,8 @@ def evaluate(
     preset: Preset = "tiny",
     device: Device = "auto",
     precision: Precision = "fp32",
+    clip_checkpoint: ClipCheckpoint = None,
+    sam_checkpoint: SamCheckpoint = None,
     weights_dir: WeightsDir = None,
     offline: Offline = False,
 ) -> None:
@@ -235,12 +242,21 @@ def evaluate(
     from clip2sam.models.loading import load
 
     given = labels_if_given(label, labels)
-    config = settings(preset, published=published, presence_threshold=presence_threshold)
+    config = settings(
+        preset,
+        published=published,
+        presence_threshold=presence_threshold,
+        one_mask=one_mask,
+        max_objects=max_objects,
+        min_share=min_share,
+    )
     segmenter = load(
         preset,
         config=config,
         device=device,
         precision=precision,
+        clip_checkpoint=clip_checkpoint,
+        sam_checkpoint=sam_checkpoint,
         weights_dir=weights_dir,
         offline=offline,
     )

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,11 +25,13 @@ from clip2sam.cli.demo import demo
 from clip2sam.cli.segment import segment
 from clip2sam.errors import (
     Clip2SamError,
+    ConfigError,
     ModelError,
     OutputError,
     RunLockedError,
     TooManyFailuresError,
     WeightsError,
+    one_line,
 )
 
 EXIT_CODES = {
@@ -53,6 +55,9 @@ ERROR_CODES = {
 }
 """The exit codes of errors; 2 for all others that a user can cause."""
 
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""The base of typer's errors about arguments, which has no public name there."""
+
 EXIT_CODES_HELP = "Exit codes\n" + "\n".join(f"{n}: {text}" for n, text in EXIT_CODES.items())
 
 app = typer.Typer(
@@ -63,7 +68,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (segment, label, export, explain, tune, evaluate, validate, demo):
+COMMANDS = (segment, label, export, explain, tune, evaluate, validate, demo)
+for command in COMMANDS:
     app.command(epilog=EXIT_CODES_HELP)(command)
 app.add_typer(weights.app, name="weights", epilog=EXIT_CODES_HELP)
 
@@ -84,10 +90,31 @@ def main() -> None:
     print_every_character()
     try:
         with second_interrupt_ends_at_once():
-            app()
+            # else typer prints errors itself, in frames
+            code = app(prog_name="clip2sam", standalone_mode=False)
     except Clip2SamError as error:
         print_error(error)
-        sys.exit(next((code for kind, code in ERROR_CODES.items() if isinstance(error, kind)), 2))
+        code = next((code for kind, code in ERROR_CODES.items() if isinstance(error, kind)), 2)
+    except UsageError as error:
+        _print_usage_error(error)
+        code = 2
+    except typer.Abort:
+        print_error("aborted")
+        code = 1
+    sys.exit(code)
+
+
+def _print_usage_error(error: Any) -> None:
+    """What is wrong with the arguments, and which help says what is right. Where arguments are
+    missing altogether, typer has printed the help already and the error has no message."""
+    message = error.format_message().rstrip(".")
+    if not message:
+        return
+    names = {"weights", *(command.__name__ for command in COMMANDS)}
+    command = next((f"clip2sam {name}" for name in sys.argv[1:] if name in names), "clip2sam")
+    if error.ctx is not None:
+        command = error.ctx.command_path
+    print_error(f"{one_line(ConfigError(message))}; see '{command} --help'")
 
 
 @contextmanager

@@ -20,8 +20,10 @@ def print_every_character() -> None:
 
 
 def print_error(message: object) -> None:
-    """One line on standard error. Not as markup: file names may hold brackets."""
-    err.print(Text(f"error: {message}", style="red"))
+    """One line on standard error, with control characters as in `repr`. Not as markup: file names
+    may hold brackets."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(message))
+    err.print(Text(f"error: {line}", style="red"))
 
 
 def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -35,7 +35,7 @@ def number_option(help: str, above: float = -math.inf, most: float = math.inf) -
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and above < value <= most):
-            raise ValueError(f"expected {expected}, got {text!r:.80}")
+            raise typer.BadParameter(f"expected {expected}, got {text!r:.80}")
         return value
 
     return typer.Option(help=help, metavar="NUMBER", parser=read)
@@ -46,7 +46,7 @@ def as_path(text: str | Path) -> Path:
     shell script that is not set."""
     if not str(text) or "\0" in str(text):
         found = repr(str(text)) if str(text) else "nothing"
-        raise ValueError(f"expected a path, got {found}")
+        raise typer.BadParameter(f"expected a path, got {found}")
     return Path(text)
 
 

@@ -147,7 +147,7 @@ PRESETS: dict[str, Preset] = {
             EmbeddedWeights(CLIP_FILE),
             EmbeddedWeights(SAM_FILE),
             "inside the package, needs no network; it knows only drawn shapes",
-            config=Config(presence_threshold=0.3, background_prompts=_TINY_BACKGROUND),
+            config=Config(presence_threshold=0.32, background_prompts=_TINY_BACKGROUND),
         ),
         Preset(
             "vit-b",
