@@ -973,4 +973,36 @@ FILES = [
     ),
 ]
 
-FAULTS = [*METHOD, *POINTS, *SAM, *COCO, *EXPORT, *JOURNAL, *FILES]
+VIEWS = [
+    *faults(
+        "analysis/objects.py",
+        "explain",
+        ("left out first", "(empty[k], not kept[k], share[k] < least, -score[k])", "-empty[k]"),
+        ("worst object first", "share[k] < least, -score[k])", "share[k] < least, score[k])"),
+        ("duplicates are shown", "if not kept[k]:", "if False:"),
+        ("weak masks are shown", "if share[k] < least", "if False"),
+        ("score not beside the best", "alone * _beside_best(contrast, kept)", "alone"),
+        ("candidates of another object", "masks, order[chosen])", "masks, chosen)"),
+    ),
+    *faults(
+        "analysis/explorer.py",
+        "explorer",
+        ("negative points of one object", "[one[None], negative]", "[one[None]]"),
+        ("one object for all points", "each_object=each)", "each_object=False)"),
+        ("slider does not follow", "positive_from  # other", "point_threshold or 0.5  # other"),
+        ("points of left out masks hidden", "return [*shown, *(", "return [*shown, *() and ("),
+    ),
+    *faults(
+        "tiny/demo.py",
+        "tiny",
+        ("a mask finds two objects", "ious[mask], ious[:, item] = -1, -1", "ious[:, item] = -1"),
+        ("two masks on one object", "ious[mask], ious[:, item] = -1, -1", "ious[mask] = -1"),
+    ),
+    *faults(
+        "data/labels.py",
+        "visualize",
+        ("single masks are numbered", "if counts[name] > 1 else", "if counts[name] else"),
+    ),
+]
+
+FAULTS = [*METHOD, *POINTS, *SAM, *COCO, *EXPORT, *JOURNAL, *FILES, *VIEWS]

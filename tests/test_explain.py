@@ -168,9 +168,8 @@ def test_objects_that_are_left_out_say_why(segmenter, image):
     assert explained.objects[1].share == weak < 1
     assert explained.objects[1].left_out == f"its share is below {(1 + weak) / 2:g}"
     written = texts(explained.show())
-    assert any(
-        t.endswith(f"present: 1 object, {len(explained.objects) - 1} left out") for t in written
-    )
+    rest = len(explained.objects) - 1
+    assert any(t.endswith(f"present: 1 object, {rest} left out") for t in written)
     for one in explained.objects[1:]:
         assert f"left out: {one.left_out}" in written
     assert "shown" in written

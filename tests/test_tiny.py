@@ -14,6 +14,7 @@ from segment_anything.modeling import Sam
 
 from clip2sam.clip import TEMPLATES, encode_prompts
 from clip2sam.errors import WeightsError
+from clip2sam.tiny.demo import Report, Row, matched_ious
 from clip2sam.tiny.files import CLIP_FILE, SAM_FILE, embedded_file
 from clip2sam.tiny.models import (
     VOCABULARY_SIZE,
@@ -270,3 +271,23 @@ def test_a_token_embedding_without_rows_is_refused(tmp_path):
     save_file(tensors, tmp_path / "clip.safetensors", {"known_tokens": "[]"})
     with pytest.raises(WeightsError, match="tiny CLIP's weights"):
         load_tiny_clip(tmp_path / "clip.safetensors")
+
+
+def test_a_mask_and_a_drawn_object_are_one_pair_at_most():
+    left, right, both = (np.zeros((4, 12), bool) for _ in range(3))
+    left[:, :4], right[:, 4:8], both[:, :8] = True, True, True
+    assert matched_ious([left, right], [right, left]) == (1.0, 1.0)
+    assert matched_ious([both], [left, right]) == (0.5,), "one mask finds one object"
+    assert matched_ious([left, both], [left]) == (1.0,), "the better one"
+    assert matched_ious([left, left], [left]) == (1.0,), "an object is found once"
+    assert (
+        matched_ious([left], [right]) == matched_ious([], [left]) == matched_ious([left], []) == ()
+    )
+
+
+def test_the_demos_summary_counts_objects():
+    rows = (Row("a.png", "star", 3, 3, (0.9, 0.6), 0.5), Row("a.png", "moon", 0, 1, (), 0.4))
+    assert Report((*rows, Row("a.png", "ring", 0, 0, (), 0.1)), ()).summary() == (
+        "2 of 3 drawn objects found, mean IoU 0.500; 2 of 4 masks are false; "
+        "1 of 2 absent labels got a mask"
+    )
