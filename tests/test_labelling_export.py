@@ -208,6 +208,14 @@ def test_masks_of_one_class_may_overlap_and_keep_their_order(make_run):
         ({"min_score": 1.5}, "min_score must be from 0 to 1"),
         ({"duplicates": -0.1}, "duplicates must be"),
         ({"min_area": -1}, "min_area must be"),
+        (
+            {"presence_threshold": float("nan")},
+            "presence_threshold must be a finite number, but got",
+        ),
+        (
+            {"class_thresholds": {"cat": float("inf")}},
+            "the threshold of 'cat' must be a finite numb",
+        ),
         ({"overlap": "both"}, "overlap must be one of keep, score, small, but got 'both'"),
         ({"classes": ("cow",)}, "no class 'cow'; its classes are cat"),
         ({"class_thresholds": {"sky": 0.5}}, "no class 'sky'"),
