@@ -85,28 +85,34 @@ class Config:
             self._set("resolution", checked_resolution(self.resolution))
         self._set("background_prompts", _texts("background_prompts", self.background_prompts))
         if self.presence_threshold is not None:
-            self._set("presence_threshold", _finite("presence_threshold", self.presence_threshold))
+            self._set(
+                "presence_threshold", finite_number("presence_threshold", self.presence_threshold)
+            )
         if not (isinstance(self.grid, str) and self.grid == "half"):
             unit = 'cells a side, or "half"'
-            self._set("grid", _whole("grid", self.grid, 2, MAX_GRID, unit))
+            self._set("grid", whole_number("grid", self.grid, 2, MAX_GRID, unit))
         if self.prompts not in tuple(PROMPTS):
             raise ConfigError(
                 f"prompts must be one of {', '.join(PROMPTS)}, but got {shown(self.prompts)}"
             )
         if self.point_threshold is not None:
-            self._set("point_threshold", _finite("point_threshold", self.point_threshold))
+            self._set("point_threshold", finite_number("point_threshold", self.point_threshold))
             if not 0 < self.point_threshold <= 1:
                 raise ConfigError(
                     f"point_threshold must be above 0 and at most 1, but got {self.point_threshold}"
                 )
-        self._set("max_objects", _whole("max_objects", self.max_objects, 1, MAX_OBJECTS, "objects"))
-        self._set("min_share", _finite("min_share", self.min_share))
+        self._set(
+            "max_objects", whole_number("max_objects", self.max_objects, 1, MAX_OBJECTS, "objects")
+        )
+        self._set("min_share", finite_number("min_share", self.min_share))
         if not 0 <= self.min_share <= 1:
             raise ConfigError(f"min_share must be from 0 to 1, but got {self.min_share}")
         for name in ("max_positive", "max_negative"):
             cap = getattr(self, name)
             if cap is not None:
-                self._set(name, _whole(name, cap, 0, MAX_POINTS, "points, or None for no cap"))
+                self._set(
+                    name, whole_number(name, cap, 0, MAX_POINTS, "points, or None for no cap")
+                )
         if not callable(self.candidate) and self.candidate not in CANDIDATES:
             raise ConfigError(
                 f"candidate must be a function or one of {', '.join(CANDIDATES)}, "
@@ -142,10 +148,12 @@ def checked_resolution(resolution: Any) -> int:
     Raises:
         ConfigError: no whole number, below 1 or above MAX_RESOLUTION.
     """
-    return _whole("resolution", resolution, 1, MAX_RESOLUTION, "pixels")
+    return whole_number("resolution", resolution, 1, MAX_RESOLUTION, "pixels")
 
 
-def _whole(name: str, value: Any, least: int, most: int, unit: str) -> int:
+def whole_number(name: str, value: Any, least: int, most: int, unit: str) -> int:
+    """A setting that counts something, as int; a ConfigError that names it if it is no whole number
+    from `least` to `most`."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or not least <= value <= most:
         raise ConfigError(
@@ -154,7 +162,8 @@ def _whole(name: str, value: Any, least: int, most: int, unit: str) -> int:
     return int(value)
 
 
-def _finite(name: str, value: Any) -> float:
+def finite_number(name: str, value: Any) -> float:
+    """A setting that is a number, as float; a ConfigError that names it if it is not finite."""
     try:
         number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else value
         finite = math.isfinite(number)

@@ -242,6 +242,14 @@ def test_masks_of_one_class_may_overlap_and_keep_their_order(make_run):
         ({"min_area": -1}, "min_area must be"),
         ({"min_share": 1.1}, "min_share must be from 0 to 1"),
         ({"max_objects": 0}, "max_objects must be 1 or more"),
+        (
+            {"presence_threshold": float("nan")},
+            "presence_threshold must be a finite number, but got",
+        ),
+        (
+            {"class_thresholds": {"cat": float("inf")}},
+            "the threshold of 'cat' must be a finite numb",
+        ),
         ({"overlap": "both"}, "overlap must be one of keep, score, small, but got 'both'"),
         ({"classes": ("cow",)}, "no class 'cow'; its classes are cat"),
         ({"class_thresholds": {"sky": 0.5}}, "no class 'sky'"),

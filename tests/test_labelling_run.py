@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import fields, replace
 from functools import partial
+from inspect import unwrap
 
 import pytest
 import torch
@@ -709,10 +710,22 @@ def test_inputs_are_never_written_to(segmenter, tmp_path, source):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be 1 or more, but got 0"),
-        ({"readers": 0}, "readers must be 1 or more, but got 0"),
-        ({"timeout": 0.0}, r"timeout must be 0\.001 or more, but got 0\.0"),
-        ({"max_pixels": 0}, "max_pixels must be 1 or more, but got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1 to 4096 images, but got 0"),
+        ({"readers": 0}, "readers must be a whole number from 1 to 256 processes, but got 0"),
+        ({"timeout": 0.0}, r"timeout must be from 0\.001 to 86400 seconds, but got 0\.0"),
+        (
+            {"max_pixels": 0},
+            "max_pixels must be a whole number from 1 to 1000000000000 pixels, but",
+        ),
+        ({"max_pixels": float("nan")}, "max_pixels must be a whole number .* got nan"),
+        ({"batch_size": float("inf")}, "batch_size must be a whole number .* got inf"),
+        ({"readers": 2.5}, "readers must be a whole number .* got 2.5"),
+        ({"max_failures": -1}, "max_failures must be a whole number from 0 .* got -1"),
+        ({"max_failures": float("nan")}, "max_failures must be a whole number .* got nan"),
+        ({"timeout": float("nan")}, "timeout must be a finite number, but got nan"),
+        ({"timeout": 10**400}, "timeout must be a finite number, but got 1000"),
+        ({"timeout": 1e300}, r"timeout must be from 0\.001 to 86400 seconds, but got 1e\+300"),
+        ({"keep_above": float("inf")}, "keep_above must be a finite number, but got inf"),
         ({"exporters": {"../x.json": CocoExporter()}}, r"expected the name of a file .* '\.\./x"),
         ({"exporters": {"manifest.json": CocoExporter()}}, r"other than manifest\.json, lock"),
         ({"engine": Threshold(), "keep_above": 0.1}, "keep_above is for a segmenter"),
@@ -722,7 +735,10 @@ def test_settings_that_make_no_sense_are_refused_at_once(
     segmenter, images, tmp_path, settings, message
 ):
     with pytest.raises(ConfigError, match=message):
-        label_dataset_iter(images, LABELS, tmp_path / "run", segmenter=segmenter, **settings)
+        # as outside the tests, which check types
+        unwrap(label_dataset_iter)(
+            images, LABELS, tmp_path / "run", segmenter=segmenter, **settings
+        )
     assert not (tmp_path / "run").exists()
 
 

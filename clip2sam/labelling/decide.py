@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from clip2sam.coco.rle import decode_rle, encode_mask
+from clip2sam.config import finite_number
 from clip2sam.data.presence import recorded_presence
 from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.errors import ConfigError
@@ -47,6 +48,10 @@ class Decision:
     score ("score"), or to the smallest ("small")."""
 
     def __post_init__(self) -> None:
+        if self.presence_threshold is not None:
+            finite_number("presence_threshold", self.presence_threshold)
+        for name, threshold in self.class_thresholds.items():
+            finite_number(f"the threshold of {name!r}", threshold)
         for name in ("min_score", "min_share", "duplicates"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import torch
 
+from clip2sam.config import finite_number, whole_number
 from clip2sam.data.images import MAX_PIXELS, printable
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.data.records import ImageRecord
@@ -231,16 +232,18 @@ def label_dataset_iter(
         preset=_name(segmenter, preset) if engine is None else preset,
         exporters=None if exporters is None else check_exporters(exporters),
         on_start=on_start,
-        batch_size=_at_least(1, "batch_size", batch_size),
-        readers=_at_least(1, "readers", workers if readers is None else readers),
-        keep_above=keep_above,
+        batch_size=whole_number("batch_size", batch_size, 1, 4096, "images"),
+        readers=whole_number(
+            "readers", workers if readers is None else readers, 1, 256, "processes"
+        ),
+        keep_above=None if keep_above is None else finite_number("keep_above", keep_above),
         retry_failed=retry_failed,
         changed=changed,
         moved=moved,
         hash_images=hash_images,
-        max_failures=max_failures,
-        max_pixels=_at_least(1, "max_pixels", max_pixels),
-        timeout=_at_least(0.001, "timeout", timeout),
+        max_failures=_checked_failures(max_failures),
+        max_pixels=whole_number("max_pixels", max_pixels, 1, 10**12, "pixels"),
+        timeout=_checked_timeout(timeout),
     ).records()
 
 
@@ -397,7 +400,13 @@ def _name(models: Models, otherwise: str) -> str:
     return models if isinstance(models, str) else otherwise
 
 
-def _at_least(least: int | float, name: str, value: Any) -> Any:
-    if not isinstance(value, int | float) or value < least:
-        raise ConfigError(f"{name} must be {least:g} or more, but got {value!r}")
-    return value
+def _checked_failures(most: Any) -> int | None:
+    return None if most is None else whole_number("max_failures", most, 0, 10**12, "images")
+
+
+def _checked_timeout(timeout: Any) -> float:
+    """What the timer of a decode worker can't hold would fail every image."""
+    seconds = finite_number("timeout", timeout)
+    if not 0.001 <= seconds <= 86400:
+        raise ConfigError(f"timeout must be from 0.001 to 86400 seconds, but got {timeout!r}")
+    return seconds
