@@ -990,7 +990,7 @@ VIEWS = [
         ("negative points of one object", "[one[None], negative]", "[one[None]]"),
         ("one object for all points", "each_object=each)", "each_object=False)"),
         ("slider does not follow", "positive_from  # other", "point_threshold or 0.5  # other"),
-        ("points of left out masks hidden", "return [*shown, *(", "return [*shown, *() and ("),
+        ("points of left out masks hidden", "not in known]", "in known]"),
     ),
     *faults(
         "tiny/demo.py",

@@ -310,7 +310,8 @@ def _write_table(figure: NotebookFigure, explained: Explained, left: float, top:
     """A row for each object: what its score is made of, and whether it is shown. Rows that have no
     room are counted."""
     wide, high = figure.get_size_inches()
-    rows = [("object", "peak", "predicted IoU", "stability", "contrast", "share", "score", "")]
+    rows: list[tuple[str, ...]] = []
+    rows.append(("object", "peak", "predicted IoU", "stability", "contrast", "share", "score", ""))
     shown = "would be shown" if explained.reason else "shown"
     for number, one in enumerate(explained.objects, 1):
         values = (one.predicted_iou, one.stability, one.contrast, one.share, one.score)
