@@ -22,6 +22,10 @@ NEAR = 2
 TOKENS_APART = 2.0
 """Two objects of a label are at least so far apart, in tokens of the map."""
 
+PEAKS_AN_OBJECT = 2
+"""So many places are prompted for every object that a label may have: a ring has several maxima,
+whose masks turn out to be one."""
+
 
 def fine_maps(maps: Float[Tensor, "labels rows cols"]) -> Float[Tensor, "labels high wide"]:
     """Maps resized bilinearly to the side on which maxima are found and masks are measured."""

@@ -29,7 +29,12 @@ from clip2sam.data.images import Image, load_image
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.data.presence import is_present
 from clip2sam.errors import ConfigError, ImageError, shown
-from clip2sam.instances import find_instances, fine_maps, instance_prompts
+from clip2sam.instances import (
+    PEAKS_AN_OBJECT,
+    find_instances,
+    fine_maps,
+    instance_prompts,
+)
 from clip2sam.points import grid_cells, point_prompts, pool_grid, select_points
 from clip2sam.result import Result, as_results
 from clip2sam.sam import PromptSAM
@@ -255,7 +260,8 @@ class Segmenter:
         """The places of the objects of each label that is present."""
         config = self.config
         grids = pool_grid(maps.raw, config.grid)
-        return find_instances(maps, grids, config.positive_from, config.max_objects)
+        most = PEAKS_AN_OBJECT * config.max_objects
+        return find_instances(maps, grids, config.positive_from, most)
 
     @torch.no_grad()
     def prompt(self, maps: SimilarityMaps) -> Prompts:

@@ -11,7 +11,7 @@ SAM_FILE = "tiny_sam.safetensors"
 
 EMBEDDED = {
     CLIP_FILE: (6870180, "df8e1a1fa9d560a36313263982006ca22a4c5e8e4db0458a56c73d082db1b105"),
-    SAM_FILE: (4413112, "c467d7d3ae1a2daad3872c5c270b7bc92bfc330d1eda1a81cbcf33040eceb221"),
+    SAM_FILE: (4413112, "9ab8c128f3bc475639153f8ea8d0ead9251a1086be63368a70bd3c42a02967d6"),
 }
 """Size in bytes and SHA-256 of each embedded file: of every file that a training writes here, the
 new ones (`sha256sum weights/*.safetensors`)."""
