@@ -26,7 +26,8 @@ from about import about
 from segment_anything import SamPredictor, sam_model_registry
 from torch import Tensor
 
-from clip2sam.analysis.evaluate import iou, scene_examples
+from clip2sam.analysis.examples import scene_examples
+from clip2sam.analysis.figures import iou
 from clip2sam.clip import SurgeryCLIP
 from clip2sam.coco.rle import encode_mask
 from clip2sam.data.labels import as_label_set

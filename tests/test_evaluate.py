@@ -8,19 +8,17 @@ import pytest
 from PIL import Image as PILImage
 
 import clip2sam
-from clip2sam.analysis.evaluate import (
-    Example,
+from clip2sam.analysis.evaluate import evaluate
+from clip2sam.analysis.examples import Example, coco_examples, scene_examples
+from clip2sam.analysis.figures import (
     Pair,
     area_under_curve,
-    coco_examples,
     compare,
     decided,
-    evaluate,
     iou,
     map_iou,
     point_shares,
     pointing,
-    scene_examples,
     summarise,
 )
 from clip2sam.coco.document import coco_document

@@ -1,6 +1,7 @@
 """Scenes: the same seed gives the same scene, and what is said of a scene is true of its pixels."""
 
 import itertools
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -14,16 +15,21 @@ from clip2sam.tiny.dataset import write_scenes
 from clip2sam.tiny.scenes import (
     COLOURS,
     KINDS,
+    SCENE_KINDS,
     SHAPES,
     TEXTURES,
     all_labels,
+    crowd_scene,
     instance_masks,
     is_label,
     label_mask,
+    large_scene,
     matches,
     requested_labels,
     scene,
     scene_ground_truth,
+    several_scene,
+    split_scene,
     split_seed,
     true_labels,
 )
@@ -103,13 +109,120 @@ def test_numbers_of_objects_and_twins():
     assert seen == {*SHAPES, *COLOURS, *TEXTURES}
 
 
-def test_splits_share_no_seed():
-    ends = [(split_seed(s, 0), split_seed(s, 999_999_999)) for s in ("train", "validation", "test")]
+def test_splits_and_kinds_share_no_seed():
+    last = {"plain": 699_999_999, "crowd": 99_999_999, "several": 99_999_999, "large": 99_999_999}
+    ends = [
+        (split_seed(split, 0, kind), split_seed(split, last[kind], kind))
+        for split in ("train", "validation", "test")
+        for kind in SCENE_KINDS
+    ]
     assert all(before[1] < after[0] for before, after in itertools.pairwise(ends))
+    assert [split_seed(s, 3) for s in ("train", "validation", "test")] == [
+        3,
+        1_000_000_003,
+        2_000_000_003,
+    ]
     with pytest.raises(ConfigError, match="'tests'"):
         split_seed("tests", 0)
-    with pytest.raises(ConfigError, match="1000000000"):
-        split_seed("train", 1_000_000_000)
+    with pytest.raises(ConfigError, match="got 'crowds': use one of them"):
+        split_seed("test", 0, "crowds")
+    for kind, index in last.items():
+        with pytest.raises(ConfigError, match=f"from 0 to {index}, got {index + 1}"):
+            split_seed("train", index + 1, kind)
+
+
+@pytest.mark.parametrize(
+    ("seed", "ranges", "areas", "mean"),
+    [
+        (5, {}, [2253, 2191, 1226, 5336, 1185], 65.723),
+        (1_000_000_003, {}, [3811], 57.883),
+        (2_000_000_011, {}, [2725], 51.607),
+        (7, {"size": (320, 480)}, [1730, 4545], 42.751),
+        (
+            12,
+            {"objects": (5, 8), "radius": (15.0, 30.0)},
+            [1078, 519, 554, 1154, 968, 641],
+            69.297,
+        ),
+    ],
+)
+def test_plain_scenes_stay_the_same(seed, ranges, areas, mean):
+    """Recorded when there were no other kinds: the shipped models are trained on these."""
+    drawn = scene(seed, **ranges)
+    assert [int(o.mask.sum()) for o in drawn.objects] == areas
+    ramp = np.linspace(0, 1, drawn.pixels.size).reshape(drawn.pixels.shape)
+    assert (drawn.pixels * ramp).mean() == pytest.approx(mean, abs=0.01)
+
+
+def look(item):
+    return item.shape, item.colour, item.texture
+
+
+def most_alike(drawn):
+    """The largest number of objects of one shape, colour and texture."""
+    return max(Counter(look(o) for o in drawn.objects).values(), default=0)
+
+
+@pytest.mark.parametrize("kind", SCENE_KINDS)
+def test_every_kind_of_scene_is_its_seeds(kind):
+    first, again = split_scene("test", 4, kind), split_scene("test", 4, kind)
+    assert first.seed == split_seed("test", 4, kind)
+    assert np.array_equal(first.pixels, again.pixels)
+    assert all(
+        look(a) == look(b) and np.array_equal(a.mask, b.mask)
+        for a, b in zip(first.objects, again.objects, strict=True)
+    )
+    assert not np.array_equal(first.pixels, split_scene("test", 5, kind).pixels)
+
+
+def test_crowds_hold_many_objects():
+    counts = [len(split_scene("validation", i, "crowd").objects) for i in range(30)]
+    assert (min(counts), max(counts)) == (5, 12)
+    with pytest.raises(ConfigError, match="objects="):
+        crowd_scene(1, objects=(4, 2))
+
+
+def test_several_objects_look_alike():
+    drawn = [split_scene("validation", i, "several") for i in range(30)]
+    assert {most_alike(d) for d in drawn} == {2, 3, 4, 5}
+    assert {len(d.objects) - most_alike(d) for d in drawn} == {0, 1, 2, 3}
+    for one in drawn:
+        repeated = max((look(o) for o in one.objects), key=[look(o) for o in one.objects].count)
+        shape = [o.mask for o in one.objects if look(o) == repeated]
+        assert len(instance_masks(one, f"{repeated[1]} {repeated[0]}")) >= len(shape)
+    for wrong in ({"repeats": (3, 2)}, {"others": (-1, 2)}, {"radius": (0.1, 0.6)}):
+        with pytest.raises(ConfigError, match=f"expected {next(iter(wrong))}="):
+            several_scene(1, **wrong)
+
+
+def test_half_of_the_repeated_objects_are_copies():
+    """Copies have the hue of each other, others only the colour's name."""
+    spreads = []
+    for i in range(40):
+        drawn = several_scene(i, repeats=(3, 3), others=(0, 0))
+        hsv = cv2.cvtColor(drawn.pixels, cv2.COLOR_RGB2HSV)[..., 0].astype(float)
+        hues = [np.median(hsv[o.mask]) for o in drawn.objects]
+        if drawn.objects[0].texture == "solid" and drawn.objects[0].colour != "red":
+            spreads.append(np.ptp(hues))
+    alike = np.mean(np.array(spreads) <= 1)
+    assert 0.25 < alike < 0.8
+
+
+def test_large_scenes_hold_small_objects():
+    drawn = [split_scene("validation", i, "large") for i in range(24)]
+    sizes = {d.size for d in drawn}
+    assert (448, 448) in sizes
+    assert len(sizes) > 6
+    assert any(height > width for height, width in sizes)
+    assert any(height < width for height, width in sizes)
+    assert all(448 <= side <= 896 for size in sizes for side in size)
+    shares = [o.mask.mean() for d in drawn for o in d.objects]
+    assert max(shares) < 0.021
+    assert np.quantile(shares, 0.1) > 0.005
+    assert np.quantile(shares, 0.9) > 0.014
+    for wrong in ({"share": (0.02, 0.01)}, {"side": (9, 3)}, {"objects": (3, 1)}):
+        with pytest.raises(ConfigError, match=f"expected {next(iter(wrong))}="):
+            large_scene(1, **wrong)
 
 
 def test_labels_are_true_of_what_they_name():

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from clip2sam.analysis.evaluate import area_under_curve
+from clip2sam.analysis.figures import area_under_curve
 from clip2sam.data.files import write_atomically
 from clip2sam.data.images import load_image, printable
 from clip2sam.data.labels import LabelSet, as_label_set, labels_yaml

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +35,9 @@ from clip2sam.cli.options import (
 from clip2sam.data.files import write_atomically
 
 if TYPE_CHECKING:
+    from clip2sam.analysis.bootstrap import Difference
+    from clip2sam.analysis.budget import Budget
+    from clip2sam.analysis.sweep import Trial
     from clip2sam.analysis.tune import Tuning
 
 Figure = Annotated[Path, path_option("The drawing: .png, .jpg, .pdf or .svg.")]
@@ -150,6 +155,13 @@ def evaluate(
     split: Annotated[
         str, typer.Option(help="Which scenes: train, validation or test.")
     ] = "validation",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="Of scenes: plain; crowd (5 to 12 objects); several (2 to 5 objects of one look); "
+            "large (from 448 pixels a side, objects of 0.5 to 2 % of the area)."
+        ),
+    ] = "plain",
     label: Label = None,
     labels: Labels = None,
     distractor: Distractor = None,
@@ -161,6 +173,13 @@ def evaluate(
     ] = None,
     published: Published = False,
     presence_threshold: PresenceThreshold = None,
+    budget: Annotated[
+        bool, typer.Option("--budget", help="Also show what each stage loses, against the truth.")
+    ] = False,
+    sweep: Annotated[
+        bool,
+        typer.Option("--sweep", help="Also try other settings, and show which of them pay."),
+    ] = False,
     output: Annotated[Path | None, path_option("Write all figures into this JSON file.")] = None,
     preset: Preset = "tiny",
     device: Device = "auto",
@@ -170,12 +189,15 @@ def evaluate(
 ) -> None:
     """Judge every stage on images whose truth is known: pointing, presence, masks, COCO AP.
 
-    Without labels: the dataset's categories, or those that each scene requests.
+    Without labels: the dataset's categories, or those that each scene requests. With --budget: what
+    each stage loses. With --sweep: which other settings pay on these images.
 
     Example: clip2sam evaluate --dataset instances.json --images photos/ --labels labels.yaml
     """
-    from clip2sam.analysis.evaluate import coco_examples, scene_examples
+    from clip2sam.analysis.budget import budget as measure_budget
     from clip2sam.analysis.evaluate import evaluate as evaluate_examples
+    from clip2sam.analysis.examples import coco_examples, scene_examples
+    from clip2sam.analysis.sweep import sweep as try_settings
     from clip2sam.clip.methods import as_method
     from clip2sam.models.loading import load
 
@@ -189,26 +211,40 @@ def evaluate(
         weights_dir=weights_dir,
         offline=offline,
     )
-    figures = {}
-    for name in method or [config.method.name]:
+
+    def measured(what: str, measure: Callable[..., Any], judged: Any) -> Any:
+        """A measurement of the images, with its progress."""
         if dataset is None:
-            examples = scene_examples(split, scenes)
+            examples = scene_examples(split, scenes, kind=kind)
         else:
             examples = coco_examples(dataset, images or dataset.parent)
-        tried = segmenter.with_config(method=as_method(name))
-        columns = (TextColumn(name), TextColumn("{task.completed} images"))
+        columns = (TextColumn(what), TextColumn("{task.completed} images"))
         with Progress(*columns, console=err, transient=True) as bar:
-            task = bar.add_task(name, total=None)
-            figures[name] = evaluate_examples(
-                tried,
-                examples,
-                given,
-                distractor or (),
-                lambda: bar.advance(task),  # noqa: B023
+            task = bar.add_task(what, total=None)
+            return measure(
+                judged, examples, given, distractor or (), on_example=lambda: bar.advance(task)
             )
+
+    figures: dict[str, Any] = {}
+    failures: dict[str, str] = {}
+    for name in method or [config.method.name]:
+        tried = segmenter.with_config(method=as_method(name))
+        figures[name] = measured(name, evaluate_examples, tried)
+        failures |= dict(figures[name]["failures"])
         _print_figures(name, figures[name])
+        if budget:
+            spent = measured(f"{name}, budget", measure_budget, tried)
+            figures[name]["budget"] = asdict(spent) | {"losses": spent.losses()}
+            _print_budget(spent)
+        if sweep:
+            trials, _ = measured(f"{name}, sweep", try_settings, tried)
+            figures[name]["sweep"] = [asdict(trial) for trial in trials]
+            _print_sweep(trials)
     if output is not None:
         write_atomically(output, json.dumps(_without_nan(figures), indent=1).encode() + b"\n")
+    for image, reason in failures.items():
+        err.print(Text(f"{image}: {reason}", style="red"))
+    raise typer.Exit(1 if failures else 0)
 
 
 def _print_figures(method: str, figures: dict[str, Any]) -> None:
@@ -220,8 +256,45 @@ def _print_figures(method: str, figures: dict[str, Any]) -> None:
         values = [column[row] for column in columns.values()]
         table.add_row(row, *(str(v) if isinstance(v, int) else f"{v:.3f}" for v in values))
     out.print(table)
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in figures["coco"].items())
-    out.print(Text(f"COCO over masks: {shown}"))
+    found = figures["objects"]
+    per_image = {k: v for k, v in found.items() if not k.startswith("AP")}
+    pooled = {k: v for k, v in found.items() if k.startswith("AP")}
+    out.print(Text(f"COCO over masks, mean over categories: {_listed(figures['coco'])}"))
+    out.print(Text(f"over all pairs of image and label: {_listed(pooled)}"))
+    out.print(Text(f"an image: {_listed(per_image)}"))
+
+
+def _listed(figures: dict[str, float]) -> str:
+    return "; ".join(f"{name} {value:.3f}" for name, value in figures.items())
+
+
+def _print_budget(budget: "Budget") -> None:
+    """A table of the steps from the pipeline to the truth, and what each stage loses."""
+    table = Table("step", "mIoU", "AP, pooled", title="budget")
+    for step, miou in budget.miou.items():
+        table.add_row(step, f"{miou:.3f}", f"{budget.ap[step]:.3f}")
+    out.print(table)
+    out.print(Text(f"mean IoU lost: {_listed(budget.losses())}"))
+
+
+def _print_sweep(trials: "list[Trial]") -> None:
+    """A table of settings, and one of what they gain. A gain whose interval leaves out 0 is
+    marked."""
+    columns = ("mIoU", "AP, pooled", "AP50", "false masks", "ms an image")
+    table = Table("settings", *columns, title="sweep")
+    gains = Table("settings", "mIoU gained", "AP gained", title="against the base")
+    for t in trials:
+        numbers = (t.miou, t.ap, t.ap50, t.false_masks)
+        table.add_row(t.name, *(f"{n:.3f}" for n in numbers), f"{1000 * t.seconds:.0f}")
+        if t.miou_gain and t.ap_gain:
+            gains.add_row(t.name, *map(_with_interval, (t.miou_gain, t.ap_gain)))
+    out.print(table)
+    out.print(gains)
+    out.print(Text("in brackets: 95 %, bootstrap over images; *: it leaves out 0"))
+
+
+def _with_interval(gain: "Difference") -> str:
+    return f"{gain.value:+.3f} ({gain.low:+.3f}, {gain.high:+.3f}){'*' * gain.sure}"
 
 
 def _without_nan(value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 The tiny models are trained on them; tests, the demo and the evaluation use them. A scene depends on
 its seed, size and ranges alone. Images are RGB uint8 (height, width, 3), masks bool (height,
-width).
+width). Besides the plain `scene` there are scenes that ask more of a method with a mask for every
+object: `crowd_scene`, `several_scene` and `large_scene`; `split_seed` says which seeds are whose.
 
 A label is up to three words: a colour, a texture and a shape, in this order, each of them optional,
 or "thing" in the place of the shape: "heart", "red thing", "striped star", "red dotted circle".
@@ -48,9 +49,22 @@ _HSV: Mapping[str, tuple[tuple[float, float], tuple[float, float], tuple[float, 
     "pink": ((324, 336), (0.35, 0.5), (0.95, 1.0)),
 }
 
-# Splits share no seed: each has a range of its own.
+SCENE_KINDS = ("plain", "crowd", "several", "large")
+
+# Every split has a range of seeds of its own, and in it every kind of scene: no two share a seed.
+# Settings are chosen on validation scenes; figures are those of test scenes.
+#
+#              plain                    crowd            several          large
+#   train               0 +         0   + 700,000,000    + 800,000,000    + 900,000,000
+#   validation  1,000,000,000 +     0   + 700,000,000    + 800,000,000    + 900,000,000
+#   test        2,000,000,000 +     0   + 700,000,000    + 800,000,000    + 900,000,000
 _SPLITS = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
-_SPLIT_SIZE = 1_000_000_000
+_KIND_RANGES = {
+    "plain": (0, 700_000_000),
+    "crowd": (700_000_000, 800_000_000),
+    "several": (800_000_000, 900_000_000),
+    "large": (900_000_000, 1_000_000_000),
+}
 
 
 @dataclass(frozen=True)
@@ -78,21 +92,41 @@ class Scene:
         return self.pixels.shape[0], self.pixels.shape[1]
 
 
-def split_seed(split: str, index: int) -> int:
-    """The seed of scene `index` of a split: "train", "validation" or "test". Splits share no seed.
+def split_seed(split: str, index: int, kind: str = "plain") -> int:
+    """The seed of scene `index` of a split, "train", "validation" or "test", and of one of the
+    SCENE_KINDS. No two of them share a seed.
 
     Raises:
-        ConfigError: another split, or an index outside 0 to 999,999,999.
+        ConfigError: another split or kind, or an index outside 0 to 699,999,999 (99,999,999 where
+            the kind is not "plain").
     """
     if split not in _SPLITS:
         raise ConfigError(
             f'expected the split "train", "validation" or "test", got {split!r}: use one of them'
         )
-    if not 0 <= index < _SPLIT_SIZE:
+    if kind not in _KIND_RANGES:
         raise ConfigError(
-            f"expected an index from 0 to {_SPLIT_SIZE - 1}, got {index}: each split ends there"
+            f"expected a kind of scene out of {', '.join(SCENE_KINDS)}, got {kind!r}: use one of "
+            "them"
         )
-    return _SPLITS[split] + index
+    start, end = _KIND_RANGES[kind]
+    if not 0 <= index < end - start:
+        raise ConfigError(
+            f"expected an index from 0 to {end - start - 1}, got {index}: the seeds of {kind} "
+            "scenes of a split end there"
+        )
+    return _SPLITS[split] + start + index
+
+
+def split_scene(split: str, index: int, kind: str = "plain") -> Scene:
+    """Scene `index` of a split and kind, in that kind's own sizes and ranges.
+
+    Raises:
+        ConfigError: as `split_seed`.
+    """
+    draw = {"plain": scene, "crowd": crowd_scene, "several": several_scene, "large": large_scene}
+    seed = split_seed(split, index, kind)
+    return draw[kind](seed)
 
 
 def scene(
@@ -114,27 +148,140 @@ def scene(
     Raises:
         ConfigError: a size or range that can't be drawn.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 32:
-        raise ConfigError(
-            f"expected a scene of at least 32 x 32 pixels, got {height} x {width}: make it larger"
-        )
-    if not 0 <= objects[0] <= objects[1]:
-        raise ConfigError(
-            f"expected objects=(least, greatest) with 0 <= least <= greatest, got {objects}"
-        )
+    height, width = _checked_size(size)
+    _check_range("objects", objects)
     low, high = radius or (0.09 * min(height, width), 0.25 * min(height, width))
     if not 0 < low <= high <= min(height, width) / 2:
         raise ConfigError(
             f"expected 0 < least radius <= greatest <= half the shorter side, got {(low, high)}"
         )
-    rng = np.random.default_rng(seed)
-    pixels = _background(rng, height, width)
-    drawn: list[SceneObject] = []
-    areas: list[int] = []
-    for _ in range(int(rng.integers(objects[0], objects[1] + 1))):
-        drawn, areas = _add_object(rng, pixels, drawn, areas, (low, high))
-    return Scene(seed, _light(rng, pixels), tuple(drawn))
+    canvas = _Canvas(np.random.default_rng(seed), height, width, low / 20)
+    for _ in range(canvas.whole(objects)):
+        names = _name_object(canvas.rng, canvas.objects)
+        canvas.add(names, (low, high))
+    return canvas.scene(seed)
+
+
+def crowd_scene(
+    seed: int,
+    size: int | tuple[int, int] = 224,
+    *,
+    objects: tuple[int, int] = (5, 12),
+    radius: tuple[float, float] = (0.06, 0.15),
+) -> Scene:
+    """Draw a scene of many objects.
+
+    Args:
+        size, objects: as for `scene`.
+        radius: the least and the greatest radius of an object, as shares of the shorter side.
+
+    Raises:
+        ConfigError: a size or range that can't be drawn.
+    """
+    side = min(_checked_size(size))
+    return scene(seed, size, objects=objects, radius=(radius[0] * side, radius[1] * side))
+
+
+def several_scene(
+    seed: int,
+    size: int | tuple[int, int] = 224,
+    *,
+    repeats: tuple[int, int] = (2, 5),
+    others: tuple[int, int] = (0, 3),
+    radius: tuple[float, float] = (0.07, 0.16),
+) -> Scene:
+    """Draw a scene with several objects of the same shape, colour and texture, and some others.
+
+    In half of the scenes the repeated objects are copies of one look (the same hue, and the same
+    stripes or dots), in the others each has its own; their places, sizes and rotations are always
+    their own.
+
+    Args:
+        size: as for `scene`.
+        repeats: the least and the greatest number of objects of the repeated combination.
+        others: the same of all other objects, which may share two of the three names.
+        radius: the least and the greatest radius of an object, as shares of the shorter side.
+
+    Raises:
+        ConfigError: a size or range that can't be drawn.
+    """
+    height, width = _checked_size(size)
+    _check_range("repeats", repeats)
+    _check_range("others", others)
+    low, high = (share * min(height, width) for share in _checked_shares("radius", radius, 0.5))
+    canvas = _Canvas(np.random.default_rng(seed), height, width, low / 20)
+    rng = canvas.rng
+    repeated = _name_object(rng, ())
+    copies = rng.random() < 0.5
+    look = int(rng.integers(2**32))
+    plan = [repeated] * canvas.whole(repeats) + [None] * canvas.whole(others)
+    for place in rng.permutation(len(plan)):
+        names = plan[place]
+        exact = copies and names is not None
+        canvas.add(
+            names or _other_than(repeated, rng, canvas.objects),
+            (low, high),
+            np.random.default_rng(look) if exact else None,
+        )
+    return canvas.scene(seed)
+
+
+def large_scene(
+    seed: int,
+    *,
+    side: tuple[int, int] = (448, 896),
+    objects: tuple[int, int] = (3, 10),
+    share: tuple[float, float] = (0.005, 0.02),
+) -> Scene:
+    """Draw a large image of small objects. Half of the images are squares of the least side; in
+    the others height and width are drawn from the range.
+
+    Args:
+        side: the least and the greatest side in pixels, at least 32.
+        objects: as for `scene`.
+        share: the least and the greatest area of an object as a share of the image's, before the
+            border or a later object cuts it. The period of stripes and dots suits the least.
+
+    Raises:
+        ConfigError: a size or range that can't be drawn.
+    """
+    _check_range("side", side)
+    _check_range("objects", objects)
+    low, high = _checked_shares("share", share, 0.2)
+    rng = np.random.default_rng((seed, 2))  # the size must be known before the scene is begun
+    drawn = rng.integers(side[0], side[1] + 1, 2) if rng.random() < 0.5 else (side[0], side[0])
+    height, width = _checked_size((int(drawn[0]), int(drawn[1])))
+    area = height * width
+    canvas = _Canvas(np.random.default_rng(seed), height, width, math.sqrt(low * area / 2) / 20)
+    for _ in range(canvas.whole(objects)):
+        names = _name_object(canvas.rng, canvas.objects)
+        unit = _unit_area(names[0])
+        canvas.add(names, (math.sqrt(low * area / unit), math.sqrt(high * area / unit)))
+    return canvas.scene(seed)
+
+
+def _checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 32:
+        raise ConfigError(
+            f"expected a scene of at least 32 x 32 pixels, got {height} x {width}: make it larger"
+        )
+    return height, width
+
+
+def _check_range(name: str, numbers: tuple[int, int]) -> None:
+    if not 0 <= numbers[0] <= numbers[1]:
+        raise ConfigError(
+            f"expected {name}=(least, greatest) with 0 <= least <= greatest, got {numbers}"
+        )
+
+
+def _checked_shares(name: str, shares: tuple[float, float], most: float) -> tuple[float, float]:
+    if not 0 < shares[0] <= shares[1] <= most:
+        raise ConfigError(
+            f"expected {name}=(least, greatest) with 0 < least <= greatest <= {most}, got {shares}"
+        )
+    return shares
 
 
 # Drawing
@@ -263,53 +410,102 @@ def _name_object(rng: np.random.Generator, drawn: Sequence[SceneObject]) -> tupl
     return names[0], names[1], names[2]
 
 
+def _other_than(
+    taken: tuple[str, str, str], rng: np.random.Generator, drawn: Sequence[SceneObject]
+) -> tuple[str, str, str]:
+    """`_name_object`, but never these three."""
+    while (names := _name_object(rng, drawn)) == taken:
+        pass
+    return names
+
+
 def _names(item: SceneObject) -> tuple[str, str, str]:
     return item.shape, item.colour, item.texture
 
 
-def _add_object(
-    rng: np.random.Generator,
-    pixels: Float[np.ndarray, "height width 3"],
-    drawn: list[SceneObject],
-    areas: list[int],
-    radius: tuple[float, float],
-) -> tuple[list[SceneObject], list[int]]:
-    """Draw one more object into `pixels`, at a place where at least 70 % of every other object
-    stays visible.
+def _unit_area(shape: str) -> float:
+    """The area of a shape of radius 1, without its hole."""
+    outer, *holes = (abs(cv2.contourArea(c.astype(np.float32))) for c in _OUTLINES[shape])
+    return outer - sum(holes)
 
-    Returns:
-        The objects, with their masks cut by the new one, and their whole areas. Both unchanged if
-        no such place was found in six tries.
+
+class _Canvas:
+    """A scene that is being drawn.
+
+    Args:
+        rng: the scene's own; every draw of it counts, in this order, or the scene is another one.
+        unit: of the period of stripes and dots, which is 9 to 15 times as many pixels.
     """
-    height, width = pixels.shape[:2]
-    shape, colour, texture = _name_object(rng, drawn)
-    for _ in range(6):
-        r = math.exp(rng.uniform(math.log(radius[0]), math.log(radius[1])))
-        centre = rng.uniform(0.7 * r, (width - 0.7 * r, height - 0.7 * r))
-        angle, stretch = rng.uniform(-math.pi / 4, math.pi / 4), math.sqrt(rng.uniform(0.8, 1.25))
-        turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-        contours = [(c * (stretch, 1 / stretch) * r) @ turn + centre for c in _OUTLINES[shape]]
-        left, top = (int(max(0, v)) for v in np.floor(contours[0].min(0)) - 1)
-        right, bottom = (
-            int(v) for v in np.minimum(np.ceil(contours[0].max(0)) + 2, (width, height))
+
+    def __init__(self, rng: np.random.Generator, height: int, width: int, unit: float) -> None:
+        self.rng, self.unit = rng, unit
+        self.pixels = _background(rng, height, width)
+        self.objects: list[SceneObject] = []
+        self._areas: list[int] = []  # of the whole objects
+
+    def whole(self, numbers: tuple[int, int]) -> int:
+        """One of the whole numbers from the least to the greatest."""
+        return int(self.rng.integers(numbers[0], numbers[1] + 1))
+
+    def add(
+        self,
+        names: tuple[str, str, str],
+        radius: tuple[float, float],
+        look: np.random.Generator | None = None,
+    ) -> None:
+        """Draw one more object of this shape, colour and texture, at a place where at least 70 % of
+        every other object stays visible. Nothing is drawn if six tries find no such place.
+
+        Args:
+            radius: the least and the greatest in pixels.
+            look: gives hue, light, stripes and dots; None: the scene's own generator.
+        """
+        height, width = self.pixels.shape[:2]
+        rng = self.rng
+        shape, colour, texture = names
+        for _ in range(6):
+            r = math.exp(rng.uniform(math.log(radius[0]), math.log(radius[1])))
+            centre = rng.uniform(0.7 * r, (width - 0.7 * r, height - 0.7 * r))
+            angle = rng.uniform(-math.pi / 4, math.pi / 4)
+            stretch = math.sqrt(rng.uniform(0.8, 1.25))
+            cos, sin = math.cos(angle), math.sin(angle)
+            turn = np.array([[cos, sin], [-sin, cos]])
+            contours = [(c * (stretch, 1 / stretch) * r) @ turn + centre for c in _OUTLINES[shape]]
+            left, top = (int(max(0, v)) for v in np.floor(contours[0].min(0)) - 1)
+            right, bottom = (
+                int(v) for v in np.minimum(np.ceil(contours[0].max(0)) + 2, (width, height))
+            )
+            cover = np.zeros((bottom - top, right - left), np.uint8)
+            corners = [_fixed(c - (left, top)) for c in contours]
+            cv2.fillPoly(cover, corners, 255, cv2.LINE_AA, _SHIFT)
+            inside = cover >= 128
+            window = (slice(top, bottom), slice(left, right))
+            if self._leaves_enough(window, inside):
+                break
+        else:
+            return
+        for earlier in self.objects:
+            earlier.mask[window] &= ~inside
+        mask = np.zeros((height, width), bool)
+        mask[window] = inside
+        paint = _paint(look or rng, colour, texture, inside.shape, self.unit)
+        alpha = cover.astype(np.float32) / 255
+        self.pixels[window] += cv2.merge([alpha] * 3) * (paint - self.pixels[window])
+        self.objects.append(SceneObject(shape, colour, texture, mask))
+        self._areas.append(int(inside.sum()))
+
+    def _leaves_enough(
+        self, window: tuple[slice, slice], inside: Bool[np.ndarray, "high wide"]
+    ) -> bool:
+        """Whether at least 70 % of every object stays visible under a new one."""
+        return all(
+            int(o.mask.sum()) - int((o.mask[window] & inside).sum()) >= 0.7 * area
+            for o, area in zip(self.objects, self._areas, strict=True)
         )
-        cover = np.zeros((bottom - top, right - left), np.uint8)
-        cv2.fillPoly(cover, [_fixed(c - (left, top)) for c in contours], 255, cv2.LINE_AA, _SHIFT)
-        inside = cover >= 128
-        window = (slice(top, bottom), slice(left, right))
-        kept = [int(o.mask.sum()) - int((o.mask[window] & inside).sum()) for o in drawn]
-        if all(k >= 0.7 * a for k, a in zip(kept, areas, strict=True)):
-            break
-    else:
-        return drawn, areas
-    for earlier in drawn:
-        earlier.mask[window] &= ~inside
-    mask = np.zeros((height, width), bool)
-    mask[window] = inside
-    paint = _paint(rng, colour, texture, inside.shape, radius[0] / 20)
-    alpha = cover.astype(np.float32) / 255
-    pixels[window] += cv2.merge([alpha] * 3) * (paint - pixels[window])
-    return [*drawn, SceneObject(shape, colour, texture, mask)], [*areas, int(inside.sum())]
+
+    def scene(self, seed: int) -> Scene:
+        """The scene, lit."""
+        return Scene(seed, _light(self.rng, self.pixels), tuple(self.objects))
 
 
 def _paint(
