@@ -202,9 +202,9 @@ def _score(
         except ImageError as error:
             failures.append((printable(key), str(error)))
         else:
-            maps = segmenter.locate(features, labels)
-            scores.append(maps.presence[0].cpu().numpy())
-            beaten.append(maps.beaten[0].cpu().numpy())
+            ((own_scores, own_beaten),) = segmenter.presence(features, labels)
+            scores.append(own_scores)
+            beaten.append(own_beaten)
             read.append(i)
         on_image(i + 1, len(images.keys))
     if not read:

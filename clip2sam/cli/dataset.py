@@ -31,6 +31,8 @@ from clip2sam.cli.options import (
     Root,
     SamCheckpoint,
     Source,
+    Tile,
+    TileOverlap,
     WeightsDir,
     as_path,
     given_labels,
@@ -87,6 +89,8 @@ def label(
     one_mask: OneMask = False,
     max_objects: MaxObjects = None,
     min_share: MinShare = None,
+    tile: Tile = None,
+    tile_overlap: TileOverlap = None,
     resolution: Resolution = None,
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -122,6 +126,8 @@ def label(
         one_mask=one_mask,
         max_objects=max_objects,
         min_share=min_share,
+        tile=tile,
+        tile_overlap=tile_overlap,
     )
 
     def load_models() -> "Segmenter":

@@ -28,6 +28,8 @@ from clip2sam.cli.options import (
     Published,
     Resolution,
     SamCheckpoint,
+    Tile,
+    TileOverlap,
     WeightsDir,
     as_path,
     given_labels,
@@ -67,6 +69,8 @@ def segment(
     one_mask: OneMask = False,
     max_objects: MaxObjects = None,
     min_share: MinShare = None,
+    tile: Tile = None,
+    tile_overlap: TileOverlap = None,
     resolution: Resolution = None,
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -99,6 +103,8 @@ def segment(
         one_mask=one_mask,
         max_objects=max_objects,
         min_share=min_share,
+        tile=tile,
+        tile_overlap=tile_overlap,
     )
     source = find_source(images)
     check_output(source, output)

@@ -90,6 +90,5 @@ def _segmented(
     except ImageError as error:
         return failed(str(error))
     features = segmenter.encode([image])
-    prediction = segmenter.predict(features, labels)
-    (result,) = segmenter.results(features, prediction, ids=(image_id,), names=(key,))
+    (result,) = segmenter.segment(features, labels, ids=(image_id,), names=(key,))
     return result.record, result
