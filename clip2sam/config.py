@@ -77,7 +77,7 @@ class Config:
     tile: int | Literal["auto", "off"] = "off"
     """Small objects in large images: windows of an image go through the stages like images of their
     own, and their masks come together again, see `clip2sam.tiles`. A side in pixels of the image,
-    at most 64 windows a side; "auto": CLIP's own side, at most 8 a side, and only for images whose
+    at most 64 windows a side; "auto": CLIP's own side, at most 3 a side, and only for images whose
     longer side is more than 1.5 times it. Where there would be more windows they are larger. Each
     window costs about as much as an image. Only with one prompt an object."""
     tile_overlap: float = 0.5

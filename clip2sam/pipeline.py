@@ -224,6 +224,11 @@ class Segmenter:
             )
         return Segmenter(self.clip, self.sam, replace(self.config, **changes))
 
+    @property
+    def view_side(self) -> int:
+        """Side in pixels of CLIP's square input by the settings."""
+        return self.config.resolution or self.clip.resolution
+
     # -- the stages
 
     def prepare(self, image: Image) -> PreparedImage:
@@ -256,8 +261,7 @@ class Segmenter:
             raise ImageError("encode takes one or more images of load_image, in a list")
         for image in images:
             _check_image(_image(image))
-        side = self.config.resolution or self.clip.resolution
-        windows = [views(_image(image).size, self.config, side) for image in images]
+        windows = [views(_image(image).size, self.config, self.view_side) for image in images]
         return Features(self.clip, self.sam, images, group, windows)
 
     @torch.no_grad()

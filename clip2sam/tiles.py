@@ -8,6 +8,7 @@ of its patches is lost. In a window it is larger. Measured in LOG.md, 2026-11-28
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ are what takes memory."""
 LARGE = 1.5
 """With `Config.tile` "auto", images are cut whose longer side is more than so many of CLIP's."""
 
-AUTO_MOST = 8
+AUTO_MOST = 3
 """With "auto", at most so many windows a side; beyond that they are larger."""
 
 MOST = 64
@@ -69,6 +70,23 @@ class Window:
         """The part as an image. Its pixels are not copied."""
         rows = slice(self.top, self.top + self.height)
         return Image(image.pixels[rows, self.left : self.left + self.width], image.origin)
+
+    def placed(self, rle: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+        """A mask of the part as a mask of its image, of (height, width) `size`."""
+        if (self.height, self.width) == size:
+            return rle
+        mask = np.pad(decode_rle(rle), ((1, 1), (0, 0))).view(np.int8)
+        col, row = np.diff(mask, axis=0).T.nonzero()  # where runs begin and end, down the columns
+        changes = (self.left + col) * size[0] + self.top + row
+        # a run that ends where the next one begins, at the end of a column, goes on
+        place, times = np.unique(changes, return_counts=True)
+        lengths = np.diff(place[times == 1], prepend=0, append=size[0] * size[1])
+        placed = mask_utils.frPyObjects({"size": list(size), "counts": lengths.tolist()}, *size)
+        return {"size": list(size), "counts": placed["counts"].decode("ascii")}
+
+    def moved(self, points: Float[np.ndarray, "_ 3"]) -> Float[np.ndarray, "_ 3"]:
+        """Points of the part (x, y in pixels, and their kind) in the image."""
+        return points + np.array([self.left, self.top, 0], points.dtype)
 
 
 def windows(size: tuple[int, int], side: int, overlap: float, most: int) -> tuple[Window, ...]:
@@ -116,6 +134,17 @@ def views(size: tuple[int, int], config: Config, clip_side: int) -> tuple[Window
     return (whole, *cut) if len(cut) > 1 else (whole,)
 
 
+def cost(config: Config, clip_side: int, size: tuple[int, int] = (1080, 1920)) -> str:
+    """What tiles cost, in a line for a person: for an image of (height, width) pixels."""
+    own = views(size, config, clip_side)
+    side = max(own[-1].height, own[-1].width)
+    return (
+        f"tiles: an image of {size[1]} x {size[0]} pixels goes through the models as {len(own)} "
+        f"views, itself and windows of up to {side} pixels, and takes about {len(own)} times as "
+        "long"
+    )
+
+
 def merged(
     size: tuple[int, int], windows: Sequence[Window], parts: Sequence[Found], config: Config
 ) -> Found:
@@ -150,10 +179,10 @@ def merged(
     )
     usable = [
         k
-        for k in np.flatnonzero(present[view, label_index])
+        for k in np.flatnonzero(present[view, label_index]).tolist()
         if _is_best_seen(rles[k], windows[view[k]], windows, size)
     ]
-    placed = {k: _placed(rles[k], windows[view[k]], size) for k in usable}
+    placed = {k: windows[view[k]].placed(rles[k], size) for k in usable}
     kept = _one_each(placed, label_index, score, config.max_objects)
     presence, everywhere = best_presence(scores, beaten)
     maps = _stitched(size, windows, [part.maps for part in parts])
@@ -164,7 +193,7 @@ def merged(
         score[kept],
         inside[kept],
         contrast[kept],
-        points=tuple(_moved(points[k], windows[view[k]]) for k in kept),
+        points=tuple(windows[view[k]].moved(points[k]) for k in kept),
         presence=presence,
         beaten=everywhere,
         present=present.any(axis=0),
@@ -190,20 +219,8 @@ def best_presence(
     return np.where(beaten & ~everywhere, -np.inf, presence).max(axis=0), everywhere
 
 
-def _placed(rle: dict, window: Window, size: tuple[int, int]) -> dict:
-    """The mask of a window as a mask of its image."""
-    if (window.height, window.width) == size:
-        return rle
-    mask = np.pad(decode_rle(rle), ((1, 1), (0, 0))).view(np.int8)
-    col, row = np.diff(mask, axis=0).T.nonzero()  # a run begins or ends, down the columns
-    changes = (window.left + col) * size[0] + window.top + row
-    lengths = np.diff(changes, prepend=0, append=size[0] * size[1])
-    placed = mask_utils.frPyObjects({"size": list(size), "counts": lengths.tolist()}, *size)
-    return {"size": list(size), "counts": placed["counts"].decode("ascii")}
-
-
 def _is_best_seen(
-    rle: dict, window: Window, windows: Sequence[Window], size: tuple[int, int]
+    rle: dict[str, Any], window: Window, windows: Sequence[Window], size: tuple[int, int]
 ) -> bool:
     """Whether no other view is to show a mask's object better. An empty mask shows none."""
     area, (x, y, wide, tall) = area_and_box(rle)
@@ -219,13 +236,8 @@ def _is_best_seen(
     return area > 0 and not any(is_inner and gap <= NEAR_BORDER for is_inner, gap in inner)
 
 
-def _moved(points: Float[np.ndarray, "_ 3"], window: Window) -> Float[np.ndarray, "_ 3"]:
-    """A window's points in its image."""
-    return points + np.array([window.left, window.top, 0], points.dtype)
-
-
 def _one_each(
-    rles: Mapping[int, dict],
+    rles: Mapping[int, dict[str, Any]],
     label_index: Int[np.ndarray, "masks"],
     score: Float[np.ndarray, "masks"],
     most: int,
@@ -240,7 +252,7 @@ def _one_each(
     return sorted(k for ks in kept.values() for k in ks)
 
 
-def _same(rle: dict, others: Sequence[dict]) -> bool:
+def _same(rle: dict[str, Any], others: Sequence[dict[str, Any]]) -> bool:
     """Whether a mask shows one of the objects of others of its label."""
     if not others:
         return False

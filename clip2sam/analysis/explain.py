@@ -103,7 +103,8 @@ def explain(
     *,
     distractors: Sequence[str] = (),
 ) -> Explanation:
-    """Follow one label of one image through all the stages, with the segmenter's settings.
+    """Follow one label of one image through all the stages, with the segmenter's settings, but for
+    tiles: it is the whole image that is looked at.
 
     Args:
         image, labels, distractors: as for the segmenter. Give the same labels: each of them
@@ -121,6 +122,7 @@ def explain(
             "add it or choose another"
         )
     index = label_set.names.index(label)
+    segmenter = segmenter.with_config(tile="off")
     features = segmenter.encode([loaded])
     maps = segmenter.locate(features, label_set)
     prompts = segmenter.prompt(_only(maps, index))
@@ -245,7 +247,7 @@ def explain_caption(segmenter: Segmenter, image: ImageLike, caption: str) -> Cap
             f"expected a caption with at least one word, got {caption!r}; "
             "write what is in the image"
         )
-    loaded = load_image(image)
+    loaded, segmenter = load_image(image), segmenter.with_config(tile="off")
     maps = segmenter.locate(
         segmenter.encode([loaded]), LabelSet(tuple(LabelClass(word, (word,)) for word in words))
     )

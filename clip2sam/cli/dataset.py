@@ -132,8 +132,9 @@ def label(
 
     def load_models() -> "Segmenter":
         from clip2sam.models.loading import load
+        from clip2sam.tiles import cost
 
-        return load(
+        segmenter = load(
             preset,
             config=config,
             device=device,
@@ -145,6 +146,9 @@ def label(
             weights_dir=weights_dir,
             offline=offline,
         )
+        if config.tile != "off" and not quiet and not json:
+            err.print(Text(cost(config, segmenter.view_side)))
+        return segmenter
 
     display = Display(out, err, quiet=quiet, as_json=json)
     try:

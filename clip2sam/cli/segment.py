@@ -87,6 +87,7 @@ def segment(
     from clip2sam.data.sources import check_output, find_source
     from clip2sam.labelling.segment import segment_images
     from clip2sam.models.loading import load
+    from clip2sam.tiles import cost
     from clip2sam.visualize.overlays import Overlays
 
     if overlays not in get_args(Overlays):
@@ -119,6 +120,8 @@ def segment(
         weights_dir=weights_dir,
         offline=offline,
     )
+    if config.tile != "off":
+        err.print(Text(cost(config, segmenter.view_side)))
     drawings = 0
     with _progress() as progress:
         task = progress.add_task("segmenting", total=len(source.keys))
