@@ -80,7 +80,8 @@ class Window:
         changes = (self.left + col) * size[0] + self.top + row
         # a run that ends where the next one begins, at the end of a column, goes on
         place, times = np.unique(changes, return_counts=True)
-        lengths = np.diff(place[times == 1], prepend=0, append=size[0] * size[1])
+        pixels = size[0] * size[1]
+        lengths = np.diff(place[(times == 1) & (place < pixels)], prepend=0, append=pixels)
         placed = mask_utils.frPyObjects({"size": list(size), "counts": lengths.tolist()}, *size)
         return {"size": list(size), "counts": placed["counts"].decode("ascii")}
 
