@@ -30,6 +30,9 @@ their number: 0.5 GB of attention for 64 x 64."""
 MAX_OBJECTS = 64
 """Of `Config.max_objects`: each is a prompt for SAM."""
 
+MIN_TILE, MAX_TILE = 32, 1_000_000
+"""Of `Config.tile`, in pixels."""
+
 MAX_POINTS = 1_000_000
 """Of `Config.max_positive` and `max_negative`: more than any grid has cells."""
 
@@ -71,6 +74,15 @@ class Config:
     """With one prompt an object: of a label's masks, those are shown whose mean raw score inside is
     at least this share of the best mask's. The others may be false; a run's journal keeps them, so
     that an export can decide again."""
+    tile: int | Literal["auto", "off"] = "off"
+    """Small objects in large images: windows of an image go through the stages like images of their
+    own, and their masks come together again, see `clip2sam.tiles`. A side in pixels of the image,
+    at most 64 windows a side; "auto": CLIP's own side, at most 3 a side, and only for images whose
+    longer side is more than 1.5 times it. Where there would be more windows they are larger. Each
+    window costs about as much as an image. Only with one prompt an object."""
+    tile_overlap: float = 0.5
+    """The part of a window's side that its neighbour shows as well, 0 to 0.9. Objects that are not
+    larger than it are whole in one of the windows."""
     candidate: str | Callable[..., Any] = "both"
     """Which of SAM's candidate masks is kept: the one that agrees best with the label's map
     ("agreement"), the one with the highest predicted IoU ("predicted_iou", as published), the one
@@ -107,6 +119,7 @@ class Config:
         self._set("min_share", finite_number("min_share", self.min_share))
         if not 0 <= self.min_share <= 1:
             raise ConfigError(f"min_share must be from 0 to 1, but got {self.min_share}")
+        self._check_tiles()
         for name in ("max_positive", "max_negative"):
             cap = getattr(self, name)
             if cap is not None:
@@ -117,6 +130,19 @@ class Config:
             raise ConfigError(
                 f"candidate must be a function or one of {', '.join(CANDIDATES)}, "
                 f"but got {shown(self.candidate)}"
+            )
+
+    def _check_tiles(self) -> None:
+        if not (isinstance(self.tile, str) and self.tile in ("auto", "off")):
+            unit = 'pixels, or "auto" or "off"'
+            self._set("tile", whole_number("tile", self.tile, MIN_TILE, MAX_TILE, unit))
+        self._set("tile_overlap", finite_number("tile_overlap", self.tile_overlap))
+        if not 0 <= self.tile_overlap <= 0.9:
+            raise ConfigError(f"tile_overlap must be from 0 to 0.9, but got {self.tile_overlap}")
+        if self.tile != "off" and self.prompts == "label":
+            raise ConfigError(
+                'tile must be "off" with one prompt a label: a window has a part of the mask only; '
+                'or use prompts="object"'
             )
 
     @property

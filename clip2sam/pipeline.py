@@ -10,14 +10,15 @@ Each stage is public, takes a batch, and hands on one record of `clip2sam.types`
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -36,7 +37,7 @@ from clip2sam.instances import (
     instance_prompts,
 )
 from clip2sam.points import grid_cells, point_prompts, pool_grid, select_points
-from clip2sam.result import Result, as_results
+from clip2sam.result import Found, Result, check_finite, find_in, finished
 from clip2sam.sam import PromptSAM
 from clip2sam.scoring import (
     Contrast,
@@ -52,6 +53,7 @@ from clip2sam.similarity import (
     score_maps,
     surgery_terms,
 )
+from clip2sam.tiles import VIEWS_AT_ONCE, Window, best_presence, lowered, merged, views
 from clip2sam.types import (
     Candidates,
     Instances,
@@ -88,7 +90,11 @@ class Features:
     """What the encoders compute of a batch of images: each when it is first needed, then kept.
 
     Made by `Segmenter.encode`. Use it again with other labels and settings: only what changes is
-    computed anew.
+    computed anew. With `Config.tile` an image may be several views, itself and its windows, and the
+    stages take views for images; `Segmenter.segment` takes a few of them at a time.
+
+    Args:
+        windows: the views of each image, the whole image first; by default it is the only one.
     """
 
     def __init__(
@@ -97,19 +103,39 @@ class Features:
         sam: PromptSAM,
         images: Sequence[Image | PreparedImage],
         group: int = 1,
+        windows: Sequence[tuple[Window, ...]] | None = None,
     ) -> None:
         self._clip, self._sam, self._group = clip, sam, group
-        self._given = tuple(images)
+        self.whole = tuple(_image(given) for given in images)
+        """The images themselves."""
+        self.windows = tuple(windows or ((Window(0, 0, *image.size),) for image in self.whole))
+        """The views of each image."""
+        self._given: tuple[Image | PreparedImage, ...] = tuple(
+            view
+            for given, image, own in zip(images, self.whole, self.windows, strict=True)
+            for view in (given, *(window.of(image) for window in own[1:]))
+        )
         self._tokens: dict[tuple[Method, int], TokenGrid] = {}
         self._embeddings: dict[int, Tensor] = {}
 
     @property
     def images(self) -> tuple[Image, ...]:
-        return tuple(x.image if isinstance(x, PreparedImage) else x for x in self._given)
+        """What goes through the stages: the views of all images."""
+        return tuple(_image(given) for given in self._given)
+
+    def parts(self) -> "Iterator[Features]":
+        """The views of large images a few at a time, in order, so that what is computed of them is
+        given back; the features themselves where each image is one view."""
+        if len(self._given) == len(self.whole):
+            yield self
+            return
+        for first in range(0, len(self._given), VIEWS_AT_ONCE):
+            few = self._given[first : first + VIEWS_AT_ONCE]
+            yield Features(self._clip, self._sam, few, self._group)
 
     @property
     def sizes(self) -> Sizes:
-        """(height, width) of each image in pixels."""
+        """(height, width) in pixels of each of `images`."""
         return tuple(image.size for image in self.images)
 
     @torch.no_grad()
@@ -189,8 +215,7 @@ class Segmenter:
             ModelError: a model's values are not finite.
         """
         features = self.encode([load_image(image)])
-        label_set = as_label_set(labels, distractors=distractors)
-        return self.results(features, self.predict(features, label_set))[0]
+        return self.segment(features, as_label_set(labels, distractors=distractors))[0]
 
     def with_config(self, **changes: Any) -> "Segmenter":
         """The same models with other settings: fields of `Config`.
@@ -205,10 +230,16 @@ class Segmenter:
             )
         return Segmenter(self.clip, self.sam, replace(self.config, **changes))
 
+    @property
+    def view_side(self) -> int:
+        """Side in pixels of CLIP's square input by the settings."""
+        return self.config.resolution or self.clip.resolution
+
     # -- the stages
 
     def prepare(self, image: Image) -> PreparedImage:
-        """The host's part of `encode`; may run in another thread while a model works.
+        """The host's part of `encode`; may run in another thread while a model works. Windows of a
+        large image are cut later, a few at a time.
 
         Raises:
             ImageError: the image was made by hand, and not of RGB uint8 (height, width, 3).
@@ -235,8 +266,9 @@ class Segmenter:
         if not known or not all(known):
             raise ImageError("encode takes one or more images of load_image, in a list")
         for image in images:
-            _check_image(image.image if isinstance(image, PreparedImage) else image)
-        return Features(self.clip, self.sam, images, group)
+            _check_image(_image(image))
+        windows = [views(_image(image).size, self.config, self.view_side) for image in images]
+        return Features(self.clip, self.sam, images, group, windows)
 
     @torch.no_grad()
     def locate(self, features: Features, labels: LabelSet) -> SimilarityMaps:
@@ -349,7 +381,89 @@ class Segmenter:
         Raises:
             ModelError: maps, predicted IoUs or mask logits of an image are not finite.
         """
-        return as_results(features.images, prediction, self.config, self.sam, ids, names)
+        return self._finished(features, self._found(features, prediction), ids, names)
+
+    def segment(
+        self,
+        features: Features,
+        labels: LabelSet,
+        *,
+        ids: tuple[int, ...] | None = None,
+        names: tuple[str, ...] | None = None,
+    ) -> list[Result]:
+        """`predict` and `results`; the views of large images a few at a time, so that memory
+        doesn't grow with their number.
+
+        Args:
+            ids, names: as for `results`.
+
+        Raises:
+            ModelError: maps, predicted IoUs or mask logits of an image are not finite.
+        """
+        found = self._found_in_parts(features, labels)
+        return self._finished(features, found, ids, names)
+
+    def find(self, features: Features, labels: LabelSet) -> list[Found]:
+        """What `segment` makes results of: what was found in each image, its views together."""
+        return _of_images(features, self._found_in_parts(features, labels), self.config)
+
+    def presence(
+        self, features: Features, labels: LabelSet
+    ) -> list[tuple[Float[np.ndarray, "labels"], Bool[np.ndarray, "labels"]]]:
+        """For each image the presence scores of all classes, and which are beaten, as `segment` has
+        them; without SAM.
+
+        Raises:
+            ModelError: the maps of an image are not finite.
+        """
+        maps = []
+        for few in features.parts():
+            maps.append(self.locate(few, labels))
+            for image, raw in zip(few.images, maps[-1].raw, strict=True):
+                check_finite(image, "CLIP's similarity maps", raw.cpu().numpy())
+        scores, beaten = (
+            np.concatenate([getattr(m, name).cpu().numpy() for m in maps])
+            for name in ("presence", "beaten")
+        )
+        ends = np.cumsum([len(own) for own in features.windows])[:-1]
+        pairs = zip(np.split(scores, ends), np.split(beaten, ends), strict=True)
+        return [best_presence(lowered(own), lost) for own, lost in pairs]
+
+    def _found_in_parts(self, features: Features, labels: LabelSet) -> list[Found]:
+        return [
+            found
+            for few in features.parts()
+            for found in self._found(few, self.predict(few, labels))
+        ]
+
+    @torch.no_grad()
+    def _found(self, features: Features, prediction: Prediction) -> list[Found]:
+        """What was found in each view."""
+        return [
+            find_in(image, prediction, i, self.config, self.sam)
+            for i, image in enumerate(features.images)
+        ]
+
+    def _finished(
+        self,
+        features: Features,
+        found: list[Found],
+        ids: tuple[int, ...] | None,
+        names: tuple[str, ...] | None,
+    ) -> list[Result]:
+        """The result of each image, from what was found in each view."""
+        return [
+            finished(
+                image,
+                one,
+                self.config,
+                image_id=ids[i] if ids else i + 1,
+                file_name=names[i] if names else None,
+            )
+            for i, (image, one) in enumerate(
+                zip(features.whole, _of_images(features, found, self.config), strict=True)
+            )
+        ]
 
     # -- parts of the stages that explanations and benchmarks look at
 
@@ -402,6 +516,19 @@ class Segmenter:
         limits = labels.thresholds(self.config.presence_threshold)
         values = [torch.nan if t is None else t for t in limits]
         return torch.tensor(values, device=self.clip.device)
+
+
+def _image(given: Image | PreparedImage) -> Image:
+    return given.image if isinstance(given, PreparedImage) else given
+
+
+def _of_images(features: Features, found: list[Found], config: Config) -> list[Found]:
+    """What was found in each image, from what was found in each view."""
+    rest = iter(found)
+    return [
+        merged(image.size, own, list(islice(rest, len(own))), config)
+        for image, own in zip(features.whole, features.windows, strict=True)
+    ]
 
 
 def _check_image(image: Image) -> None:

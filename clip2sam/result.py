@@ -186,33 +186,26 @@ class Result:
         return self.show()._repr_png_()
 
 
-def as_results(
-    images: tuple[Image, ...],
-    prediction: Prediction,
-    config: Config,
-    sam: PromptSAM,
-    ids: tuple[int, ...] | None = None,
-    names: tuple[str, ...] | None = None,
-) -> list[Result]:
-    """`as_result` for each image of a batch.
+@dataclass(frozen=True)
+class Found:
+    """What was found in an image, or in a window of one: a prediction on the host, before its masks
+    are compared with each other."""
 
-    Args:
-        images: the batch.
-        ids: COCO image ids for the records; by default 1, 2, 3, ...
-        names: file names for the records; by default those of the images' origins.
-    """
-    return [
-        as_result(
-            image,
-            prediction,
-            i,
-            config,
-            sam,
-            image_id=ids[i] if ids else i + 1,
-            file_name=names[i] if names else None,
-        )
-        for i, image in enumerate(images)
-    ]
+    labels: LabelSet
+    rles: tuple[dict[str, Any], ...]
+    """The masks that are kept."""
+    label_index: Int[np.ndarray, "masks"]
+    score: Float[np.ndarray, "masks"]
+    """Of each mask by itself, as `inside` and `contrast`: see `clip2sam.types.Masks`."""
+    inside: Float[np.ndarray, "masks"]
+    contrast: Float[np.ndarray, "masks"]
+    points: tuple[Float[np.ndarray, "_ 3"], ...]
+    presence: Float[np.ndarray, "classes"]
+    """This and those below: of all classes requested, as in `Result`."""
+    beaten: Bool[np.ndarray, "classes"]
+    present: Bool[np.ndarray, "classes"]
+    maps: Float[np.ndarray, "classes rows cols"]
+    grids: Float[np.ndarray, "classes grid_rows grid_cols"]
 
 
 def as_result(
@@ -225,11 +218,7 @@ def as_result(
     image_id: int = 1,
     file_name: str | None = None,
 ) -> Result:
-    """Bring one image of a batch's prediction to the host: the one place where tensors become
-    arrays, and masks become RLE. May run in another thread than the models.
-
-    Masks are upscaled to the image's size a few at a time, so memory doesn't grow with the number
-    of labels. A mask without a pixel is no mask: its label is listed as absent.
+    """One image of a batch's prediction on the host: `finished` of what `find_in` brings there.
 
     Args:
         index: the image's place in the batch.
@@ -239,21 +228,36 @@ def as_result(
     Raises:
         ModelError: maps, predicted IoUs or mask logits of this image are not finite.
     """
+    found = find_in(image, prediction, index, config, sam)
+    return finished(image, found, config, image_id=image_id, file_name=file_name)
+
+
+def find_in(
+    image: Image, prediction: Prediction, index: int, config: Config, sam: PromptSAM
+) -> Found:
+    """Bring one image of a batch's prediction to the host: the one place where tensors become
+    arrays, and masks become RLE. May run in another thread than the models.
+
+    Masks are upscaled to the image's size a few at a time, so memory doesn't grow with the number
+    of labels.
+
+    Args:
+        index: the image's place in the batch.
+
+    Raises:
+        ModelError: maps, predicted IoUs or mask logits of this image are not finite.
+    """
     maps, prompts, masks = prediction.maps, prediction.prompts, prediction.masks
-    labels, wanted = maps.labels, len(maps.labels.wanted)
+    wanted = len(maps.labels.wanted)
     first = sum(prompts.counts[:index])
     all_rows = torch.arange(first, first + prompts.counts[index], device=masks.kept.device)
     rows = all_rows[masks.kept[all_rows]]
     chunks = sam.upscale(masks.logits[rows], image.size)
-    rles = [rle for chunk in chunks for rle in encode_masks(chunk)]
+    rles = tuple(rle for chunk in chunks for rle in encode_masks(chunk))
     numbers = (prompts.label_index, masks.score, masks.inside, masks.contrast)
-    label_index, alone, inside, contrast = (t[rows].cpu().numpy() for t in numbers)
-    score = alone * shares_of_best(contrast, label_index)
-    share = shares_of_best(inside, label_index)
+    label_index, score, inside, contrast = (t[rows].cpu().numpy() for t in numbers)
     padded = torch.cat([prompts.coords[rows], prompts.point_labels[rows, :, None].float()], dim=-1)
-    points = [one[one[:, 2] >= 0] for one in padded.cpu().numpy()]
     all_presence = maps.presence[index].cpu().numpy()  # distractors too: they decide
-    presence = all_presence[:wanted]
     beaten, present = (t[index, :wanted].cpu().numpy() for t in (maps.beaten, maps.present))
     raw = maps.raw[index : index + 1, :wanted]
     host_maps = raw[0].cpu().numpy()
@@ -261,21 +265,56 @@ def as_result(
     check_finite(image, "CLIP's similarity maps", host_maps, all_presence)
     check_finite(image, "SAM's predicted IoUs", masks.predicted_iou[all_rows].cpu().numpy())
     check_finite(image, "SAM's mask logits", finite_if_all_are(masks.logits[all_rows]))
-    with_pixels = [k for k, rle in enumerate(rles) if mask_utils.area(rle) > 0]
+    return Found(
+        maps.labels,
+        rles,
+        label_index,
+        score,
+        inside,
+        contrast,
+        points=tuple(one[one[:, 2] >= 0] for one in padded.cpu().numpy()),
+        presence=all_presence[:wanted],
+        beaten=beaten,
+        present=present,
+        maps=host_maps,
+        grids=pool_grid(raw, config.grid)[0].cpu().numpy(),
+    )
+
+
+def finished(
+    image: Image,
+    found: Found,
+    config: Config,
+    *,
+    image_id: int = 1,
+    file_name: str | None = None,
+) -> Result:
+    """The result of an image: its masks are compared with the best of their label, and put in
+    order. A mask without a pixel is no mask: its label is listed as absent.
+
+    Args:
+        found: what was found in the whole image.
+        image_id: its COCO id, for the record.
+        file_name: for the record; by default that of the image's origin.
+    """
+    labels, label_index = found.labels, found.label_index
+    score = found.score * shares_of_best(found.contrast, label_index)
+    share = shares_of_best(found.inside, label_index)
+    with_pixels = [k for k, rle in enumerate(found.rles) if mask_utils.area(rle) > 0]
     order = sorted(with_pixels, key=lambda k: (label_index[k], -score[k]))
     everything = tuple(
         Annotation(
             labels.names[label_index[k]],
-            rles[k],
+            found.rles[k],
             as_float32(score[k]),
-            tuple((as_float32(x), as_float32(y), int(kind)) for x, y, kind in points[k]),
+            tuple((as_float32(x), as_float32(y), int(kind)) for x, y, kind in found.points[k]),
             as_float32(share[k]),
         )
         for k in order
     )
     shown = [n for n, a in enumerate(everything) if a.share >= config.min_share]
     annotations, kept = tuple(everything[n] for n in shown), [order[n] for n in shown]
-    found = {int(label_index[k]) for k in kept}
+    with_mask = {int(label_index[k]) for k in kept}
     thresholds = labels.thresholds(config.presence_threshold)
     return Result(
         image=image,
@@ -286,25 +325,27 @@ def as_result(
             image.size,
             "done" if annotations else "empty",
             annotations=annotations,
-            presence=tuple(map(as_float32, presence)),
-            beaten=tuple(map(bool, beaten)),
+            presence=tuple(map(as_float32, found.presence)),
+            beaten=tuple(map(bool, found.beaten)),
         ),
         everything=everything,
         label_indices=label_index[kept],
-        points=tuple(points[k] for k in kept),
-        presence=presence,
-        beaten=beaten,
-        present=present,
-        maps=host_maps,
-        grids=pool_grid(raw, config.grid)[0].cpu().numpy(),
+        points=tuple(found.points[k] for k in kept),
+        presence=found.presence,
+        beaten=found.beaten,
+        present=found.present,
+        maps=found.maps,
+        grids=found.grids,
         absent=tuple(
             Absent(
                 c.name,
-                float(presence[n]),
-                why_absent(host_maps[n], thresholds[n], bool(present[n])),
+                float(found.presence[n]),
+                why_absent(
+                    found.maps[n], thresholds[n], bool(found.present[n]), float(found.presence[n])
+                ),
             )
             for n, c in enumerate(labels.wanted)
-            if n not in found
+            if n not in with_mask
         ),
     )
 
@@ -336,19 +377,25 @@ def finite_if_all_are(logits: Float[Tensor, "masks low low"]) -> Float[np.ndarra
     return sums.numpy()
 
 
-def why_absent(raw: Float[np.ndarray, "rows cols"], threshold: float | None, present: bool) -> str:
+def why_absent(
+    raw: Float[np.ndarray, "rows cols"],
+    threshold: float | None,
+    present: bool,
+    score: float | None = None,
+) -> str:
     """Why a label has no mask, in a few words.
 
     Args:
         raw: its raw map, of finite values.
         threshold: what its presence score had to reach; None: nothing.
         present: the presence decision.
+        score: its presence score; None: the highest of the map.
     """
     if raw.max() == raw.min():
         return "its map is the same everywhere"
     if present:
         return "its points gave an empty mask"
-    score = float(raw.max())
+    score = float(raw.max()) if score is None else score
     if threshold is not None and score < np.float32(threshold):
         return f"its highest score {score:.3f} is below the threshold {threshold:g}"
     return "a distractor scores higher at its peak"

@@ -28,6 +28,8 @@ WRONG = {
     "min_share": [-0.1, 1.5, np.nan, np.inf, "0.5", None, True],
     "max_positive": [-1, 1.5, "3", True, np.nan, 10**400],
     "max_negative": [-1, 1.5, "3", True, np.inf, 10**400],
+    "tile": [0, 31, 2.5, "64", True, None, "on", np.nan],
+    "tile_overlap": [-0.1, 0.95, np.nan, "0.5", None, True],
     "candidate": ["best", None, 7, [], ("both",)],
 }
 
@@ -60,6 +62,11 @@ def test_wrong_values_are_named_with_what_was_expected(field, value):
     else:
         assert "must be" in message
         assert "but got " in message
+
+
+def test_tiles_are_for_objects():
+    message = refusal(tile="auto", prompts="label")
+    assert message.startswith('tile must be "off" with one prompt a label')
 
 
 def test_long_values_are_cut():

@@ -25,6 +25,7 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("sam",),
     ("visualize",),
     ("result",),
+    ("tiles",),
     ("pipeline",),
     ("tiny",),
     ("models",),

@@ -30,7 +30,7 @@ from clip2sam.data.images import Image
 from clip2sam.data.labels import as_label_set
 from clip2sam.data.presence import is_present, recorded_presence
 from clip2sam.points import pool_grid, select_points
-from clip2sam.result import as_results
+from clip2sam.result import as_result
 from clip2sam.sam import PromptSAM
 from clip2sam.similarity import feature_surgery
 from clip2sam.types import Candidates, Masks, Prediction, Prompts, SimilarityMaps
@@ -602,7 +602,8 @@ def test_boxes_and_empty_masks():
     prompts = Prompts(torch.ones(3, 1, 2), torch.ones(3, 1, dtype=torch.long), which, counts, sizes)
     masks = Masks(logits, iou, iou, which, iou, iou, iou, iou > -1, which, counts, sizes)
     image = Image(np.zeros((128, 128, 3), np.uint8), "array")
-    results = as_results((image, image), Prediction(maps, prompts, masks), Config(), sam)
+    prediction = Prediction(maps, prompts, masks)
+    results = [as_result(image, prediction, i, Config(), sam) for i in range(2)]
     assert [result.labels for result in results] == [["dog"], ["dog"]]
     assert [result.scores.tolist() for result in results] == [[np.float32(0.2)], [np.float32(0.3)]]
     assert results[0].boxes.tolist() == [[80, 32, 112, 48]]

@@ -110,7 +110,8 @@ def explain(
     distractors: Sequence[str] = (),
     object: int = 0,
 ) -> Explanation:
-    """Follow one label of one image through all the stages, with the segmenter's settings.
+    """Follow one label of one image through all the stages, with the segmenter's settings, but for
+    tiles: it is the whole image that is looked at.
 
     Args:
         image, labels, distractors: as for the segmenter. Give the same labels: each of them
@@ -131,6 +132,7 @@ def explain(
             "add it or choose another"
         )
     index = label_set.names.index(label)
+    segmenter = segmenter.with_config(tile="off")
     features = segmenter.encode([loaded])
     maps = _checked_maps(segmenter, features, label_set)
     objects, candidates = follow_objects(segmenter, features, _only(maps, index), label, object)
@@ -242,7 +244,7 @@ def explain_caption(segmenter: Segmenter, image: ImageLike, caption: str) -> Cap
             f"expected a caption with at least one word, got {caption!r}; "
             "write what is in the image"
         )
-    loaded = load_image(image)
+    loaded, segmenter = load_image(image), segmenter.with_config(tile="off")
     labels = LabelSet(tuple(LabelClass(word, (word,)) for word in words))
     maps = _checked_maps(segmenter, segmenter.encode([loaded]), labels)
     return CaptionMaps(loaded, words, maps.raw[0].cpu().numpy(), maps.presence[0].cpu().numpy())

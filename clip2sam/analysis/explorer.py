@@ -46,7 +46,8 @@ class Bench:
     """An image whose features are kept, and the points that a person changed, label by label.
 
     Args:
-        segmenter: the models, and the settings that a run starts from.
+        segmenter: the models, and the settings that a run starts from, but for tiles: it is the
+            whole image that is looked at.
         image: as for the segmenter.
 
     Raises:
@@ -54,7 +55,8 @@ class Bench:
     """
 
     def __init__(self, segmenter: Segmenter, image: ImageLike) -> None:
-        self.segmenter, self.features = segmenter, segmenter.encode([load_image(image)])
+        self.segmenter = segmenter.with_config(tile="off")
+        self.features = self.segmenter.encode([load_image(image)])
         self.changed: dict[str, Points] = {}
         """Label -> all of its points, for the labels whose points were changed by hand."""
 

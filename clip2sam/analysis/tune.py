@@ -27,7 +27,6 @@ from clip2sam.errors import CocoError, ImageError, LabelError, ModelError
 from clip2sam.labelling.decode_worker import load_named
 from clip2sam.labelling.failures import ModelFailures, for_one_image
 from clip2sam.pipeline import LabelsLike, Segmenter
-from clip2sam.result import check_finite
 
 
 @dataclass(frozen=True)
@@ -235,9 +234,8 @@ def _scored(
     segmenter: Segmenter, image: Image, labels: LabelSet
 ) -> tuple[Float[np.ndarray, "labels"], Bool[np.ndarray, "labels"]]:
     """An image's presence scores, and which labels a distractor beats."""
-    maps = segmenter.locate(segmenter.encode([image]), labels)
-    check_finite(image, "CLIP's similarity maps", maps.raw[0].cpu().numpy())
-    return maps.presence[0].cpu().numpy(), maps.beaten[0].cpu().numpy()
+    (scored,) = segmenter.presence(segmenter.encode([image]), labels)
+    return scored
 
 
 def suggested(

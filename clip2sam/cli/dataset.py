@@ -31,6 +31,8 @@ from clip2sam.cli.options import (
     Root,
     SamCheckpoint,
     Source,
+    Tile,
+    TileOverlap,
     WeightsDir,
     as_path,
     given_labels,
@@ -94,6 +96,8 @@ def label(
     one_mask: OneMask = False,
     max_objects: MaxObjects = None,
     min_share: MinShare = None,
+    tile: Tile = None,
+    tile_overlap: TileOverlap = None,
     resolution: Resolution = None,
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -131,12 +135,15 @@ def label(
         one_mask=one_mask,
         max_objects=max_objects,
         min_share=min_share,
+        tile=tile,
+        tile_overlap=tile_overlap,
     )
 
     def load_models() -> "Segmenter":
         from clip2sam.models.loading import load
+        from clip2sam.tiles import cost
 
-        return load(
+        segmenter = load(
             preset,
             config=config,
             device=device,
@@ -148,6 +155,9 @@ def label(
             weights_dir=weights_dir,
             offline=offline,
         )
+        if config.tile != "off" and not quiet and not json:
+            err.print(Text(cost(config, segmenter.view_side)))
+        return segmenter
 
     display = Display(out, err, quiet=quiet, as_json=json)
     try:

@@ -152,6 +152,17 @@ MinShare = Annotated[
         "Show masks so strong beside their label's best one in the image: 0 (all) to 1; else 0.5."
     ),
 ]
+Tile = Annotated[
+    str | None,
+    typer.Option(
+        help="Windows of large images, for small objects: auto, off, or a side in pixels.",
+        metavar="auto|off|SIDE",
+    ),
+]
+TileOverlap = Annotated[
+    float | None,
+    number_option("The part of a window that its neighbour shows as well, 0 to 0.9; else 0.5."),
+]
 Resolution = Annotated[int | None, typer.Option(help="Side of CLIP's square input in pixels.")]
 
 # Outputs
@@ -195,6 +206,8 @@ def settings(
     one_mask: bool = False,
     max_objects: int | None = None,
     min_share: float | None = None,
+    tile: str | None = None,
+    tile_overlap: float | None = None,
 ) -> "Config":
     """The preset's settings, or with `published` those of the published demo, with the options
     that are given in their place.
@@ -215,6 +228,8 @@ def settings(
         "prompts": "label" if one_mask else None,
         "max_objects": max_objects,
         "min_share": min_share,
+        "tile": int(tile) if tile is not None and tile.isdecimal() else tile,
+        "tile_overlap": tile_overlap,
     }
     given = {name: value for name, value in changes.items() if value is not None}
     return replace(published_demo() if published else base, **given)

@@ -29,6 +29,8 @@ from clip2sam.cli.options import (
     Published,
     Resolution,
     SamCheckpoint,
+    Tile,
+    TileOverlap,
     WeightsDir,
     as_path,
     given_labels,
@@ -68,6 +70,8 @@ def segment(
     one_mask: OneMask = False,
     max_objects: MaxObjects = None,
     min_share: MinShare = None,
+    tile: Tile = None,
+    tile_overlap: TileOverlap = None,
     resolution: Resolution = None,
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -86,6 +90,7 @@ def segment(
     from clip2sam.data.sources import check_output, find_source
     from clip2sam.labelling.segment import segment_images
     from clip2sam.models.loading import load
+    from clip2sam.tiles import cost
     from clip2sam.visualize.overlays import Overlays
 
     if overlays not in get_args(Overlays):
@@ -102,6 +107,8 @@ def segment(
         one_mask=one_mask,
         max_objects=max_objects,
         min_share=min_share,
+        tile=tile,
+        tile_overlap=tile_overlap,
     )
     source = find_source(images)
     check_output(source, output)
@@ -116,6 +123,8 @@ def segment(
         weights_dir=weights_dir,
         offline=offline,
     )
+    if config.tile != "off":
+        err.print(Text(cost(config, segmenter.view_side)))
     drawings = 0
     with _progress() as progress:
         task = progress.add_task("segmenting", total=len(source.keys))

@@ -23,7 +23,7 @@ from clip2sam.kernels.tensors import state_sha256
 from clip2sam.labelling.fingerprint import plain
 from clip2sam.labelling.readers import Prepared
 from clip2sam.pipeline import PreparedImage, Segmenter
-from clip2sam.result import as_result
+from clip2sam.result import Found, as_result, finished
 from clip2sam.types import Prediction
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ class Engine(Protocol):
     def prepare(self, image: Image) -> Prepared:
         """What can be done to an image ahead; called in the threads of the readers."""
 
-    def predict(self, prepared: Sequence[Any]) -> list[Any]:
+    def predict(self, prepared: Sequence[Any]) -> Sequence[Any]:
         """The model's part, on the device: one prediction for each image. May raise that memory has
         run out."""
 
@@ -114,17 +114,25 @@ class SegmenterEngine:
         """Resize it for both models."""
         return self.segmenter.prepare(image)
 
-    def predict(self, prepared: Sequence[PreparedImage]) -> list[tuple[Prediction, int]]:
-        """The batch's prediction, for each image with its place in it."""
+    def predict(
+        self, prepared: Sequence[PreparedImage]
+    ) -> Sequence[tuple[Prediction, int] | Found]:
+        """The batch's prediction, for each image with its place in it. With tiles what was found in
+        each image: an image's views don't fit into one batch."""
         features = self.segmenter.encode(prepared, group=self.group)
+        if self.config.tile != "off":
+            return self.segmenter.find(features, self.labels)
         prediction = self.segmenter.predict(features, self.labels)
         return [(prediction, i) for i in range(len(prepared))]
 
     @torch.no_grad()
-    def finish(self, image: Image, prediction: tuple[Prediction, int]) -> Outcome:
+    def finish(self, image: Image, prediction: tuple[Prediction, int] | Found) -> Outcome:
         """Presence scores and masks."""
         config, sam = self.segmenter.config, self.segmenter.sam
-        result = as_result(image, *prediction, config, sam)
+        if isinstance(prediction, Found):
+            result = finished(image, prediction, config)
+        else:
+            result = as_result(image, *prediction, config, sam)
         return result.record.presence, result.record.beaten, result.everything
 
 
@@ -142,8 +150,8 @@ def _lowered(segmenter: Segmenter, labels: LabelSet, floor: float) -> tuple[Labe
 
 
 def predict_within_memory(
-    engine: Engine, items: Sequence[T], predict: Callable[[Sequence[T]], list[Any]]
-) -> list[Any]:
+    engine: Engine, items: Sequence[T], predict: Callable[[Sequence[T]], Sequence[Any]]
+) -> Sequence[Any]:
     """Predict a batch; where memory runs out, halve it (and the engine's group), down to one item,
     which is tried twice. Raises what was raised for one item."""
     outcome = _attempt(lambda: predict(items))

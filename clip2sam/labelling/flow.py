@@ -104,7 +104,7 @@ def _batches(readers: Readers, writer: "Writer", size: int, clock: Clock) -> Ite
 def _predict(engine: Engine, batch: Sequence[Read]) -> list[Predicted]:
     """Run the model. After an error other than lack of memory, each image is tried alone."""
 
-    def predict(reads: Sequence[Read]) -> list[Any]:
+    def predict(reads: Sequence[Read]) -> Sequence[Any]:
         return engine.predict([_prepared(engine, read) for read in reads])
 
     began = time.perf_counter()

@@ -125,6 +125,5 @@ def _result(
     segmenter: Segmenter, image: Image, image_id: int, key: str, labels: LabelSet
 ) -> Result:
     features = segmenter.encode([image])
-    prediction = segmenter.predict(features, labels)
-    (result,) = segmenter.results(features, prediction, ids=(image_id,), names=(key,))
+    (result,) = segmenter.segment(features, labels, ids=(image_id,), names=(key,))
     return result
