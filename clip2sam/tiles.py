@@ -216,7 +216,7 @@ def best_presence(
 ) -> tuple[Float[np.ndarray, "classes"], Bool[np.ndarray, "classes"]]:
     """Each label's highest score over the views in which no distractor beats it; and whether it is
     beaten, which is to be so in all of them."""
-    everywhere = beaten.all(axis=0)
+    everywhere = np.asarray(beaten.all(axis=0))
     return np.where(beaten & ~everywhere, -np.inf, presence).max(axis=0), everywhere
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clip2sam
-from clip2sam.analysis.explain import explain
+from clip2sam.analysis.explain import explain, explain_caption
+from clip2sam.analysis.explorer import Bench
 from clip2sam.coco.rle import decode_rle, encode_mask
 from clip2sam.config import Config
 from clip2sam.data.labels import as_label_set
@@ -272,6 +273,9 @@ def test_a_batch_gives_what_each_image_gives_alone(segmenter):
     labels = as_label_set(["cat", "dog", "tree"], distractors=["sky"])
     features = segmenter.encode(images)
     assert [len(own) for own in features.windows] == [9, 1, 5]
+    cut = [w.of(i) for i, own in zip(images, features.windows, strict=True) for w in own]
+    for view, part in zip(features.images, cut, strict=True):
+        np.testing.assert_array_equal(view.pixels, part.pixels)
     in_parts = segmenter.segment(features, labels)
     at_once = segmenter.results(features, segmenter.predict(features, labels))
     assert sum(len(result.labels) for result in in_parts) > 1
@@ -336,13 +340,14 @@ def test_a_small_object_in_a_large_image_is_found():
     assert mask[int(y), int(x)]
 
 
-def test_explanations_look_at_the_whole_image(segmenter):
-    image = noise()
-    tiled, plain = (
-        explain(s, image, ["cat", "dog"], "cat")
-        for s in (segmenter, segmenter.with_config(tile="off"))
-    )
-    assert (tiled.raw == plain.raw).all()
+def test_explanations_look_at_the_whole_image(segmenter, monkeypatch):
+    given: list[int] = []
+    real = segmenter.clip.preprocess
+    monkeypatch.setattr(segmenter.clip, "preprocess", lambda p: given.append(len(p)) or real(p))
+    explain(segmenter, noise(), ["cat", "dog"], "cat")
+    explain_caption(segmenter, noise(), "a cat")
+    Bench(segmenter, noise()).run(as_label_set(["cat", "dog"]))
+    assert given == [1, 1, 1]
 
 
 # -- a run over a dataset
