@@ -185,6 +185,7 @@ NUMBERS = {
     "--presence-threshold": ("segment", "label", "export", "explain", "evaluate"),
     "--point-threshold": ("segment", "label", "explain"),
     "--min-share": ("segment", "label", "export", "explain", "evaluate"),
+    "--tile-overlap": ("segment", "label"),
     "--keep-above": ("label",),
     "--timeout": ("label",),
     "--min-score": ("export",),

@@ -132,7 +132,7 @@ def explain(
             "add it or choose another"
         )
     index = label_set.names.index(label)
-    segmenter = segmenter.with_config(tile="off")
+    segmenter = _without_tiles(segmenter)
     features = segmenter.encode([loaded])
     maps = _checked_maps(segmenter, features, label_set)
     objects, candidates = follow_objects(segmenter, features, _only(maps, index), label, object)
@@ -165,6 +165,10 @@ def _checked_maps(segmenter: Segmenter, features: Features, labels: LabelSet) ->
     maps = segmenter.locate(features, labels)
     check_finite(features.images[0], "CLIP's similarity maps", maps.raw[0].cpu().numpy())
     return maps
+
+
+def _without_tiles(segmenter: Segmenter) -> Segmenter:
+    return segmenter if segmenter.config.tile == "off" else segmenter.with_config(tile="off")
 
 
 def _only(maps: SimilarityMaps, index: int) -> SimilarityMaps:
@@ -244,7 +248,7 @@ def explain_caption(segmenter: Segmenter, image: ImageLike, caption: str) -> Cap
             f"expected a caption with at least one word, got {caption!r}; "
             "write what is in the image"
         )
-    loaded, segmenter = load_image(image), segmenter.with_config(tile="off")
+    loaded, segmenter = load_image(image), _without_tiles(segmenter)
     labels = LabelSet(tuple(LabelClass(word, (word,)) for word in words))
     maps = _checked_maps(segmenter, segmenter.encode([loaded]), labels)
     return CaptionMaps(loaded, words, maps.raw[0].cpu().numpy(), maps.presence[0].cpu().numpy())
