@@ -182,7 +182,6 @@ def test_mistakes_are_one_clear_line(run, street, monkeypatch, arguments, code, 
 NO_PATH = ": expected a path, got nothing"
 
 NUMBERS = {
-    "--tile-overlap": ("segment", "label"),
     "--presence-threshold": ("segment", "label", "export", "explain", "evaluate"),
     "--point-threshold": ("segment", "label", "explain"),
     "--min-share": ("segment", "label", "export", "explain", "evaluate"),
