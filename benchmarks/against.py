@@ -6,7 +6,7 @@
 Each side is a process of its own with its models loaded. They get the same work in turn. A ratio
 is the other side's time divided by ours in one turn, so above 1 ours is faster. Only what both
 sides understand is called: `clip2sam.load` and the segmenter itself. CLIP ViT-B/16 and SAM with
-seeded weights, and `tiny`; every label is prompted.
+seeded weights, and `tiny`; every label is prompted once (`objects.py` has one prompt an object).
 """
 
 import argparse
@@ -53,7 +53,8 @@ def serve(sam: str) -> None:
     for line in sys.stdin:
         kind, labels = line.split(",")[0], LABELS[: int(line.split(",")[1].split()[0])]
         if kind not in loaded:
-            loaded[kind] = models[kind]().with_config(**{name: None})
+            one_mask = {"prompts": "label"} if "prompts" in settings else {}
+            loaded[kind] = models[kind]().with_config(**{name: None}, **one_mask)
         began = time.perf_counter()
         for _ in range(20 if kind == "tiny" else 1):
             loaded[kind](pixels, labels)

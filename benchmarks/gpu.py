@@ -128,7 +128,9 @@ def dataset_row(segmenter: Segmenter, images: int, device: torch.device) -> dict
             (source / f"{i:06d}.jpg").write_bytes(data)
         maps = segmenter.locate(segmenter.encode([load_image(data)]), labels)
         scores = maps.presence[0].sort(descending=True).values
-        segmenter = segmenter.with_config(presence_threshold=float(scores[PRESENT - 1]) - 1e-4)
+        threshold = float(scores[PRESENT - 1]) - 1e-4
+        # maps of random weights peak everywhere: one prompt a label, so that there are PRESENT
+        segmenter = segmenter.with_config(presence_threshold=threshold, prompts="label")
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         run = clip2sam.label_dataset_iter(source, labels, f"{folder}/run", segmenter=segmenter)
@@ -146,7 +148,8 @@ def agreement_row(device: torch.device) -> dict[str, Any]:
     image, labels = load_image(jpeg(0.1)), as_label_set(["circle", "red thing", "striped star"])
 
     def predict(where: str) -> tuple[Tensor, Tensor]:
-        segmenter = clip2sam.load("tiny", device=where).with_config(presence_threshold=None)
+        tiny = clip2sam.load("tiny", device=where)
+        segmenter = tiny.with_config(presence_threshold=None, prompts="label")
         prediction = segmenter.predict(segmenter.encode([image]), labels)
         return prediction.maps.raw.cpu(), prediction.masks.logits.cpu()
 

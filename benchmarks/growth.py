@@ -85,7 +85,7 @@ class Bench:
         features = self.segmenter.encode([load_image(data)])
         scores = self.segmenter.locate(features, labels).presence[0].sort(descending=True).values
         return self.segmenter.with_config(
-            presence_threshold=float(scores[min(prompts, len(scores)) - 1])
+            presence_threshold=float(scores[min(prompts, len(scores)) - 1]), prompts="label"
         )
 
     @torch.no_grad()

@@ -228,7 +228,7 @@ def agreement(given: argparse.Namespace) -> list[dict[str, Any]]:
     ious, same = [], []
     for example in scene_examples("validation", 100):
         one, two = (
-            dict(zip(r.labels, r.masks, strict=True))
+            {label: r.mask_of(label) for label in r.labels}
             for r in (s(example.image, list(example.requested)) for s in (full, half))
         )
         same += [(label in one) == (label in two) for label in example.requested]
