@@ -71,7 +71,11 @@ def test_segment_writes_coco_and_overlays(run, street, tmp_path):
     assert all(name.startswith("street.png.") for name in drawings)
     assert "traffic light: absent, its highest score" in printed
     assert "1 images, " in printed
+    assert f"{len(coco.anns)} masks (one for each object), 0 failed" in printed
+    assert coco.dataset["info"]["masks"] == "one for each object"
     assert run("validate", "out/annotations.json")[0] == 0
+    code, printed, _ = run("segment", street, *arguments, "--output", "one", "--one-mask")
+    assert "masks (one for each label), 0 failed" in printed
 
 
 def test_labels_file_polygons_and_all_overlays(run, street, tmp_path):
@@ -532,6 +536,7 @@ def test_label_and_export(run, street, tmp_path):
     code, printed, errors = run(*arguments)
     assert code == 1
     assert "2 listed = 1 done + 0 empty + 1 failed; 2 now" in printed
+    assert "masks: one for each object" in printed
     assert "failed: b.jpg" in errors
     code, printed, errors = run(*arguments, "--json")
     assert (code, json.loads(printed)["labelled_now"]) == (1, 0)

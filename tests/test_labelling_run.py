@@ -96,6 +96,7 @@ def test_a_run_is_published_whole(finished):
     assert (output / "presence.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((output / "summary.json").read_text())
     assert (written["listed"], written["labelled_now"]) == (16, 16)
+    assert written["masks_are"] == document["info"]["masks"] == "one for each object"
     assert {"images_per_second", "waited_for_images", "waited_for_writer"} <= written.keys()
     assert sum(n for n in written["classes"][0]["histogram"].values()) == 12
     assert sum(c["masks"] for c in written["classes"]) == len(document["annotations"])

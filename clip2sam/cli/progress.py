@@ -124,6 +124,8 @@ def _print_table(out: Console, summary: Summary) -> None:
         score = f"{found.mean_score:.3f}" if found.masks else ""
         table.add_row(Text(found.name), threshold, str(found.images), str(found.masks), score)
     out.print(table)
+    if summary.masks_are:
+        out.print(f"masks: {summary.masks_are}")
     out.print(
         f"{summary.listed} listed = {summary.done} done + {summary.empty} empty + "
         f"{summary.failed} failed; {summary.labelled_now} now, in {summary.seconds:.1f} s, "

@@ -86,6 +86,7 @@ def segment(
 
     Example: clip2sam segment street.jpg --label person --label "traffic light" --output out/
     """
+    from clip2sam.config import PROMPTS
     from clip2sam.data.labels import as_label_set
     from clip2sam.data.sources import check_output, find_source
     from clip2sam.labelling.segment import segment_images
@@ -155,7 +156,8 @@ def segment(
     failed = sum(record.state == "failed" for record in records)
     masks = sum(len(record.annotations) for record in records)
     counts = (
-        f"{len(records)} images, {len(label_set.wanted)} labels, {masks} masks, {failed} failed"
+        f"{len(records)} images, {len(label_set.wanted)} labels, {masks} masks "
+        f"({PROMPTS[config.prompts]}), {failed} failed"
     )
     where = f" and {drawings} drawings in {output / 'overlays'}" if drawings else ""
     out.print(Text(f"{counts}; wrote {output / 'annotations.json'}{where}"))

@@ -66,6 +66,8 @@ class Summary:
     classes: tuple[ClassSummary, ...]
     failures: tuple[dict[str, str], ...]
     """file_name and reason of every image that failed."""
+    masks_are: str = ""
+    """"one for each object" or "one for each label"; empty if the engine doesn't say."""
     labelled_now: int = 0
     """Images of this start; those of earlier ones are in the journal. The rest is about this start
     alone."""
@@ -231,6 +233,7 @@ class _Counts:
             self._states["failed"],
             tuple(self._class(*one) for one in classes),
             tuple(self._failures),
+            run_info(self._run).get("masks", ""),
         )
 
     def _class(
