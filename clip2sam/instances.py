@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from clip2sam.kernels.device import on_host
 from clip2sam.types import Instances, Prompts, SimilarityMaps
 
 FINE = 64
@@ -108,8 +109,9 @@ def _highest(
     tokens: tuple[int, ...],
     threshold: float,
     most: int,
-) -> tuple[Int[Tensor, "labels most"], Float[Tensor, "labels most"]]:
-    """The fine cell of each object, the highest first, and its height; -inf where there is none."""
+) -> tuple[Int[Tensor, "labels objects"], Float[Tensor, "labels objects"]]:
+    """The fine cell of each object, the highest first, and its height; -inf where there is none.
+    On the host as many columns as are needed."""
     high, wide = fine.shape[-2:]
     is_maximum = fine >= F.max_pool2d(fine[:, None], 3, stride=1, padding=1)[:, 0]
     # distances are in tokens, which need not be square
@@ -129,4 +131,6 @@ def _highest(
         left = left.masked_fill(down + across < TOKENS_APART**2, -torch.inf)
         places.append(place)
         heights.append(height)
+        if on_host(fine) and not height.isfinite().any():  # a GPU would have to be waited for
+            break
     return torch.stack(places, dim=1), torch.stack(heights, dim=1)

@@ -318,16 +318,20 @@ class Segmenter:
     def choose(self, maps: SimilarityMaps, prompts: Prompts, candidates: Candidates) -> Masks:
         """Keep one candidate of each prompt, by the rule of `Config.candidate`, and score it. With
         one prompt an object, masks of the same object of a label are marked as not kept."""
-        agrees = self.agreement(maps, prompts, candidates)
+        measured = None
+        if self.config.prompts == "object":
+            measured = self.contrast(maps, prompts, candidates.logits)
+            agrees = measured.agreement
+        else:
+            agrees = self.agreement(maps, prompts, candidates)
         best = as_rule(self.config.candidate)(candidates, agrees).argmax(dim=-1)
         row = torch.arange(len(best), device=best.device)
         logits, predicted = candidates.logits[row, best], candidates.predicted_iou[row, best]
         score, ones = predicted.clamp(0, 1), torch.ones_like(predicted)
         inside, against, kept = ones, ones, ones.bool()
-        if self.config.prompts == "object":
-            measured = self.contrast(maps, prompts, logits[:, None])
-            inside, against = measured.inside[:, 0], measured.contrast[:, 0]
-            score = score * stability(logits) * measured.agreement[:, 0]
+        if measured is not None:
+            inside, against = measured.inside[row, best], measured.contrast[row, best]
+            score = score * stability(logits) * agrees[row, best]
             kept = self._best_of_each(prompts, logits, score)
         return Masks(
             logits,

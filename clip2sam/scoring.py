@@ -54,8 +54,9 @@ def contrast(
         coverage: the share of each of the map's cells that each mask covers, 0 to 1.
         maps: the fine raw map of each prompt's label.
     """
-    width = 2 * RING + 1
-    wider = F.max_pool2d(coverage, width, stride=1, padding=RING)
+    width = 2 * RING + 1  # rows, then columns: the same as a square, and faster
+    tall = F.max_pool2d(coverage, (width, 1), stride=1, padding=(RING, 0))
+    wider = F.max_pool2d(tall, (1, width), stride=1, padding=(0, RING))
     heat = maps[:, None]
     inside, around = (_weighted_mean(heat, weight) for weight in (coverage, wider - coverage))
     return Contrast(inside, (inside - around).clamp(min=0))
