@@ -388,8 +388,8 @@ POINTS = [
         ),
         (
             "the score without stability",
-            "score = score * stability(logits) * measured.agreement[:, 0]",
-            "score = score * measured.agreement[:, 0]",
+            "score = score * stability(logits) * agrees[row, best]",
+            "score = score * agrees[row, best]",
         ),
         (
             "features kept for another method",
