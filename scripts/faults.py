@@ -255,6 +255,25 @@ POINTS = [
         ("agreement without the union", "return overlap / union", "return overlap"),
     ),
     *faults(
+        "pipeline.py",
+        "instances",
+        (
+            "contrast with the first label's map",
+            "fine = fine_maps(maps.raw[prompts.image_index, prompts.label_index])",
+            "fine = fine_maps(maps.raw[prompts.image_index, prompts.label_index * 0])",
+        ),
+        (
+            "masks of all labels compete",
+            "group = label[:, None] == label",
+            "group = torch.ones_like(label[:, None] == label)",
+        ),
+        (
+            "the score without stability",
+            "score = score * stability(logits) * agrees[row, best]",
+            "score = score * agrees[row, best]",
+        ),
+    ),
+    *faults(
         "instances.py",
         "instances pipeline",
         (
@@ -375,21 +394,6 @@ POINTS = [
             "agreement with the first image's map",
             "heat = maps.raw[prompts.image_index, prompts.label_index]",
             "heat = maps.raw[prompts.image_index * 0, prompts.label_index]",
-        ),
-        (
-            "contrast with the first label's map",
-            "fine = fine_maps(maps.raw[prompts.image_index, prompts.label_index])",
-            "fine = fine_maps(maps.raw[prompts.image_index, prompts.label_index * 0])",
-        ),
-        (
-            "masks of all labels compete",
-            "group = label[:, None] == label",
-            "group = torch.ones_like(label[:, None] == label)",
-        ),
-        (
-            "the score without stability",
-            "score = score * stability(logits) * agrees[row, best]",
-            "score = score * agrees[row, best]",
         ),
         (
             "features kept for another method",

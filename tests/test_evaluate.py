@@ -395,7 +395,7 @@ machines."""
 
 
 def test_the_pipeline_stays_above_its_floors():
-    figures = evaluate(clip2sam.load("tiny"), scene_examples("validation", 40))["all"]
+    figures = evaluate(clip2sam.load("tiny"), scene_examples("validation", 20))["all"]
     below = {
         name: (figures[name], floor) for name, floor in FLOORS.items() if figures[name] < floor
     }

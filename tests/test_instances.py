@@ -19,7 +19,7 @@ from clip2sam.scoring import (
     shares_of_best,
     stability,
 )
-from clip2sam.tiny.scenes import instance_masks, scene, split_seed
+from clip2sam.tiny.scenes import instance_masks, scene, split_scene, split_seed
 from clip2sam.types import SimilarityMaps
 
 
@@ -289,6 +289,39 @@ def test_a_label_that_was_not_asked_for_has_no_mask(tiny, pair):
     absent = tiny.with_config(presence_threshold=9.0)(pair[0].pixels, ["heart"])
     assert absent.mask_of("heart").shape == pair[0].size
     assert not absent.mask_of("heart").any()
+
+
+def test_masks_are_scored_by_their_own_labels_map_and_compete_within_it(tiny):
+    """Scores against the formula, one mask after the other; two labels for one object keep both."""
+    drawn = split_scene("validation", 4, "several")
+    first = drawn.objects[0]
+    labels = clip2sam.as_label_set([f"{first.colour} thing", first.shape, "ring", "pink thing"])
+    segmenter = tiny.with_config(presence_threshold=None, point_threshold=0.3)
+    features = segmenter.encode([Image(drawn.pixels, "a.png")])
+    maps = segmenter.locate(features, labels)
+    prompts = segmenter.prompt(maps)
+    candidates = segmenter.decode(features, prompts)
+    masks = segmenter.choose(maps, prompts, candidates)
+    fine = fine_maps(maps.raw[0])
+    assert len(prompts.coords) > 8
+    for i, label in enumerate(prompts.label_index.tolist()):
+        logits = masks.logits[i]
+        coverage = segmenter.sam.coverage(logits[None, None], drawn.size, fine.shape[-2:])
+        inside, against = contrast(coverage, fine[label][None])
+        expected = masks.predicted_iou[i].clamp(0, 1) * stability(logits[None])[0]
+        expected = expected * against[0, 0] / (against[0, 0] + HALF_CONTRAST)
+        assert masks.score[i].item() == pytest.approx(expected.item(), abs=1e-5)
+        assert masks.inside[i].item() == pytest.approx(inside.item(), abs=1e-5)
+    same = same_object(segmenter.sam.inside(masks.logits, drawn.size))
+    kept: list[int] = []
+    for i in masks.score.argsort(descending=True, stable=True).tolist():
+        rivals = [k for k in kept if prompts.label_index[k] == prompts.label_index[i]]
+        if not any(same[i, k] for k in rivals):
+            kept.append(i)
+    assert masks.kept.nonzero()[:, 0].tolist() == sorted(kept)
+    of_both = masks.kept[prompts.label_index == 0], masks.kept[prompts.label_index == 1]
+    assert all(one.any() for one in of_both), "labels don't compete: it is both"
+    assert not masks.kept.all(), "some masks show one object"
 
 
 def test_no_object_no_cost(tiny):
