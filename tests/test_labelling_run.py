@@ -629,7 +629,8 @@ def test_a_lock_that_is_removed_keeps_others_out(tmp_path):
         thread.join()
     assert len(entered) > 10
     assert not both
-    assert all("No such file" in error for error in errors), errors
+    gone = ("No such file", "File exists")  # between two steps of making it
+    assert all(any(text in error for text in gone) for error in errors), errors
     # an empty folder may stay: who made it was not the last to hold the lock
     assert tree(tmp_path) in ([], ["run"])
 

@@ -97,7 +97,7 @@ def lock_run(path: Path) -> Iterator[None]:
     with output_errors(path):
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            _make_folder(path)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise RunLockedError(
@@ -117,6 +117,15 @@ def lock_run(path: Path) -> Iterator[None]:
                 (path / LOCK).unlink()
                 _remove_empty(made)
         lock.release()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if path.exists():  # and is no folder
+            raise
+        path.mkdir(parents=True, exist_ok=True)  # a start that was refused has just removed it
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
