@@ -76,19 +76,23 @@ def find_instances(
 
 def instance_prompts(
     instances: Instances,
-    coords: Float[Tensor, "images labels points 2"],
-    point_labels: Int[Tensor, "images labels points"],
+    coords: Float[Tensor, "images labels points 2"] | None = None,
+    point_labels: Int[Tensor, "images labels points"] | None = None,
 ) -> Prompts:
     """One prompt for each object: a positive point at its place, and its label's negative points.
 
     Args:
-        coords, point_labels: from `clip2sam.points.select_points`, without positive points.
+        coords, point_labels: from `clip2sam.points.select_points`, without positive points; None:
+            there are no negative ones.
     """
-    own = instances.image_index, instances.label_index
-    positive = torch.ones_like(instances.label_index)[:, None]
+    places, kinds = instances.coords[:, None], torch.ones_like(instances.label_index)[:, None]
+    if coords is not None and point_labels is not None:
+        own = instances.image_index, instances.label_index
+        places = torch.cat([places, coords[own]], dim=1)
+        kinds = torch.cat([kinds, point_labels[own]], dim=1)
     return Prompts(
-        coords=torch.cat([instances.coords[:, None], coords[own]], dim=1),
-        point_labels=torch.cat([positive, point_labels[own]], dim=1),
+        coords=places,
+        point_labels=kinds,
         label_index=instances.label_index,
         counts=instances.counts,
         sizes=instances.sizes,

@@ -290,10 +290,11 @@ class Segmenter:
     @torch.no_grad()
     def instances(self, maps: SimilarityMaps) -> Instances:
         """The places of the objects of each label that is present."""
-        config = self.config
-        grids = pool_grid(maps.raw, config.grid)
-        most = PEAKS_AN_OBJECT * config.max_objects
-        return find_instances(maps, grids, config.positive_from, most)
+        return self._instances(maps, pool_grid(maps.raw, self.config.grid))
+
+    def _instances(self, maps: SimilarityMaps, grids: Tensor) -> Instances:
+        most = PEAKS_AN_OBJECT * self.config.max_objects
+        return find_instances(maps, grids, self.config.positive_from, most)
 
     @torch.no_grad()
     def prompt(self, maps: SimilarityMaps) -> Prompts:
@@ -302,8 +303,11 @@ class Segmenter:
         config, grids = self.config, pool_grid(maps.raw, self.config.grid)
         start = config.positive_from
         if config.prompts == "object":
-            points = select_points(grids, maps.sizes, start, 0, config.max_negative or 0)
-            return instance_prompts(self.instances(maps), *points)
+            instances = self._instances(maps, grids)
+            if not config.max_negative:  # no slots for points that nobody asked for
+                return instance_prompts(instances)
+            points = select_points(grids, maps.sizes, start, 0, config.max_negative)
+            return instance_prompts(instances, *points)
         points = select_points(grids, maps.sizes, start, config.max_positive, config.max_negative)
         return point_prompts(*points, maps.present, maps.sizes)
 

@@ -318,8 +318,8 @@ POINTS = [
         ),
         (
             "no negative points with an object",
-            "coords=torch.cat([instances.coords[:, None], coords[own]], dim=1)",
-            "coords=torch.cat([instances.coords[:, None], 0 * coords[own]], dim=1)",
+            "places = torch.cat([places, coords[own]], dim=1)",
+            "places = torch.cat([places, 0 * coords[own]], dim=1)",
         ),
     ),
     *faults(
