@@ -43,10 +43,14 @@ def check_id(number: int, what: str) -> None:
         raise CocoError(f"{what}: expected an id from 1 to 2**53 - 1, got {number}; number it anew")
 
 
+def made_by(version: str = "") -> dict[str, Any]:
+    """How every `info` of ours begins."""
+    return {"description": f"Made with clip2sam {version}".rstrip(), "version": "1.0"}
+
+
 def document_head(info: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What stands in front of the rows: `info` (default: made with clip2sam) and no licenses."""
-    made = {"description": "Made with clip2sam", "version": "1.0"}
-    return {"info": made if info is None else dict(info), "licenses": []}
+    return {"info": made_by() if info is None else dict(info), "licenses": []}
 
 
 def category_rows(classes: Sequence[LabelClass]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clip2sam import __version__
-from clip2sam.coco.document import file_name_fault
+from clip2sam.coco.document import file_name_fault, made_by
 from clip2sam.config import PROMPTS
 from clip2sam.data.images import MAX_PIXELS, Image, printable
 from clip2sam.data.labels import LabelSet
@@ -93,8 +93,7 @@ def _info(segmenter: Segmenter) -> dict[str, Any]:
     """What the COCO file says of itself."""
     config = segmenter.config
     return {
-        "description": f"Made with clip2sam {__version__}",
-        "version": "1.0",
+        **made_by(__version__),
         "masks": PROMPTS[config.prompts],
         "min_share": config.min_share,
         "presence_threshold": config.presence_threshold,

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from clip2sam.coco.document import made_by
 from clip2sam.config import PROMPTS
 from clip2sam.data.files import as_json, atomic_file, write_atomically
 from clip2sam.data.images import printable
@@ -99,8 +100,7 @@ def run_info(run: RunFolder) -> dict[str, Any]:
     """What a run's COCO file says of itself: the models, and how its masks were decided."""
     config = run.fingerprint.get("engine", {}).get("config", {})
     made = {
-        "description": f"Made with clip2sam {run.fingerprint.get('version', '')}".rstrip(),
-        "version": "1.0",
+        **made_by(run.fingerprint.get("version", "")),
         "preset": run.fingerprint.get("preset"),
         "masks": PROMPTS.get(config.get("prompts")),
         "min_share": run.min_share,
