@@ -125,9 +125,10 @@ def _judge(result: Result, index: int, truth: Mask, control: int | None) -> dict
     mine = np.flatnonzero(result.label_indices == index)
     points = np.concatenate([np.zeros((0, 3), np.float32), *(result.points[i] for i in mine)])
     on, off = point_shares(points, truth)
+    names = result.class_names
     return {
-        "iou": iou(_union(result, index), truth),
-        "control": 0.0 if control is None else iou(_union(result, control), truth),
+        "iou": iou(result.mask_of(names[index]), truth),
+        "control": 0.0 if control is None else iou(result.mask_of(names[control]), truth),
         "touches": touches,
         "centred": centred,
         "positives": on,
@@ -141,11 +142,6 @@ def _overlaps(result: Result, index: int, instances: Sequence[Mask], kept: bool)
     found = [result.annotations[i] for i in mine]
     truth = [encode_mask(mask) for mask in instances]
     return overlaps([a.rle for a in found], [a.score for a in found], truth)
-
-
-def _union(result: Result, index: int) -> Mask:
-    """All pixels of a label's masks."""
-    return np.asarray(result.masks[result.label_indices == index].any(axis=0))
 
 
 def iou(mask: Mask, truth: Mask) -> float:
