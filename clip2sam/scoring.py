@@ -113,14 +113,19 @@ def best_of_each(
 
 
 def shares_of_best(
-    values: Float[np.ndarray, "masks"], label_index: Int[np.ndarray, "masks"]
+    values: Float[np.ndarray, "masks"],
+    label_index: Int[np.ndarray, "masks"],
+    kept: Bool[np.ndarray, "masks"] | None = None,
 ) -> Float[np.ndarray, "masks"]:
     """Each value divided by the highest among those of its label in one image, 0 to 1; 1 where that
-    is not above 0, and there is nothing to compare with. On the host, for the masks that are kept.
+    is not above 0, and there is nothing to compare with. On the host.
 
     Args:
         label_index: the label of each.
+        kept: the masks that the highest value is looked for among; None: all.
     """
     group = label_index[:, None] == label_index
+    if kept is not None:
+        group &= kept
     best = np.where(group, values, -np.inf).max(axis=1, initial=-np.inf)
     return np.where(best > 0, values / np.where(best > 0, best, 1), 1).clip(0, 1)

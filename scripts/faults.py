@@ -985,7 +985,11 @@ VIEWS = [
         ("worst object first", "share[k] < least, -score[k])", "share[k] < least, score[k])"),
         ("duplicates are shown", "if not kept[k]:", "if False:"),
         ("weak masks are shown", "if share[k] < least", "if False"),
-        ("score not beside the best", "alone * _beside_best(contrast, kept)", "alone"),
+        (
+            "score not beside the best",
+            "alone * shares_of_best(contrast, label_index, kept)",
+            "alone",
+        ),
         ("candidates of another object", "masks, order[chosen])", "masks, chosen)"),
     ),
     *faults(

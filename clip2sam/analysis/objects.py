@@ -10,7 +10,7 @@ from clip2sam.errors import ConfigError
 from clip2sam.pipeline import Features, Segmenter
 from clip2sam.points import PADDING
 from clip2sam.result import check_finite, finite_if_all_are
-from clip2sam.scoring import same_object, stability
+from clip2sam.scoring import same_object, shares_of_best, stability
 from clip2sam.types import Candidates, Masks, Prompts, SimilarityMaps
 
 
@@ -93,7 +93,9 @@ def _objects(
     full = _upscaled(segmenter, masks.logits, masks.sizes[0])
     columns = (masks.kept, masks.inside, masks.contrast, masks.score)
     kept, inside, contrast, alone = (column.cpu().numpy() for column in columns)
-    score, share = alone * _beside_best(contrast, kept), _beside_best(inside, kept)
+    label_index = prompts.label_index.cpu().numpy()  # the same for all
+    score = alone * shares_of_best(contrast, label_index, kept)
+    share = shares_of_best(inside, label_index, kept)
     least = segmenter.config.min_share
     empty = np.array([not mask.any() for mask in full])
     order = sorted(  # shown, weak, duplicate, empty
@@ -126,15 +128,6 @@ def _objects(
         for k in order
     )
     return objects, order
-
-
-def _beside_best(
-    values: Float[np.ndarray, "masks"], kept: Bool[np.ndarray, "masks"]
-) -> Float[np.ndarray, "masks"]:
-    """Each beside the best one that is kept, as `clip2sam.scoring.shares_of_best` does for those
-    that are kept."""
-    best = values[kept].max()
-    return (values / best if best > 0 else np.ones_like(values)).clip(0, 1)
 
 
 def _heights(segmenter: Segmenter, maps: SimilarityMaps, prompts: Prompts) -> list[float]:
