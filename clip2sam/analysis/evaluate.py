@@ -18,11 +18,9 @@ from clip2sam.analysis.figures import Kept, Pair, compare, decided, object_figur
 from clip2sam.coco.rle import area_and_box, encode_mask
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.errors import ModelError
+from clip2sam.labelling.failures import MODEL_FAILURES
 from clip2sam.pipeline import LabelsLike, Segmenter
 from clip2sam.result import Result
-
-FAILURES = 3
-"""So many images in a row on which the model fails end an evaluation."""
 
 
 def evaluate(
@@ -52,7 +50,7 @@ def evaluate(
 
     Raises:
         LabelError: the truth about a label is not known.
-        ModelError: the model fails on FAILURES images in a row, or on all.
+        ModelError: the model fails on MODEL_FAILURES images in a row, or on all.
     """
     everything = segmenter.with_config(presence_threshold=None)
     given = None if labels is None else as_label_set(labels, distractors=distractors)
@@ -92,7 +90,7 @@ class Failures:
         """Count a failure on this example, and go on.
 
         Raises:
-            ModelError: it is the last of FAILURES in a row.
+            ModelError: it is the last of MODEL_FAILURES in a row.
         """
         try:
             yield
@@ -100,8 +98,8 @@ class Failures:
         except ModelError as error:
             self.found.append([example.image.origin, str(error)])
             self._in_a_row += 1
-            if self._in_a_row == FAILURES:
-                raise ModelError(f"{error} ({FAILURES} images in a row failed)") from error
+            if self._in_a_row == MODEL_FAILURES:
+                raise ModelError(f"{error} ({MODEL_FAILURES} images in a row failed)") from error
 
     def check(self, judged: int) -> None:
         """Raise the last failure if no image was judged."""
