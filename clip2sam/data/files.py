@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and JSON in the one form that all of them have."""
+"""Files that appear whole or not at all, their SHA-256, and JSON in the one form that all have."""
 
 import errno
 import hashlib
@@ -15,6 +15,12 @@ from typing import IO, Any
 
 from clip2sam.data.images import printable
 from clip2sam.errors import Clip2SamError, OutputError
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits; the file is read in chunks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -13,7 +13,6 @@ is cut off only after a copy of the whole file was made, and with a warning. Bla
 return at the end of a line, which other programs may add, do no harm.
 """
 
-import hashlib
 import itertools
 import json
 import os
@@ -29,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from clip2sam.data.files import as_json, atomic_file, output_errors, sync_folder
+from clip2sam.data.files import as_json, atomic_file, file_sha256, output_errors, sync_folder
 from clip2sam.data.images import printable
 from clip2sam.data.records import ImageRecord, record_from_row, record_to_row
 from clip2sam.errors import OutputError, RunError
@@ -74,8 +73,7 @@ def file_stamp(path: str, *, hashed: bool = False) -> Stamp | None:
 
 def _sha256(path: str) -> str | None:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError:  # whoever decodes it says why
         return None
 

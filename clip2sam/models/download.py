@@ -22,6 +22,7 @@ import urllib3
 from huggingface_hub import constants
 from tqdm import tqdm
 
+from clip2sam.data.files import file_sha256
 from clip2sam.errors import WeightsError, one_line
 from clip2sam.models.files import ENVIRONMENT, local_file
 from clip2sam.models.presets import (
@@ -31,7 +32,7 @@ from clip2sam.models.presets import (
     SamWeights,
     get_preset,
 )
-from clip2sam.tiny.files import embedded_file, file_sha256
+from clip2sam.tiny.files import embedded_file
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Literal
 import pooch
 from huggingface_hub import try_to_load_from_cache
 
-from clip2sam.data.files import write_atomically
+from clip2sam.data.files import file_sha256, write_atomically
 from clip2sam.errors import WeightsError
 from clip2sam.models.presets import (
     HUB_FILES,
@@ -32,7 +32,6 @@ from clip2sam.tiny.files import (
     check_embedded_sha256,
     check_embedded_size,
     embedded_path,
-    file_sha256,
 )
 
 _log = logging.getLogger(__name__)

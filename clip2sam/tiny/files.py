@@ -1,9 +1,8 @@
 """Where the tiny models' weight files are, and which ones they are. Imports no torch."""
 
-import hashlib
-import os
 from pathlib import Path
 
+from clip2sam.data.files import file_sha256
 from clip2sam.errors import WeightsError
 
 CLIP_FILE = "tiny_clip.safetensors"
@@ -15,12 +14,6 @@ EMBEDDED = {
 }
 """Size in bytes and SHA-256 of each embedded file: of every file that a training writes here, the
 new ones (`sha256sum weights/*.safetensors`)."""
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file as 64 hexadecimal digits; the file is read in chunks."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def embedded_path(name: str) -> Path:
