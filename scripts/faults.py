@@ -390,6 +390,10 @@ POINTS = [
             "heat = maps.raw[prompts.image_index, prompts.label_index]",
             "heat = maps.raw[prompts.image_index * 0, prompts.label_index]",
         ),
+    ),
+    *faults(
+        "pipeline.py",
+        "locate",
         (
             "locator lost with other settings",
             "replace(self.config, **changes), self.locator)",

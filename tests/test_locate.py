@@ -202,7 +202,7 @@ def test_masks_that_are_there_already_need_no_sam():
 def test_boxes_as_maps_agree_with_a_loop():
     sizes = ((40, 80), (30, 30))
     proposals = Proposals(
-        torch.tensor([[8.0, 4, 33, 21], [20, 10, 70, 38], [3, 3, 3.2, 3.1], [0, 0, 30, 30]]),
+        torch.tensor([[8.0, 4, 33, 21], [20, 10, 70, 38], [3.3, 3.3, 3.4, 3.4], [0, 0, 30, 30]]),
         torch.tensor([0.9, 0.4, 0.7, 0.2]),
         torch.tensor([1, 1, 0, 1]),
         (2, 2),
