@@ -162,6 +162,7 @@ def test_prompts_of_several_images_in_the_order_of_the_proposals():
     prompts = proposal_prompts(proposals, present, 0.5, 8)
     assert prompts.scores.tolist() == pytest.approx([0.9, 0.8, 0.4, 0.7])
     assert prompts.counts == (2, 0, 2)
+    assert prompts.boxes.tolist() == boxes[[1, 2, 4, 5]].tolist()
     assert prompts.label_index.tolist() == [1, 0, 1, 1]
     assert proposal_prompts(proposals, present, 0.5, 1).scores.tolist() == pytest.approx(
         [0.9, 0.8, 0.7]
