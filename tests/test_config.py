@@ -149,6 +149,7 @@ def test_any_value_is_a_setting_or_a_config_error(changes):
         ({"blocks": True}, "blocks must be"),
         ({"residual": "1"}, "residual must be True, False or a finite number, .* but got '1'"),
         ({"residual": float("nan")}, "residual must be True, False or a finite number"),
+        ({"residual": 10**400}, "residual must be True, False or a finite number"),
         ({"residual": None}, "residual must be True, False or a finite number"),
         ({"iterations": -1}, "iterations must be a whole number of 0 or more, but got -1"),
         ({"iterations": 2}, 'only the attention "self-self" has iterations, but got 2 of them for'),

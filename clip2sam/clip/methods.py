@@ -13,7 +13,7 @@ nothing is taken over: positional embeddings are resized as published with CLIP 
 method runs, and sliding windows, refinement and thresholds belong to other rooms.
 """
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -103,7 +103,7 @@ class Method:
         value = self.residual
         if isinstance(value, bool):
             return
-        if not isinstance(value, Real) or not math.isfinite(value):
+        if not isinstance(value, Real) or not abs(value) <= sys.float_info.max:
             raise ConfigError(
                 "residual must be True, False or a finite number, the factor on a block's input, "
                 f"but got {shown(value)}"
