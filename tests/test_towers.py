@@ -301,7 +301,7 @@ def test_features_have_gradients_when_asked_for():
     visual = small_clip(size=SIDE).visual
     pixels = torch.randn(1, 3, SIDE, SIDE)
     assert not dense_features(visual, pixels, CLIP_SURGERY).requires_grad
-    unwrap(unwrap(dense_features))(visual, pixels, CLIP_SURGERY).sum().backward()
+    unwrap(dense_features)(visual, pixels, CLIP_SURGERY).sum().backward()
     assert visual.conv1.weight.grad.abs().sum() > 0
 
 
