@@ -35,6 +35,7 @@ from about import about
 COLUMNS = {
     "pointing": "pointing game",
     "map_iou": "map IoU",
+    "miou_all_kept": "mask mIoU, all kept",
     "presence_auc": "presence AUC",
     "miou": "mask mIoU",
     "ap": "AP",

@@ -35,6 +35,9 @@ class Compared:
     """The pointing game: the top cell of the grid touches the object."""
     map_iou: float
     presence_auc: float
+    miou_all_kept: float
+    """Mean IoU of the masks of present labels, if all of them were kept: places alone, as the
+    papers measure."""
     miou: float
     """Mean IoU of the masks of present labels; 0 for a label that was not kept."""
     ap: float
@@ -129,7 +132,14 @@ def compare_methods(
                 threshold,
                 **{
                     key: figures["all"][key]
-                    for key in ("pointing", "map_iou", "presence_auc", "miou", "false_masks")
+                    for key in (
+                        "pointing",
+                        "map_iou",
+                        "presence_auc",
+                        "miou_all_kept",
+                        "miou",
+                        "false_masks",
+                    )
                 },
                 ap=figures["objects"]["AP"],
                 seconds=float(median),
