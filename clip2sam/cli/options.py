@@ -124,7 +124,10 @@ Published = Annotated[
         help="Settings of the published demo: no presence decision, one mask a label.",
     ),
 ]
-Method = Annotated[str | None, typer.Option(help="raw, maskclip, surgery or clearclip.")]
+Method = Annotated[
+    str | None,
+    typer.Option(help="raw, maskclip, surgery, clearclip, sclip, naclip or gem."),
+]
 PresenceThreshold = Annotated[
     float | None,
     number_option("Raw score that a label must reach to be present; else the preset's."),
