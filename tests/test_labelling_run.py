@@ -418,6 +418,14 @@ CHANGED = {
         "engine.config.method.feed_forward was False, is now True",
     ),
     "prior": (method(prior=best), f"engine.config.method.prior was None, is now {BEST}"),
+    "iterations": (
+        method(attention="self-self", iterations=2),
+        "attention was 'vv', is now 'self-self'; engine.config.method.iterations was 1, is now 2",
+    ),
+    "factor on the residual": (
+        method(residual=0.5),
+        "engine.config.method.residual was True, is now 0.5",
+    ),
     "background_prompts": (
         settings(background_prompts=("sky",)),
         "engine.config.background_prompts[0] was not there, is now 'sky'",
