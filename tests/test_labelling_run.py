@@ -422,6 +422,10 @@ CHANGED = {
         "engine.config.method.feed_forward was False, is now True",
     ),
     "prior": (method(prior=best), f"engine.config.method.prior was None, is now {BEST}"),
+    "factor on the residual": (
+        method(residual=0.5),
+        "engine.config.method.residual was True, is now 0.5",
+    ),
     "feature_surgery": (
         settings(feature_surgery=False),
         "engine.config.feature_surgery was True, is now False",
