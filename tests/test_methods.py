@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from clip2sam.candidates import agreement, as_rule
-from clip2sam.cli.options import Method as MethodOption
 from clip2sam.clip import (
     CLEARCLIP,
     CLIP_SURGERY,
@@ -313,13 +312,6 @@ def test_the_records():
         "gem": ("self-self", 6, True, False, None, 1),
     }
     assert Config().method is CLIP_SURGERY
-
-
-def test_the_command_line_lists_them():
-    """Its help is a text of its own: options are read without the methods, to start quickly."""
-    *names, last = METHODS
-    (option,) = MethodOption.__metadata__
-    assert option.help == f"{', '.join(names)} or {last}."
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80), (96, 96)])
