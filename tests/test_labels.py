@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, labels_yaml
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, labels_yaml, named
 from clip2sam.errors import LabelError
 
 unchecked = inspect.unwrap(
@@ -152,7 +152,7 @@ ACCEPTED = st.characters(
 )
 
 
-@pytest.mark.filterwarnings("ignore:labels that differ only")
+@pytest.mark.filterwarnings("ignore:labels that (differ only|look like)")
 @given(st.lists(st.text(ACCEPTED, min_size=1).filter(str.strip), min_size=1, unique=True))
 def test_any_text_survives_json_exactly(tmp_path_factory, names):
     folder = tmp_path_factory.getbasetemp()
@@ -441,7 +441,7 @@ rows = st.tuples(
 )
 
 
-@pytest.mark.filterwarnings("ignore:labels that differ only")
+@pytest.mark.filterwarnings("ignore:labels that (differ only|look like)")
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(rows, min_size=1, max_size=3, unique_by=lambda row: row[0]),
@@ -451,7 +451,7 @@ rows = st.tuples(
 def test_a_written_labels_file_reads_back_the_same(tmp_path_factory, rows, others, templates):
     wanted = [LabelClass(*row) for row in rows]
     own = {c.name for c in wanted}
-    distractors = [LabelClass(n, (n,), distractor=True) for n in others if n not in own]
+    distractors = [named(n, distractor=True) for n in others if n not in own]
     labels = LabelSet((*wanted, *distractors), templates)
     path = written(tmp_path_factory.getbasetemp(), labels_yaml(labels), "written.yaml")
     assert as_label_set(path) == labels
