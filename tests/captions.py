@@ -47,7 +47,11 @@ HELD_OUT = {
         "brick wall",
         "open gate",
     ],
-    "A bus driving down a busy street past a tall building": ["bus", "busy street", "tall building"],
+    "A bus driving down a busy street past a tall building": [
+        "bus",
+        "busy street",
+        "tall building",
+    ],
 }
 
 TUNED = {

@@ -200,7 +200,9 @@ def named(name: str, *, distractor: bool = False) -> LabelClass:
 def _is_of_word(character: str) -> bool:
     """Whether it can be a part of a word: letters, digits, underscores, and the marks that letters
     are completed with."""
-    return character.isalnum() or character == "_" or unicodedata.category(character or " ") in "McMn"
+    return (
+        character.isalnum() or character == "_" or unicodedata.category(character or " ") in "McMn"
+    )
 
 
 def _draft(labels: Any) -> _Draft:
