@@ -83,7 +83,9 @@ class Ours:
             config=config,
         )
         # Text features in memory only: "first" means first.
-        self.segmenter.clip = SurgeryCLIP(self.segmenter.clip.model, tokenizer)
+        loaded = self.segmenter
+        memory_only = SurgeryCLIP(loaded.clip.model, tokenizer)
+        self.segmenter = clip2sam.Segmenter(memory_only, loaded.sam, config)
 
     def run(self, pixels: np.ndarray, words: list[str]) -> dict[str, float]:
         """Seconds of the first image and of a later one."""

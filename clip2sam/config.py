@@ -44,6 +44,9 @@ class Config:
 
     method: Method = CLIP_SURGERY
     """How CLIP's dense features are computed. A published method may also be given by its name."""
+    feature_surgery: bool = True
+    """Whether what all labels have in common is taken out of their maps. Without it scores are
+    cosines, which need another presence threshold, and background prompts have no effect."""
     resolution: int | None = None
     """Side in pixels of CLIP's square input; None: the preset's, or else the model's own."""
     background_prompts: tuple[str, ...] = ()
@@ -93,6 +96,10 @@ class Config:
         """Check every field. What means the same in another type becomes the field's own type:
         a method's name, a list of prompts, numpy's numbers."""
         self._set("method", as_method(self.method))
+        if not isinstance(self.feature_surgery, bool):
+            raise ConfigError(
+                f"feature_surgery must be True or False, but got {shown(self.feature_surgery)}"
+            )
         if self.resolution is not None:
             self._set("resolution", checked_resolution(self.resolution))
         self._set("background_prompts", _texts("background_prompts", self.background_prompts))

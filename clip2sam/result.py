@@ -18,11 +18,12 @@ from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import Annotation, ImageRecord, as_float32
 from clip2sam.errors import ConfigError, LabelError, ModelError
-from clip2sam.points import pool_grid
+from clip2sam.points import PADDING, pool_grid
+from clip2sam.proposals import CORNERS
 from clip2sam.sam import PromptSAM
 from clip2sam.sam.rle import encode_masks
 from clip2sam.scoring import shares_of_best
-from clip2sam.types import Prediction
+from clip2sam.types import Prediction, Prompts
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Result:
     label_indices: Int[np.ndarray, "masks"]
     """The class of each mask: an index into `class_names`."""
     points: tuple[Float[np.ndarray, "_ 3"], ...]
-    """The prompt of each mask: x, y in continuous pixels, and 1 (positive) or 0 (negative)."""
+    """The prompt of each mask: x, y in continuous pixels, and 1 (positive), 0 (negative), or 2 and
+    3 for the upper left and the lower right corner of a box."""
     presence: Float[np.ndarray, "classes"]
     """Presence score of every class."""
     beaten: Bool[np.ndarray, "classes"]
@@ -256,7 +258,6 @@ def find_in(
     rles = tuple(rle for chunk in chunks for rle in encode_masks(chunk))
     numbers = (prompts.label_index, masks.score, masks.inside, masks.contrast)
     label_index, score, inside, contrast = (t[rows].cpu().numpy() for t in numbers)
-    padded = torch.cat([prompts.coords[rows], prompts.point_labels[rows, :, None].float()], dim=-1)
     all_presence = maps.presence[index].cpu().numpy()  # distractors too: they decide
     beaten, present = (t[index, :wanted].cpu().numpy() for t in (maps.beaten, maps.present))
     raw = maps.raw[index : index + 1, :wanted]
@@ -272,13 +273,27 @@ def find_in(
         score,
         inside,
         contrast,
-        points=tuple(one[one[:, 2] >= 0] for one in padded.cpu().numpy()),
+        points=prompt_points(prompts, rows),
         presence=all_presence[:wanted],
         beaten=beaten,
         present=present,
         maps=host_maps,
         grids=pool_grid(raw, config.grid)[0].cpu().numpy(),
     )
+
+
+def prompt_points(
+    prompts: Prompts, rows: Int[Tensor, "some"]
+) -> tuple[Float[np.ndarray, "_ 3"], ...]:
+    """The points of these prompts on the host, without padding: x, y, and 1 (positive) or 0
+    (negative); those of a box are its upper left (2) and lower right corner (3), SAM's own kinds.
+    """
+    points = torch.cat([prompts.coords[rows], prompts.point_labels[rows, :, None].float()], dim=-1)
+    if prompts.boxes is not None:
+        kinds = torch.tensor(CORNERS).to(points).expand(len(rows), 2)[..., None]
+        corners = torch.cat([prompts.boxes[rows].unflatten(1, (2, 2)), kinds], dim=-1)
+        points = torch.cat([points, corners], dim=1)
+    return tuple(one[one[:, 2] != PADDING] for one in points.cpu().numpy())
 
 
 def finished(
@@ -391,10 +406,9 @@ def why_absent(
         present: the presence decision.
         score: its presence score; None: the highest of the map.
     """
-    if raw.max() == raw.min():
-        return "its map is the same everywhere"
     if present:
-        return "its points gave an empty mask"
+        same = raw.max() == raw.min()
+        return "its map is the same everywhere" if same else "its points gave an empty mask"
     score = float(raw.max()) if score is None else score
     if threshold is not None and score < np.float32(threshold):
         return f"its highest score {score:.3f} is below the threshold {threshold:g}"

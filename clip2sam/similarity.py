@@ -67,6 +67,14 @@ def feature_surgery(
     return terms.similarity.sub_(terms.redundant)
 
 
+def plain_similarity(
+    tokens: Float[Tensor, "images tokens channels"], text: Float[Tensor, "labels channels"]
+) -> Float[Tensor, "images tokens labels"]:
+    """Cosine of every token with every label: no feature surgery. The labels don't influence each
+    other, and what all have in common stays in."""
+    return tokens @ text.T
+
+
 def score_maps(
     scores: Float[Tensor, "images tokens labels"], rows: int, cols: int
 ) -> Float[Tensor, "images labels rows cols"]:

@@ -30,6 +30,38 @@ class TokenGrid:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """SAM's answer: several candidate masks a prompt, at SAM's low resolution."""
+
+    logits: Float[Tensor, "prompts candidates low low"]
+    """Mask logits in SAM's padded square frame (1/4 of its input size)."""
+    predicted_iou: Float[Tensor, "prompts candidates"]
+    """SAM's own estimate of each candidate's IoU with the truth, not clamped."""
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Objects that a locator found one by one, a row each, those of the first image first."""
+
+    boxes: Float[Tensor, "proposals 4"]
+    """x0, y0, x1, y1 in continuous pixels of the original image."""
+    score: Float[Tensor, "proposals"]
+    """On the scale of the presence threshold, above 0."""
+    label_index: Int[Tensor, "proposals"]
+    """The class in the label set that each is of."""
+    counts: tuple[int, ...]
+    """How many each image has."""
+    sizes: Sizes
+    candidates: Candidates | None = None
+    """Their masks, if they come with masks; None: SAM cuts them."""
+
+    @property
+    def image_index(self) -> Int[Tensor, "proposals"]:
+        """The image that each is in."""
+        return image_index(self.counts, self.label_index.device)
+
+
+@dataclass(frozen=True)
 class SimilarityMaps:
     """How well each label fits each place of each image, and which labels are present."""
 
@@ -43,6 +75,8 @@ class SimilarityMaps:
     """The presence decision; False for distractors."""
     labels: LabelSet
     sizes: Sizes
+    proposals: Proposals | None = None
+    """Objects that were found one by one; None: they are maxima of the maps."""
 
 
 @dataclass(frozen=True)
@@ -87,21 +121,16 @@ class Prompts:
     """x0, y0, x1, y1 in continuous pixels of the original image; None: no prompt has a box."""
     mask_inputs: Float[Tensor, "prompts low low"] | None = None
     """Logits in SAM's padded square frame at 1/4 of its input size; None: no prompt has any."""
+    scores: Float[Tensor, "prompts"] | None = None
+    """The score of the proposal that each prompt is for, see `Proposals`; None: they are for places
+    of the maps."""
+    candidates: Candidates | None = None
+    """Masks that are there already: SAM need not cut them."""
 
     @property
     def image_index(self) -> Int[Tensor, "prompts"]:
         """The image that each prompt is for."""
         return image_index(self.counts, self.label_index.device)
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """SAM's answer: several candidate masks a prompt, at SAM's low resolution."""
-
-    logits: Float[Tensor, "prompts candidates low low"]
-    """Mask logits in SAM's padded square frame (1/4 of its input size)."""
-    predicted_iou: Float[Tensor, "prompts candidates"]
-    """SAM's own estimate of each candidate's IoU with the truth, not clamped."""
 
 
 @dataclass(frozen=True)

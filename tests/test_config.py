@@ -18,6 +18,7 @@ FIELDS = tuple(asdict(Config()))
 
 WRONG = {
     "method": ["magic", "", None, 7, ["raw"], Config()],
+    "feature_surgery": [1, 0, None, "yes"],
     "resolution": [0, -1, 2.5, "224", True, 100_000, 10**400, [224], np.nan],
     "background_prompts": ["sky", ("sky", " "), (1,), None, 7, {"sky": 1}],
     "presence_threshold": ["0.1", np.nan, np.inf, -np.inf, 10**400, True, [0.1], 1j, ()],

@@ -118,7 +118,7 @@ def _true_points(
     objects = [(i, mask) for i, name in enumerate(names) for mask in example.truth[name]]
     if not objects:
         return {step: ([], []) for step in STEPS[2:]}
-    device = segmenter.clip.device
+    device = segmenter.device
     prompts = Prompts(
         coords=torch.from_numpy(np.array([[inner_point(m)] for _, m in objects])).to(device),
         point_labels=torch.ones(len(objects), 1, dtype=torch.long, device=device),

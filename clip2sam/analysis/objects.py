@@ -8,8 +8,7 @@ from jaxtyping import Bool, Float
 
 from clip2sam.errors import ConfigError
 from clip2sam.pipeline import Features, Segmenter
-from clip2sam.points import PADDING
-from clip2sam.result import check_finite, finite_if_all_are
+from clip2sam.result import check_finite, finite_if_all_are, prompt_points
 from clip2sam.scoring import same_object, shares_of_best, stability
 from clip2sam.types import Candidates, Masks, Prompts, SimilarityMaps
 
@@ -102,7 +101,8 @@ def _objects(
         range(len(full)), key=lambda k: (empty[k], not kept[k], share[k] < least, -score[k])
     )
     same = same_object(segmenter.sam.inside(masks.logits, masks.sizes[0])).cpu().numpy()
-    heights, points = _heights(segmenter, maps, prompts), _points(prompts)
+    heights = _heights(segmenter, maps, prompts)
+    points = prompt_points(prompts, torch.arange(len(full), device=masks.kept.device))
     stable = stability(masks.logits).tolist()
 
     def why_left_out(k: int) -> str:
@@ -132,15 +132,11 @@ def _objects(
 
 def _heights(segmenter: Segmenter, maps: SimilarityMaps, prompts: Prompts) -> list[float]:
     """The raw score at the peak of each prompt's object; with one prompt a label its highest."""
+    if prompts.scores is not None:
+        return prompts.scores.tolist()
     if segmenter.config.prompts == "object":
         return segmenter.instances(maps).height.tolist()
     return maps.presence[0, prompts.label_index].tolist()
-
-
-def _points(prompts: Prompts) -> list[Float[np.ndarray, "_ 3"]]:
-    """The points of each prompt, without padding."""
-    points = torch.cat([prompts.coords, prompts.point_labels[..., None].float()], dim=-1)
-    return [one[one[:, 2] != PADDING] for one in points.cpu().numpy()]
 
 
 def _candidates(

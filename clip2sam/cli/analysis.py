@@ -24,6 +24,7 @@ from clip2sam.cli.options import (
     MinShare,
     Offline,
     OneMask,
+    PlainSimilarity,
     PointThreshold,
     Precision,
     PresenceThreshold,
@@ -38,7 +39,9 @@ from clip2sam.cli.options import (
     path_option,
     settings,
 )
+from clip2sam.clip.methods import METHODS
 from clip2sam.data.files import write_atomically
+from clip2sam.models.locators import LOCATORS
 
 if TYPE_CHECKING:
     from clip2sam.analysis.bootstrap import Difference
@@ -100,7 +103,7 @@ def explain(
         max_objects=max_objects,
         min_share=min_share,
     )
-    segmenter = load(preset, config=config, device=device)
+    segmenter = load(preset, config=config, method=method, device=device)
     explanation = explain_label(segmenter, image, label_set, chosen, object=number - 1)
     save_figure(explanation.show(), output)
     for line in _explanation_lines(explanation):
@@ -147,7 +150,8 @@ def tune(
     from clip2sam.visualize import save_figure
 
     given = labels_if_given(label, labels)
-    segmenter = load(preset, config=settings(preset, method=method), device=device)
+    config = settings(preset, method=method)
+    segmenter = load(preset, config=config, method=method, device=device)
     tuning = tune_labels(segmenter, source, given, distractors=distractor or (), root=root)
     tuning.write(output)
     save_figure(tuning.show(), figure)
@@ -203,9 +207,10 @@ def evaluate(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="raw, maskclip, surgery or clearclip; repeat it to compare.", show_default=False
+            help=f"{', '.join((*METHODS, *LOCATORS))}; repeat it to compare.", show_default=False
         ),
     ] = None,
+    no_feature_surgery: PlainSimilarity = False,
     published: Published = False,
     presence_threshold: PresenceThreshold = None,
     one_mask: OneMask = False,
@@ -238,13 +243,16 @@ def evaluate(
     from clip2sam.analysis.evaluate import evaluate as evaluate_examples
     from clip2sam.analysis.examples import coco_examples, scene_examples
     from clip2sam.analysis.sweep import sweep as try_settings
-    from clip2sam.clip.methods import as_method
-    from clip2sam.models.loading import load
+    from clip2sam.models.loading import load, with_method
+    from clip2sam.models.locators import checked_method
 
+    for name in method or ():
+        checked_method(name)
     given = labels_if_given(label, labels)
     config = settings(
         preset,
         published=published,
+        no_feature_surgery=no_feature_surgery,
         presence_threshold=presence_threshold,
         one_mask=one_mask,
         max_objects=max_objects,
@@ -277,7 +285,9 @@ def evaluate(
     figures: dict[str, Any] = {}
     failures: dict[str, str] = {}
     for name in method or [config.method.name]:
-        tried = segmenter.with_config(method=as_method(name))
+        tried = with_method(segmenter, name, offline=offline)
+        if presence_threshold is not None:
+            tried = tried.with_config(presence_threshold=presence_threshold)
         figures[name] = measured(name, evaluate_examples, tried)
         failures |= dict(figures[name]["failures"])
         _print_figures(name, figures[name])

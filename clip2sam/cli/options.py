@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clip2sam.clip.methods import METHODS
 from clip2sam.errors import LabelError
+from clip2sam.models.locators import LOCATORS, checked_method, settings_for
 
 if TYPE_CHECKING:
     from clip2sam.config import Config
@@ -124,7 +126,16 @@ Published = Annotated[
         help="Settings of the published demo: no presence decision, one mask a label.",
     ),
 ]
-Method = Annotated[str | None, typer.Option(help="raw, maskclip, surgery or clearclip.")]
+Method = Annotated[
+    str | None, typer.Option(help=f"How labels are found: {', '.join((*METHODS, *LOCATORS))}.")
+]
+PlainSimilarity = Annotated[
+    bool,
+    typer.Option(
+        "--no-feature-surgery",
+        help="Plain cosines as scores; give a --presence-threshold that suits them.",
+    ),
+]
 PresenceThreshold = Annotated[
     float | None,
     number_option("Raw score that a label must reach to be present; else the preset's."),
@@ -200,6 +211,7 @@ def settings(
     *,
     published: bool = False,
     method: str | None = None,
+    no_feature_surgery: bool = False,
     presence_threshold: float | None = None,
     point_threshold: float | None = None,
     grid: int | None = None,
@@ -215,13 +227,14 @@ def settings(
     Raises:
         ConfigError: an unknown preset or method, or a value out of range.
     """
-    from clip2sam.clip.methods import as_method
     from clip2sam.config import published as published_demo
     from clip2sam.models.presets import get_preset
 
-    base = get_preset(preset).config
+    base = published_demo() if published else get_preset(preset).config
+    if method is not None:
+        base = settings_for(checked_method(method), base)
     changes: dict[str, Any] = {
-        "method": None if method is None else as_method(method),
+        "feature_surgery": False if no_feature_surgery else None,
         "presence_threshold": presence_threshold,
         "point_threshold": point_threshold,
         "grid": grid,
@@ -232,4 +245,4 @@ def settings(
         "tile_overlap": tile_overlap,
     }
     given = {name: value for name, value in changes.items() if value is not None}
-    return replace(published_demo() if published else base, **given)
+    return replace(base, **given)

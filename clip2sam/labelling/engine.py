@@ -94,20 +94,18 @@ class SegmenterEngine:
         if keep_above is not None:
             self.labels, self.segmenter = _lowered(segmenter, labels, keep_above)
             self.floors = self.labels.thresholds(self.segmenter.config.presence_threshold)[:wanted]
-        self.group = 1 if segmenter.clip.device.type == "cpu" else IMAGES_PER_BATCH
+        self.group = 1 if segmenter.device.type == "cpu" else IMAGES_PER_BATCH
 
     def fingerprint(self) -> dict[str, Any]:
         """Settings, resolution and weights. The weights are there as the SHA-256 of what is loaded,
         whatever file it came from; their dtype is a part of that."""
-        clip, sam = self.segmenter.clip, self.segmenter.sam
+        locator, sam = self.segmenter.locator, self.segmenter.sam
         return {
             "config": plain(asdict(self.config)),
-            "resolution": self.config.resolution or clip.resolution,
+            "locator": locator.name,
+            "resolution": self.segmenter.view_side,
             "keep_above": self.keep_above,
-            "weights": {
-                "clip": state_sha256(clip.model.state_dict()),
-                "sam": state_sha256(sam.sam.state_dict()),
-            },
+            "weights": {**locator.weights(), "sam": state_sha256(sam.sam.state_dict())},
         }
 
     def prepare(self, image: Image) -> PreparedImage:

@@ -6,14 +6,23 @@ from typing import Any
 
 import torch
 
+from clip2sam.clip.methods import Method
 from clip2sam.clip.model import SurgeryCLIP
 from clip2sam.config import Config, as_config
 from clip2sam.errors import ConfigError, shown
 from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.relative import fastest
+from clip2sam.locate import Locator
 from clip2sam.models import files
 from clip2sam.models.checkpoints import load_clip, load_sam
 from clip2sam.models.download import fetch_clip, fetch_sam
+from clip2sam.models.locators import (
+    checked_method,
+    is_training_free,
+    make_locator,
+    needs_clip,
+    settings_for,
+)
 from clip2sam.models.presets import EmbeddedWeights, Preset, get_preset
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PromptSAM
@@ -34,6 +43,7 @@ def load(
     tokenizer: Any = None,
     sam: Any = None,
     config: Config | None = None,
+    method: str | Method | Locator | None = None,
     device: str = "auto",
     precision: str = "fp32",
     compiled: bool = False,
@@ -53,6 +63,9 @@ def load(
             and your own segment-anything model, in place of the preset's. They are moved to the
             device.
         config: the settings; by default the preset's. `clip2sam.published()` is the published demo.
+        method: how labels are found, in the place of the settings' method: a name of
+            `clip2sam.clip.METHODS` or of `clip2sam.models.locators.LOCATORS`, a `Method`, or a
+            `Locator` of your own. Where it needs no CLIP none is loaded.
         device: "auto" (CUDA if there is one), "cpu", "cuda", "cuda:1" or "mps".
         precision: "fp32", or "bf16" or "fp16" for the two image encoders and the text tower.
         compiled: apply `torch.compile` to SAM's image encoder: it takes minutes at first and is
@@ -71,28 +84,46 @@ def load(
     """
     where, dtype = as_device(device), as_dtype(precision)
     chosen = None if preset is None else get_preset(preset)
-    if chosen is None and (clip is None or sam is None):
+    method = None if method is None else checked_method(method)
+    with_clip = method is None or needs_clip(method)
+    if chosen is None and (sam is None or (clip is None and with_clip)):
         raise ConfigError(
             'give a preset, such as load("tiny"), or both models: load(clip=..., sam=...)'
         )
     settings = as_config(config if config is not None or chosen is None else chosen.config)
     if resolution is not None:
         settings = replace(settings, resolution=resolution)
+    if method is not None and (config is None or is_training_free(method)):
+        settings = settings_for(method, settings)
     _check_models(clip=clip, sam=sam)
     _check_paths("file", clip_checkpoint=clip_checkpoint, sam_checkpoint=sam_checkpoint)
     _check_paths("folder", weights_dir=weights_dir)
-    if chosen is not None and clip is None:
+    if chosen is not None and clip is None and with_clip:
         clip, tokenizer = _load_clip(chosen, clip_checkpoint, weights_dir, offline)
     if chosen is not None and sam is None:
         sam = _load_sam(chosen, sam_checkpoint, weights_dir, offline)
-    clip, sam = clip.to(where, dtype), sam.to(where)
+    sam = sam.to(where)
     # Prompt encoder and mask decoder stay in fp32: they are cheap and decide the mask's edge.
     sam.image_encoder.to(dtype)
     kept = files.weights_dir(weights_dir)
-    side = None if chosen is None else chosen.resolution
-    surgery = SurgeryCLIP(clip, tokenizer, resolution=side, text_folder=kept / "text_features")
+    surgery = None
+    if clip is not None:
+        side, texts = None if chosen is None else chosen.resolution, kept / "text_features"
+        surgery = SurgeryCLIP(clip.to(where, dtype), tokenizer, resolution=side, text_folder=texts)
     attention = fastest(sam.image_encoder, IMAGES_PER_BATCH, kept / "attention.json")
-    return Segmenter(surgery, PromptSAM(sam, attention, compiled=compiled), settings)
+    cutter = PromptSAM(sam, attention, compiled=compiled)
+    locator = make_locator(method, surgery, cutter, offline=offline)
+    return Segmenter(surgery, cutter, settings, locator)
+
+
+def with_method(
+    segmenter: Segmenter, method: str | Method | Locator, *, offline: bool = False
+) -> Segmenter:
+    """The same models and settings with another way to find labels, see `load`."""
+    checked_method(method)
+    clip = segmenter.clip if needs_clip(method) else None
+    locator = make_locator(method, clip, segmenter.sam, offline=offline)
+    return Segmenter(clip, segmenter.sam, settings_for(method, segmenter.config), locator)
 
 
 def _check_models(**models: Any) -> None:

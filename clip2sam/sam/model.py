@@ -21,6 +21,7 @@ from clip2sam.kernels.device import (
 )
 from clip2sam.kernels.relative import MASKED, AttentionChoice
 from clip2sam.points import pixel_indices
+from clip2sam.proposals import box_fit
 from clip2sam.sam.decoder import decode
 from clip2sam.sam.encoder import encode_image
 from clip2sam.sam.prompts import embed_masks, embed_sparse
@@ -207,6 +208,21 @@ class PromptSAM:
         low = logits.shape[-1]
         rows, cols = (max(-(-side * low // self.input_side), 1) for side in (height, width))
         return logits[..., :rows, :cols] > self.sam.mask_threshold
+
+    def fit(
+        self,
+        logits: Float[Tensor, "prompts masks low low"],
+        boxes: Float[Tensor, "prompts 4"],
+        size: tuple[int, int],
+    ) -> Float[Tensor, "prompts masks"]:
+        """How well masks of one image of (height, width) `size` fit the box of their prompt, 0 to
+        1.
+
+        Args:
+            boxes: x0, y0, x1, y1 in continuous pixels of the image.
+        """
+        cells = self._frame_scale((size,)) * (logits.shape[-1] / self.input_side)
+        return box_fit(self.inside(logits, size), boxes * cells.repeat(1, 2))
 
     def coverage(
         self,

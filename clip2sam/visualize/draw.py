@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from clip2sam.data.labels import numbers
 from clip2sam.data.palette import RGB
@@ -125,12 +126,17 @@ def draw_points(
     coords: Float[np.ndarray, "points 2"], labels: Int[np.ndarray, "points"], *, ax: Axes
 ) -> Axes:
     """Points over an image that is drawn already: positive ones as orange plus signs, negative ones
-    as blue crosses.
+    as blue crosses; the box between two corners as an orange frame.
 
     Args:
         coords: (x, y) in continuous pixels of the original image.
-        labels: 1 for positive, 0 for negative; others are not drawn.
+        labels: 1 for positive, 0 for negative, 2 and 3 for the upper left and the lower right
+            corner of a box; others are not drawn.
     """
+    for (x0, y0), (x1, y1) in zip(coords[labels == 2], coords[labels == 3], strict=True):
+        frame = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=POSITIVE, linewidth=1.8)
+        frame.set_path_effects([patheffects.withStroke(linewidth=3.2, foreground="black")])
+        ax.add_patch(frame)
     halo = [patheffects.withStroke(linewidth=2.6, foreground="black")]
     for label, marker, fill, name in (
         (1, "P", POSITIVE, "positive"),
