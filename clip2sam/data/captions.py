@@ -73,6 +73,9 @@ _OTHER = _listed(
 )
 """Pronouns, conjunctions, prepositions and adverbs: they end a phrase."""
 
+_PLACES = _listed("back inside outside opposite nearby overhead upside down up near above")
+"""Some of them that stand in front of a noun as well: "the back tire"."""
+
 _BE = _listed("is are was were be been being am isn't aren't wasn't weren't")
 _AUXILIARIES = _BE | _listed(
     "has have had does do did can could will would shall should may might must"
@@ -84,7 +87,8 @@ _VERBS = _listed(
     feed pass hang rest graze surf come go get take give make use keep fall move turn travel
     approach follow enter prepare serve talk speak listen touch lick bite sniff chew contain show
     say see have lay face float perch hover reach appear seem include display overlook surround
-    cover fill line dance laugh cry sing work watch try help begin start continue roll grow shine"""
+    cover fill line dance laugh cry sing work watch try help begin start continue roll grow shine
+    seem"""
 )
 _S_NOUNS = _listed(
     "stands rides walks drinks cuts looks rests lines covers faces rolls watches turns passes works"
@@ -154,73 +158,22 @@ _COLOURS = _listed(
 )
 """They name no thing; "orange", "gold" and "silver" may."""
 
-_EXPRESSIONS = tuple(
-    tuple(text.split())
-    for text in """to the left of
-to the right of
-on the left of
-on the right of
-on the left side of
-on the right side of
-on the side of
-on the left side
-on the right side
-on the left
-on the right
-on the side
-left of
-right of
-in front of
-on top of
-on the top of
-at the top of
-at the bottom of
-on the bottom of
-on the edge of
-at the edge of
-at the end of
-in the middle of
-in the center of
-in the centre of
-in the back of
-in the corner of
-in the background of
-in the foreground of
-in the back
-in the front
-in the middle
-in the center
-in the centre
-in the background
-in the foreground
-in the distance
-in the picture
-in the photo
-in the photograph
-in the image
-in the scene
-in the air
-next to
-close to
-close up of
-close-up of
-photo of
-photograph of
-picture of
-image of
-view of
-shot of
-drawing of
-full of
-each other
-one another""".split("\n")
+_PLACE = re.compile(
+    r"(to|on|at|in) the (left side|right side|left|right|top|bottom|edge|end|middle|center|centre|"
+    r"back|front|corner|background|foreground|distance|side|picture|photo|photograph|image|scene|"
+    r"air)( of)?( |$)"
 )
-"""They are no phrase; of those that begin alike the longer one stands first."""
+"""Where something is: no phrase, unless a noun follows ("on the left hand")."""
 
-_AMOUNTS = tuple(
-    (noun, "of")
-    for noun in """group groups pair pairs couple bunch lot lots plenty number variety set row rows
-    herd flock crowd pile stack""".split()
+_RELATION = re.compile(
+    r"(left of|right of|in front of|on top of|next to|close to|full of|each other|one another|"
+    r"(close up|close-up|photo|photograph|picture|image|view|shot|drawing) of)( |$)"
+)
+"""No phrase either."""
+
+_AMOUNT = re.compile(
+    r"(groups?|pairs?|couple|bunch|lots?|plenty|number|variety|set|rows?|herd|flock|crowd|pile|"
+    r"stack) of( |$)"
 )
 """They count what comes behind them."""
 
@@ -299,24 +252,27 @@ def _kinds(words: list[Word]) -> list[str]:
     kinds: list[str] = []
     while len(kinds) < len(words):
         i = len(kinds)
-        if found := _expression(words, low, i, _EXPRESSIONS):
-            kinds += ["end"] * found
-        elif found := _expression(words, low, i, _AMOUNTS):
-            kinds += ["open"] * found
+        end = next((k for k in range(i + 1, len(words)) if words[k].is_first), len(words))
+        rest = " ".join(low[i:end])
+        if found := _RELATION.match(rest) or _place(rest):
+            kinds += ["end"] * len(found[0].split())
+        elif (found := _AMOUNT.match(rest)) and kinds[i - 1 : i] != ["in"]:
+            kinds += ["open"] * len(found[0].split())
         else:
             kinds.append(_kind(words, low, kinds, i))
     return kinds
 
 
-def _expression(
-    words: list[Word], low: list[str], i: int, known: tuple[tuple[str, ...], ...]
-) -> int:
-    """How many words from the i-th on are one of the known expressions."""
-    for one in known:
-        n = len(one)
-        if tuple(low[i : i + n]) == one and not any(w.is_first for w in words[i + 1 : i + n]):
-            return n
-    return 0
+def _place(rest: str) -> re.Match[str] | None:
+    found = _PLACE.match(rest)
+    if found is None or found[3]:
+        return found
+    behind = rest[found.end() :].split()
+    return None if behind and _may_be_noun(behind[0]) else found
+
+
+def _may_be_noun(word: str) -> bool:
+    return word not in _OPENING | _OTHER | _AUXILIARIES
 
 
 def _kind(words: list[Word], low: list[str], kinds: list[str], i: int) -> str:
@@ -324,12 +280,14 @@ def _kind(words: list[Word], low: list[str], kinds: list[str], i: int) -> str:
     word = low[i]
     before = "" if words[i].is_first else kinds[i - 1]
     behind = low[i + 1] if i + 1 < len(low) and not words[i + 1].is_first else ""
-    noun_behind = bool(behind) and behind not in _OPENING | _OTHER | _AUXILIARIES
+    noun_behind = bool(behind) and _may_be_noun(behind)
     if word in _OPENING or (word.replace(".", "").isdecimal() and before != "in"):
         return "open"
     if word in _BE:
         there = i > 0 and low[i - 1] == "there"
         return "end" if there else "be"
+    if word in _PLACES and before == "open" and noun_behind:
+        return "in"
     if word in _OTHER | _AUXILIARIES:
         return "end"
     if word.endswith("ly") and word not in _LY_NOUNS and len(word) > 4:
@@ -339,7 +297,7 @@ def _kind(words: list[Word], low: list[str], kinds: list[str], i: int) -> str:
 
 def _is_verb(low: list[str], i: int, before: str, noun_behind: bool) -> bool:
     word = low[i]
-    if before == "open":
+    if before == "open" and low[i - 1] != "that":
         return False
     if word.endswith("ing") and len(word) > 4:
         behind = low[i + 1] if noun_behind else ""

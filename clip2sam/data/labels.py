@@ -42,6 +42,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from numbers import Real
 from pathlib import Path
 from typing import Any, NoReturn
@@ -113,6 +114,15 @@ class LabelSet:
             return self
         return replace(self, classes=tuple(part for c in self.classes for part in c.parts))
 
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """For each class the places of its parts in `apart()`."""
+        counts = [len(c.joined) or 1 for c in self.classes]
+        return tuple(
+            tuple(range(end - count, end))
+            for count, end in zip(counts, accumulate(counts), strict=True)
+        )
+
     def thresholds(self, default: float | None) -> tuple[float | None, ...]:
         """The presence threshold of each of `classes`: its own, else the default; None: none."""
         own = (c.presence_threshold for c in self.classes)
@@ -161,9 +171,10 @@ def as_label_set(
 
     Raises:
         LabelError: no label at all, an empty label or text prompt, a label given twice, also as
-            a distractor, or joined with itself, a value that is no text or has control characters (line breaks, tabs,
-            escapes), a threshold that is no finite number, a template without exactly one "{}"; in
-            a file also an unknown or repeated key; a file that is missing, or is no YAML or JSON.
+            a distractor, or joined with itself, a value that is no text or has control characters
+            (line breaks, tabs, escapes), a threshold that is no finite number, a template without
+            exactly one "{}"; in a file also an unknown or repeated key; a file that is missing, or
+            is no YAML or JSON.
             The message names the label, or the file and line.
     """
     draft = _draft(labels)
@@ -611,6 +622,32 @@ def labels_yaml(labels: LabelSet) -> str:
     if labels.caption:
         document["caption"] = labels.caption
     return yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=120)
+
+
+def class_row(c: LabelClass) -> dict[str, Any]:
+    """A class as JSON; what only joined labels and captions have is there for these alone."""
+    row: dict[str, Any] = {
+        "name": c.name,
+        "prompts": list(c.prompts),
+        "presence_threshold": c.presence_threshold,
+        "supercategory": c.supercategory,
+        "distractor": c.distractor,
+    }
+    if c.joined:
+        row["joined"] = [class_row(part) for part in c.joined]
+    if c.spans:
+        row["spans"] = [list(span) for span in c.spans]
+    return row
+
+
+def class_from_row(row: Mapping[str, Any]) -> LabelClass:
+    """The class of a row of `class_row`."""
+    lists: dict[str, Any] = {
+        "prompts": tuple(row["prompts"]),
+        "joined": tuple(map(class_from_row, row.get("joined", ()))),
+        "spans": tuple(map(tuple, row.get("spans", ()))),
+    }
+    return LabelClass(**{**row, **lists})
 
 
 def numbers(names: Sequence[str]) -> list[str]:
