@@ -381,11 +381,6 @@ POINTS = [
         ),
         ("distractors get masks", "& ~distractor", ""),
         (
-            "redundant feature beside background prompts",
-            "if len(text) == 1 else None",
-            "if len(labels.classes) == 1 else None",
-        ),
-        (
             "a class's own threshold ignored",
             "labels.thresholds(self.config.presence_threshold)",
             "[self.config.presence_threshold] * len(labels.classes)",
@@ -396,10 +391,58 @@ POINTS = [
             "heat = maps.raw[prompts.image_index * 0, prompts.label_index]",
         ),
         (
+            "locator lost with other settings",
+            "replace(self.config, **changes), self.locator)",
+            "replace(self.config, **changes))",
+        ),
+    ),
+    *faults(
+        "features.py",
+        "methods pipeline",
+        (
             "features kept for another method",
             "if (method, side) not in self._tokens:",
             "if not self._tokens:",
         ),
+    ),
+    *faults(
+        "locate.py",
+        "locate pipeline",
+        (
+            "redundant feature beside background prompts",
+            "if len(text) == 1 else None",
+            "if len(labels.classes) == 1 else None",
+        ),
+        ("boxes in rows for columns", "y[:, :, None] & x[:, None]", "x[:, :, None] & y[:, None]"),
+        ("boxes overwrite each other", 'inside, "amax"', 'inside, "sum"'),
+        ("boxes without a centre", "        | (cell == centre[:, i, None])\n", ""),
+        ("the border of a box is its peak", "(1 - FALL * away)", "(1 + FALL * away)"),
+        (
+            "feature surgery always",
+            "            if config.feature_surgery\n",
+            "            if True\n",
+        ),
+        ("boxes of one size", "proposals.boxes)[proposals.image_index]", "proposals.boxes)[:1]"),
+    ),
+    *faults(
+        "proposals.py",
+        "locate",
+        ("proposals of absent labels", "keep = present[image, label] & (", "keep = ("),
+        ("a share of all labels' best", "threshold * best[group]", "threshold * best.max()"),
+        ("one proposal too many", "(rank < most)", "(rank <= most)"),
+        (
+            "the weakest proposals",
+            "score.argsort(descending=True",
+            "score.argsort(descending=False",
+        ),
+        ("ranks over all labels", "- starts[group[order]]", "- 0 * starts[group[order]]"),
+        (
+            "boxes of other proposals",
+            "boxes=proposals.boxes[rows]",
+            "boxes=proposals.boxes[: len(rows)]",
+        ),
+        ("the last cell left out", "torch.where(some, at + 1, 0.0)", "torch.where(some, at, 0.0)"),
+        ("a fit without the mask's own area", "(right - left) * (bottom - top) + ", ""),
     ),
 ]
 
@@ -562,7 +605,7 @@ COCO = [
         ("empty masks are results", "mask_utils.area(rle) > 0", "mask_utils.area(rle) >= 0"),
         ("boxes of results as x, y, w, h", "        table[:, 2:] += table[:, :2]\n", ""),
         ("masks of the batch's first image", "first = sum(prompts.counts[:index])", "first = 0"),
-        ("padding among the points", "one[one[:, 2] >= 0]", "one[one[:, 2] >= -1]"),
+        ("padding among the points", "one[one[:, 2] != PADDING]", "one[one[:, 2] != -2]"),
     ),
 ]
 
@@ -896,20 +939,21 @@ JOURNAL = [
         "labelling_run labelling_flow",
         (
             "fingerprint without resolution",
-            '            "resolution": self.config.resolution or clip.resolution,\n',
+            '            "resolution": self.segmenter.view_side,\n',
             "",
         ),
+        ("fingerprint without the locator", '            "locator": locator.name,\n', ""),
         ("fingerprint without keep_above", '            "keep_above": self.keep_above,\n', ""),
         ("fingerprint without settings", '            "config": plain(asdict(self.config)),\n', ""),
         (
             "fingerprint without CLIP's weights",
-            '                "clip": state_sha256(clip.model.state_dict()),\n',
-            "",
+            "{**locator.weights(), ",
+            "{",
         ),
         (
             "fingerprint without SAM's weights",
-            '                "sam": state_sha256(sam.sam.state_dict()),\n',
-            "",
+            ', "sam": state_sha256(sam.sam.state_dict())}',
+            "}",
         ),
         (
             "keep_above raises thresholds",

@@ -418,6 +418,10 @@ CHANGED = {
         "engine.config.method.feed_forward was False, is now True",
     ),
     "prior": (method(prior=best), f"engine.config.method.prior was None, is now {BEST}"),
+    "feature_surgery": (
+        settings(feature_surgery=False),
+        "engine.config.feature_surgery was True, is now False",
+    ),
     "background_prompts": (
         settings(background_prompts=("sky",)),
         "engine.config.background_prompts[0] was not there, is now 'sky'",
@@ -478,7 +482,7 @@ def test_every_field_is_in_the_fingerprint_and_in_the_table(finished):
     marks = json.loads((finished[0] / "manifest.json").read_text())["fingerprint"]
     assert marks.keys() == {"version", "preset", "labels", "max_pixels", "engine"}
     engine = marks["engine"]
-    assert engine.keys() == {"config", "resolution", "keep_above", "weights"}
+    assert engine.keys() == {"config", "locator", "resolution", "keep_above", "weights"}
     assert engine["config"].keys() == {field.name for field in fields(Config)} <= CHANGED.keys()
     method = engine["config"]["method"].keys()
     assert method == {field.name for field in fields(Method)}
