@@ -461,3 +461,43 @@ def test_names_that_yaml_takes_for_other_things_stay_names(tmp_path):
     typed = ["no", "1", "null", "~", "猫: x", "- a", "#b", "a\u00a0b", "\ufeffc"]
     path = written(tmp_path, labels_yaml(as_label_set(typed)))
     assert as_label_set(path).names == tuple(typed)
+
+
+# --- lists typed as one label
+
+
+@pytest.mark.parametrize(
+    "name", ["circle, star", "circle . star", "circle,star", "a; b", "c . d ."]
+)
+def test_a_list_that_is_one_label_is_said(tmp_path, name):
+    message = (
+        f"labels that look like lists are one label each: {name!r}; if several are meant, give them "
+        "one by one (--label A --label B, a list) or as a caption, or join them into one mask (A+B)"
+    )
+    for labels in ([name], written(tmp_path, json.dumps([name]), "labels.json")):
+        with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+            made = as_label_set(labels)
+        assert made.names == (name,)
+    assert as_label_set(made) == made, "said once"
+    assert as_label_set({name: "star"}).names == (name,), "it has a text prompt: it is meant"
+
+
+def test_only_three_lists_are_named():
+    with pytest.warns(UserWarning, match=r"'a, b', 'c, d', 'e, f' \(and 2 more\); if"):
+        as_label_set(["a, b", "c, d", "e, f", "g, h", "i, j"])
+
+
+@pytest.mark.parametrize("name", ["1,000 m", "St. Bernard", "cat.", "a-b", "3.5", "(a), (b)"])
+def test_no_list_no_warning(name):
+    assert as_label_set([name]).names == (name,)
+
+
+def test_a_single_text_never_becomes_letters():
+    for arguments in (
+        {"labels": "cat"},
+        {"labels": ["cat"], "distractors": "sky"},
+        {"labels": ["cat"], "templates": "a {}"},
+    ):
+        with pytest.raises(LabelError, match=r"expected a list of texts.*, got '(cat|sky|a \{\})'"):
+            unchecked(**arguments)
+    assert as_label_set({"cat": "kitten"}).classes[0].prompts == ("kitten",)

@@ -27,8 +27,9 @@ from clip2sam.types import SimilarityMaps
 @dataclass(frozen=True)
 class Explanation:
     """What each stage computed for one label. Arrays are numpy's, on the host; maps cover the whole
-    image. Of a joined label the objects are those of all its parts, `raw` and `grid` are of the
-    highest of their maps, and `before`, `redundant` and `weight` those of the strongest part."""
+    image. Of a joined label the objects are those of its parts that are present (of all, if none
+    is), `raw` and `grid` are of the highest of their maps, and `before`, `redundant` and `weight`
+    those of the strongest part."""
 
     image: Image
     label: str
@@ -138,8 +139,10 @@ def explain(
     features = segmenter.encode([loaded])
     maps = _checked_maps(segmenter, features, label_set)
     parts = list(label_set.groups[index])
-    objects, candidates = follow_objects(segmenter, features, _only(maps, parts), label, object)
-    present = bool(maps.present[0, parts].any())
+    there = [part for part in parts if maps.present[0, part]]
+    only = _only(maps, there or parts)
+    objects, candidates = follow_objects(segmenter, features, only, label, object)
+    present = bool(there)
     found = present and any(not o.left_out for o in objects)
     together = maps.raw[:, parts].amax(dim=1, keepdim=True)
     raw = together[0, 0].cpu().numpy()
@@ -180,7 +183,7 @@ def _without_tiles(segmenter: Segmenter) -> Segmenter:
 
 
 def _only(maps: SimilarityMaps, parts: Sequence[int]) -> SimilarityMaps:
-    """The maps with one label, all its parts, present and no other, whatever their scores."""
+    """The maps with these parts of a label present and nothing else, whatever their scores."""
     present = torch.zeros_like(maps.present)
     present[:, list(parts)] = True
     return replace(maps, present=present)

@@ -192,8 +192,8 @@ def as_label_set(
     if not isinstance(labels, LabelSet) or more:
         _warn_of_lookalikes(classes)
         _warn_of_lists(classes)
-    chosen = draft.templates if templates is None else templates
-    checked = None if chosen is None else _checked_templates(_texts(chosen, "templates"))
+    chosen = draft.templates if templates is None else _texts(templates, "templates")
+    checked = None if chosen is None else _checked_templates(chosen)
     return LabelSet(classes, checked, draft.caption)
 
 
@@ -224,7 +224,8 @@ def _draft(labels: Any) -> _Draft:
                 raise LabelError(
                     f"{place}: expected a LabelClass in a LabelSet, got {c!r}; give names in a list"
                 )
-        return _Draft(places, labels.templates, caption=labels.caption)
+        own = None if labels.templates is None else _texts(labels.templates, "templates")
+        return _Draft(places, own, caption=labels.caption)
     if isinstance(labels, os.PathLike) or (
         isinstance(labels, str) and labels.lower().endswith(_FILE_SUFFIXES)
     ):
@@ -603,9 +604,10 @@ def labels_yaml(labels: LabelSet) -> str:
     for c in labels.wanted:
         row: dict[str, Any] = {"name": c.name}
         plain = named(c.name)
-        if c.joined and c.joined != plain.joined:
-            row["joined"] = {part.name: list(part.prompts) for part in c.joined}
-        if c.prompts != plain.prompts:
+        if c.joined:
+            if c.joined != plain.joined:
+                row["joined"] = {part.name: list(part.prompts) for part in c.joined}
+        elif c.prompts != plain.prompts:
             row["prompts"] = list(c.prompts)
         if c.presence_threshold is not None:
             row["presence_threshold"] = c.presence_threshold
