@@ -123,6 +123,7 @@ def test_a_joined_label_has_one_mask(run, street, tmp_path):
     assert name.endswith(f".01-{slug(joined)}.png")
 
 
+@pytest.mark.filterwarnings("default:labels that look like")
 def test_a_list_in_one_label_is_warned_of(run, street):
     code, _, errors = run("segment", street, "--label", "circle, star")
     assert code == 0
@@ -201,7 +202,11 @@ def test_an_interrupted_command_writes_what_was_done(run, street, tmp_path, monk
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["street.png"], 2, "give labels by --label NAME (repeatable) or by --labels FILE"),
+        (
+            ["street.png"],
+            2,
+            "give labels by --label NAME (repeatable), by --labels FILE or by --caption SENTENCE",
+        ),
         (["street.png", "--label", "a", "--labels", "x.yaml"], 2, "one of the two"),
         (["street.png", "--label", " "], 2, "label"),
         (["street.png", "--label", "a", "--label", "a"], 2, "'a'"),

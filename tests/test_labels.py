@@ -471,8 +471,9 @@ def test_names_that_yaml_takes_for_other_things_stay_names(tmp_path):
 )
 def test_a_list_that_is_one_label_is_said(tmp_path, name):
     message = (
-        f"labels that look like lists are one label each: {name!r}; if several are meant, give them "
-        "one by one (--label A --label B, a list) or as a caption, or join them into one mask (A+B)"
+        f"labels that look like lists are one label each: {name!r}; if several are meant, give "
+        "them one by one (--label A --label B, a list) or as a caption, or join them into one mask "
+        "(A+B)"
     )
     for labels in ([name], written(tmp_path, json.dumps([name]), "labels.json")):
         with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
