@@ -390,11 +390,52 @@ POINTS = [
             "heat = maps.raw[prompts.image_index, prompts.label_index]",
             "heat = maps.raw[prompts.image_index * 0, prompts.label_index]",
         ),
+    ),
+    *faults(
+        "pipeline.py",
+        "locate",
         (
             "locator lost with other settings",
             "replace(self.config, **changes), self.locator)",
             "replace(self.config, **changes))",
         ),
+    ),
+    *faults(
+        "analysis/compare.py",
+        "compare",
+        (
+            "one absent label too many",
+            "kept = int(false_masks * len(ordered))",
+            "kept = int(false_masks * len(ordered)) + 1",
+        ),
+        (
+            "the threshold keeps the next one",
+            "float(np.nextafter(highest, np.float32(np.inf)))",
+            "float(highest)",
+        ),
+        ("present labels choose the threshold", "            if not example.truth[c.name]\n", ""),
+        ("methods judged at one threshold", "threshold_for(one, chosen_on, labels)", "0.1"),
+        (
+            "the sheet's first label",
+            "result.maps[result.class_names.index(label)]",
+            "result.maps[0]",
+        ),
+        (
+            "the sheet's IoU of the area",
+            "int((mask & truth).sum()) / max(union, 1)",
+            "int(mask.sum()) / max(union, 1)",
+        ),
+    ),
+    *faults(
+        "visualize/sheet.py",
+        "compare",
+        ("absent labels with an IoU", 'if mask.any() else "absent"', 'if True else "absent"'),
+        (
+            "the two lines swapped",
+            "upper, lower = top - _HEADING - high, top - 2 * (_HEADING + high)",
+            "lower, upper = top - _HEADING - high, top - 2 * (_HEADING + high)",
+        ),
+        ("rows over each other", "        top -= height\n", ""),
     ),
     *faults(
         "features.py",

@@ -1,4 +1,4 @@
-"""CLIP with surgery: one engine, four methods, and a model that stays as it was."""
+"""CLIP with surgery: one engine, seven methods, and a model that stays as it was."""
 
 import warnings
 from dataclasses import replace
@@ -14,7 +14,9 @@ from clip2sam.clip import (
     CLEARCLIP,
     CLIP_SURGERY,
     MASKCLIP,
+    METHODS,
     RAW_CLIP,
+    SCLIP,
     Method,
     SurgeryCLIP,
     as_method,
@@ -77,7 +79,7 @@ def by_hand(visual, pixels, *, blocks, attention, residual, feed_forward):
 
 @pytest.mark.parametrize(
     "method",
-    [CLIP_SURGERY, MASKCLIP, CLEARCLIP, Method("sclip", "qq+kk", 1, True, True)],
+    [CLIP_SURGERY, MASKCLIP, CLEARCLIP, SCLIP],
     ids=lambda m: m.name,
 )
 @torch.no_grad()
@@ -98,7 +100,7 @@ def test_methods_are_what_they_say(model, method):
 @torch.no_grad()
 def test_raw_clip_keeps_clips_own_image_feature(model):
     own = model.encode_image(PIXELS)
-    for method in (RAW_CLIP, CLIP_SURGERY, MASKCLIP, CLEARCLIP):
+    for method in METHODS.values():
         torch.testing.assert_close(
             dense_features(model.visual, PIXELS, method)[:, 0], own, rtol=1e-4, atol=1e-4
         )

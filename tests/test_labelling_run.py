@@ -413,6 +413,10 @@ CHANGED = {
     ),
     "blocks": (method(blocks=5), "engine.config.method.blocks was 6, is now 5"),
     "residual": (method(residual=False), "engine.config.method.residual was True, is now False"),
+    "iterations": (
+        method(attention="self-self", iterations=2),
+        "engine.config.method.iterations was 1, is now 2",
+    ),
     "feed_forward": (
         method(feed_forward=True),
         "engine.config.method.feed_forward was False, is now True",

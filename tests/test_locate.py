@@ -162,6 +162,7 @@ def test_prompts_of_several_images_in_the_order_of_the_proposals():
     prompts = proposal_prompts(proposals, present, 0.5, 8)
     assert prompts.scores.tolist() == pytest.approx([0.9, 0.8, 0.4, 0.7])
     assert prompts.counts == (2, 0, 2)
+    assert prompts.boxes.tolist() == boxes[[1, 2, 4, 5]].tolist()
     assert prompts.label_index.tolist() == [1, 0, 1, 1]
     assert proposal_prompts(proposals, present, 0.5, 1).scores.tolist() == pytest.approx(
         [0.9, 0.8, 0.7]
@@ -202,7 +203,7 @@ def test_masks_that_are_there_already_need_no_sam():
 def test_boxes_as_maps_agree_with_a_loop():
     sizes = ((40, 80), (30, 30))
     proposals = Proposals(
-        torch.tensor([[8.0, 4, 33, 21], [20, 10, 70, 38], [3, 3, 3.2, 3.1], [0, 0, 30, 30]]),
+        torch.tensor([[8.0, 4, 33, 21], [20, 10, 70, 38], [3.3, 3.3, 3.4, 3.4], [0, 0, 30, 30]]),
         torch.tensor([0.9, 0.4, 0.7, 0.2]),
         torch.tensor([1, 1, 0, 1]),
         (2, 2),

@@ -5,6 +5,8 @@ float64, one image and one head at a time.
 """
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import open_clip
@@ -18,17 +20,22 @@ from clip2sam.candidates import agreement, as_rule
 from clip2sam.clip import (
     CLEARCLIP,
     CLIP_SURGERY,
+    GEM,
     MASKCLIP,
     METHODS,
+    NACLIP,
     RAW_CLIP,
+    SCLIP,
     Method,
     SurgeryCLIP,
     dense_features,
 )
+from clip2sam.clip.methods import gaussian
 from clip2sam.config import Config, published
 from clip2sam.data.images import Image
 from clip2sam.data.labels import as_label_set
 from clip2sam.data.presence import is_present, recorded_presence
+from clip2sam.errors import ConfigError
 from clip2sam.points import pool_grid, select_points
 from clip2sam.result import as_result
 from clip2sam.sam import PromptSAM
@@ -193,12 +200,62 @@ def clearclip(blocks, x):
 
 
 def sclip(blocks, x):
-    """Wang et al., 2024: in the last block query-query plus key-key attention."""
+    """Wang et al., 2023: in the last block query-query plus key-key attention."""
     *others, last = blocks
     x = raw_clip(others, x)
     q, k, v = last.qkv(x)
     x = x + last.out(attention(q, q, v, last.heads) + attention(k, k, v, last.heads))
     return x + last.feed_forward(x)
+
+
+def neighbourhood(rows, cols):
+    """NACLIP's Gaussian, of standard deviation 5, by each patch's coordinates; none for CLS."""
+    bias = np.zeros((1 + rows * cols, 1 + rows * cols))
+    for query in range(rows * cols):
+        for key in range(rows * cols):
+            down, right = query // cols - key // cols, query % cols - key % cols
+            bias[1 + query, 1 + key] = math.exp(-(down**2 + right**2) / (2 * 5**2))
+    return bias
+
+
+def naclip(blocks, x, grid):
+    """Hajimiri et al., 2024: key-key attention with the Gaussian in its logits, alone in the last
+    block."""
+    *others, last = blocks
+    _, k, v = last.qkv(raw_clip(others, x))
+    return last.out(attention(k, k, v, last.heads, neighbourhood(*grid)))
+
+
+def gem(blocks, x, iterations=1):
+    """Bousselham et al., 2023: surgery's path; one attention a projection, their mean."""
+    x = raw_clip(blocks[:-6], x)
+    new = x
+    for block in blocks[-6:]:
+        new = new + block.out(ensemble(block, x, iterations))
+        x = block.clip(x)
+    return new
+
+
+def ensemble(block, x, iterations):
+    """With unit vectors p and temperature t: p becomes softmax(p p^T / t) p, so many times; then
+    the attention is softmax(p p^T / t) v."""
+    lengths = [math.sqrt((token**2).sum()) for token in norm(x, block.weights, "ln_1")]
+    dim = x.shape[1] // block.heads
+    temperature = math.sqrt(dim) / (sum(lengths) / len(lengths))
+    *_, v = projections = block.qkv(x)
+    mixed = np.zeros_like(v)
+    for head in range(block.heads):
+        part = slice(head * dim, (head + 1) * dim)
+        for vectors in projections:
+            p = normalised(vectors[:, part])
+            for _ in range(iterations):
+                p = normalised(softmax(p @ p.T / temperature) @ p)
+            mixed[:, part] += softmax(p @ p.T / temperature) @ v[:, part] / 3
+    return mixed
+
+
+def normalised(x):
+    return x / np.sqrt((x**2).sum(axis=1, keepdims=True))
 
 
 def key_key(blocks, x):
@@ -213,7 +270,11 @@ REFERENCES = [
     (MASKCLIP, maskclip),
     (CLIP_SURGERY, clip_surgery),
     (CLEARCLIP, clearclip),
-    (Method("sclip", "qq+kk", 1, residual=True, feed_forward=True), sclip),
+    (SCLIP, sclip),
+    (NACLIP, naclip),
+    (GEM, gem),
+    (replace(GEM, name="gem 0", iterations=0), partial(gem, iterations=0)),
+    (replace(GEM, name="gem 3", iterations=3), partial(gem, iterations=3)),
     (Method("kk", "kk", 1, residual=True, feed_forward=False), key_key),
 ]
 
@@ -223,7 +284,10 @@ def reference(model, pixels, method):
     weights = weights_of(model)
     blocks = [Block(weights, i) for i in range(len(model.visual.transformer.resblocks))]
     x = embedded(weights, pixels.double().numpy())
-    tokens = np.concatenate([raw_clip(blocks, x)[:1], method(blocks, x)[1:]])
+    side = weights["conv1.weight"].shape[-1]
+    grid = (pixels.shape[1] // side, pixels.shape[2] // side)
+    new = method(blocks, x, grid) if method is naclip else method(blocks, x)
+    tokens = np.concatenate([raw_clip(blocks, x)[:1], new[1:]])
     return norm(tokens, weights, "ln_post") @ weights["proj"]
 
 
@@ -235,20 +299,25 @@ def assert_close(ours, theirs):
 def test_the_records():
     """What the papers say, as data."""
     fields = {
-        name: (m.attention, m.blocks, m.residual, m.feed_forward, m.prior)
+        name: (m.attention, m.blocks, m.residual, m.feed_forward, m.prior, m.iterations)
         for name, m in METHODS.items()
     }
     assert fields == {
-        "raw": ("qk", 0, True, True, None),
-        "maskclip": ("identity", 1, True, True, None),
-        "surgery": ("vv", 6, True, False, None),
-        "clearclip": ("qq", 1, False, False, None),
+        "raw": ("qk", 0, True, True, None, 1),
+        "maskclip": ("identity", 1, True, True, None, 1),
+        "surgery": ("vv", 6, True, False, None, 1),
+        "clearclip": ("qq", 1, False, False, None, 1),
+        "sclip": ("qq+kk", 1, True, True, None, 1),
+        "naclip": ("kk", 1, False, False, gaussian, 1),
+        "gem": ("self-self", 6, True, False, None, 1),
     }
     assert Config().method is CLIP_SURGERY
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80), (96, 96)])
-@pytest.mark.parametrize(("method", "by_hand"), REFERENCES, ids=lambda m: getattr(m, "name", ""))
+@pytest.mark.parametrize(
+    ("method", "by_hand"), REFERENCES, ids=lambda m: getattr(m, "name", "by hand")
+)
 def test_a_vit_follows_the_paper(vit, method, by_hand, size):
     pixels = torch.randn(2, 3, *size)
     ours = dense_features(vit.visual, pixels, method).numpy()
@@ -274,6 +343,45 @@ def test_fewer_blocks_than_the_method_has():
     assert_close(ours, reference(shallow, pixels[0], clip_surgery))
 
 
+@pytest.mark.parametrize("factor", [0, 0.3, 1, 2.5])
+def test_the_residual_is_a_factor(vit, factor):
+    """On what a block of the new path gets, not on what it adds; in every one of them."""
+
+    def by_hand(blocks, x):
+        x = raw_clip(blocks[:-6], x)
+        new = x
+        for block in blocks[-6:]:
+            _, _, v = block.qkv(x)
+            new = factor * new + block.out(attention(v, v, v, block.heads))
+            x = block.clip(x)
+        return new
+
+    pixels = torch.randn(1, 3, 64, 64)
+    ours = dense_features(vit.visual, pixels, replace(CLIP_SURGERY, residual=factor))[0].numpy()
+    assert_close(ours, reference(vit, pixels[0], by_hand))
+
+
+def test_clearclips_alpha_is_one_over_the_factor(vit):
+    """Lan et al. scale the attention's output; the last norm makes it the same."""
+    alpha = 4.0
+
+    def by_hand(blocks, x):
+        *others, last = blocks
+        x = raw_clip(others, x)
+        q, _, v = last.qkv(x)
+        return x + alpha * last.out(attention(q, q, v, last.heads))
+
+    pixels = torch.randn(1, 3, 64, 64)
+    ours = dense_features(vit.visual, pixels, replace(CLEARCLIP, residual=1 / alpha))[0].numpy()
+    assert_close(ours, reference(vit, pixels[0], by_hand))
+
+
+def test_true_and_false_are_one_and_zero():
+    assert replace(CLEARCLIP, residual=0) == CLEARCLIP
+    assert replace(CLIP_SURGERY, residual=1.0) == CLIP_SURGERY
+    assert type(replace(CLEARCLIP, residual=np.float64(0.5)).residual) is float
+
+
 def pool_by_hand(model, pixels, method):
     """A ResNet's attention pool with every token kept."""
     visual, weights = model.visual, weights_of(model)
@@ -284,7 +392,8 @@ def pool_by_hand(model, pixels, method):
     tokens = x.reshape(len(x), rows * cols).T
     tokens = np.concatenate([tokens.mean(axis=0, keepdims=True), tokens])
     positions = weights["attnpool.positional_embedding"]
-    tokens = with_positions(tokens, positions, rows, cols)
+    if method != "maskclip":  # Zhou et al. have none
+        tokens = with_positions(tokens, positions, rows, cols)
     q, k, v, c = (
         (weights[f"attnpool.{p}_proj.weight"], weights[f"attnpool.{p}_proj.bias"]) for p in "qkvc"
     )
@@ -295,17 +404,26 @@ def pool_by_hand(model, pixels, method):
         "maskclip": lambda: v,
         "surgery": lambda: attention(v, v, v, heads),
         "clearclip": lambda: attention(q, q, v, heads),
+        "sclip": lambda: attention(q, q, v, heads) + attention(k, k, v, heads),
+        "naclip": lambda: attention(k, k, v, heads, neighbourhood(rows, cols)),
     }[method]()
     return mixed @ c[0].T + c[1]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 128)])
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    "method", [m for m in METHODS.values() if m is not GEM], ids=lambda m: m.name
+)
 def test_a_resnet_has_it_in_the_attention_pool(resnet, method, size):
     pixels = torch.randn(2, 3, *size)
     ours = dense_features(resnet.visual, pixels, method).numpy()
     for image, tokens in zip(pixels, ours, strict=True):
         assert_close(tokens, pool_by_hand(resnet, image, method.name))
+
+
+def test_gem_is_not_for_resnets(resnet):
+    with pytest.raises(ConfigError, match=r"^gem isn't defined for a ResNet.*; use surgery, or"):
+        dense_features(resnet.visual, torch.randn(1, 3, 64, 64), GEM)
 
 
 def nearness(rows, cols):

@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     from clip2sam.clip.methods import (
         CLEARCLIP,
         CLIP_SURGERY,
+        GEM,
         MASKCLIP,
         METHODS,
+        NACLIP,
         RAW_CLIP,
+        SCLIP,
         Method,
         as_method,
     )
@@ -23,9 +26,12 @@ if TYPE_CHECKING:
 __all__ = [
     "CLEARCLIP",
     "CLIP_SURGERY",
+    "GEM",
     "MASKCLIP",
     "METHODS",
+    "NACLIP",
     "RAW_CLIP",
+    "SCLIP",
     "TEMPLATES",
     "Method",
     "SurgeryCLIP",

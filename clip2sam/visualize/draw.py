@@ -47,6 +47,7 @@ def draw_map(
     ax: Axes | None = None,
     limits: tuple[float, float] | None = None,
     alpha: float = 0.6,
+    bar: bool = True,
 ) -> Axes:
     """A similarity map as heat over the grey image, with a colour bar of the raw scores.
 
@@ -57,6 +58,7 @@ def draw_map(
         limits: the raw scores of the darkest and the brightest colour, which make several maps
             comparable; None: this map's own range, as min-max scaling does.
         alpha: opacity of the heat, 0 to 1.
+        bar: False for no colour bar.
     """
     height, width = pixels.shape[:2]
     ax = draw_image(pixels, ax=ax, grey=True)
@@ -75,9 +77,10 @@ def draw_map(
         alpha=alpha,
         interpolation="bilinear",
     )
-    bar = ax.inset_axes((1.02, 0.0, 0.12 / inches(ax)[0], 1.0))
-    ax.figure.colorbar(drawn, cax=bar)
-    bar.tick_params(labelsize=FONT - 1)
+    if bar:
+        beside = ax.inset_axes((1.02, 0.0, 0.12 / inches(ax)[0], 1.0))
+        ax.figure.colorbar(drawn, cax=beside)
+        beside.tick_params(labelsize=FONT - 1)
     return ax
 
 
