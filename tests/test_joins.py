@@ -10,15 +10,17 @@ import torch
 
 import clip2sam
 from clip2sam.analysis.budget import budget
+from clip2sam.analysis.compare import threshold_for
 from clip2sam.analysis.evaluate import evaluate, without_thresholds
 from clip2sam.analysis.examples import Example
 from clip2sam.analysis.explain import explain
 from clip2sam.analysis.explorer import Bench
+from clip2sam.analysis.tune import tune
 from clip2sam.coco.rle import decode_rle, encode_mask
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, labels_yaml, named
 from clip2sam.data.presence import presence_of_classes
-from clip2sam.errors import LabelError
+from clip2sam.errors import ConfigError, LabelError
 from clip2sam.joins import joined_points, mean_by_area, mean_maps, union
 from clip2sam.labelling.decide import Decision
 from clip2sam.labelling.engine import SegmenterEngine
@@ -427,6 +429,24 @@ def test_evaluations_judge_the_joined_mask(segmenter):
     spent = budget(segmenter, [known], as_label_set(["cat", "dog+frisbee"]))
     parts = budget(segmenter, [known], as_label_set(["cat", "dog", "frisbee"]))
     assert spent.miou == parts.miou
+
+
+def test_thresholds_are_chosen_for_joined_labels(segmenter, tmp_path):
+    known = example(cat=[], dog=[], frisbee=[(9, 40, 20, 50)], tree=[(0, 0, 5, 5)])
+    with pytest.raises(ConfigError, match="in which some of the labels are absent, found none"):
+        threshold_for(segmenter, [known], as_label_set(["dog+frisbee", "tree"]))
+    images = write_images(tmp_path / "in", 3)
+    names = sorted(path.name for path in images.iterdir())
+    document = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(names, 1)],
+        "annotations": [{"image_id": 1, "category_id": 1}, {"image_id": 3, "category_id": 2}],
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "frisbee"}],
+    }
+    (images / "truth.json").write_text(json.dumps(document))
+    tuning = tune(segmenter, images / "truth.json", ["dog+frisbee", "dog", "dog+cat"])
+    truths = [None if c.truth is None else c.truth.tolist() for c in tuning.classes]
+    assert truths == [[True, False, True], [True, False, False], None]
+    assert tuning.label_set().classes[0].joined == LABELS.classes[1].joined
 
 
 def test_only_joined_labels_keep_a_threshold_where_all_are_decoded():
