@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clip2sam.analysis.tune import tune
     from clip2sam.clip.methods import Method
     from clip2sam.config import Config, published
+    from clip2sam.data.captions import labels_of_caption
     from clip2sam.data.images import Image, load_image
     from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
     from clip2sam.data.records import Annotation, ImageRecord
@@ -74,6 +75,7 @@ __all__ = [
     "label_dataset",
     "label_dataset_iter",
     "labels_at",
+    "labels_of_caption",
     "load",
     "load_image",
     "published",
@@ -101,6 +103,7 @@ _MODULES = {
     "label_dataset": "labelling.run",
     "label_dataset_iter": "labelling.run",
     "labels_at": "analysis.explain",
+    "labels_of_caption": "data.captions",
     "load": "models.loading",
     "load_image": "data.images",
     "published": "config",

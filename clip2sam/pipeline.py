@@ -29,7 +29,7 @@ from clip2sam.clip.model import SurgeryCLIP
 from clip2sam.config import Config, as_config
 from clip2sam.data.images import Image, load_image
 from clip2sam.data.labels import LabelSet, as_label_set
-from clip2sam.data.presence import is_present
+from clip2sam.data.presence import best_presence, is_present, presence_of_classes
 from clip2sam.errors import ConfigError, ImageError
 from clip2sam.features import Features, PreparedImage, check_image, image_of, needed_clip
 from clip2sam.instances import (
@@ -38,6 +38,7 @@ from clip2sam.instances import (
     fine_maps,
     instance_prompts,
 )
+from clip2sam.joins import joined_points, mean_maps
 from clip2sam.locate import ClipLocator, Locator, as_locator
 from clip2sam.points import point_prompts, pool_grid, select_points
 from clip2sam.proposals import proposal_contrast, proposal_prompts
@@ -51,7 +52,7 @@ from clip2sam.scoring import (
     stability,
 )
 from clip2sam.similarity import SurgeryTerms, beaten_by_distractors
-from clip2sam.tiles import best_presence, lowered, merged, views
+from clip2sam.tiles import lowered, merged, views
 from clip2sam.types import (
     Candidates,
     Instances,
@@ -186,13 +187,14 @@ class Segmenter:
     @torch.no_grad()
     def locate(self, features: Features, labels: LabelSet) -> SimilarityMaps:
         """A raw map and a presence score for every class of every image, distractors included, and
-        which classes are present."""
-        located = self.locator.locate(features, labels, self.config)
+        which classes are present. A joined class is not there yet, but each of its parts."""
+        parts = labels.apart()
+        located = self.locator.locate(features, parts, self.config)
         raw = located.raw
         presence = raw.amax(dim=(-2, -1))
-        distractor = torch.tensor([c.distractor for c in labels.classes], device=raw.device)
+        distractor = torch.tensor([c.distractor for c in parts.classes], device=raw.device)
         beaten = beaten_by_distractors(raw, distractor)
-        present = is_present(presence, beaten, self._thresholds(labels)) & ~distractor
+        present = is_present(presence, beaten, self._thresholds(parts)) & ~distractor
         return SimilarityMaps(
             raw, presence, beaten, present, labels, features.sizes, located.proposals
         )
@@ -220,8 +222,20 @@ class Segmenter:
                 return instance_prompts(instances)
             points = select_points(grids, maps.sizes, start, 0, config.max_negative)
             return instance_prompts(instances, *points)
+        if maps.labels.has_joined:
+            return self._joined_prompts(maps, grids)
         points = select_points(grids, maps.sizes, start, config.max_positive, config.max_negative)
         return point_prompts(*points, maps.present, maps.sizes)
+
+    def _joined_prompts(self, maps: SimilarityMaps, grids: Tensor) -> Prompts:
+        """One prompt a label, where some are joined."""
+        config, groups = self.config, maps.labels.groups
+        mixed = pool_grid(mean_maps(maps.raw, groups), config.grid)
+        limit = maps.sizes, config.positive_from
+        positive = select_points(grids, *limit, config.max_positive, 0)
+        negative = select_points(mixed, *limit, 0, config.max_negative)
+        coords, kinds, prompted = joined_points(positive, negative, maps.present, groups)
+        return point_prompts(coords, kinds, prompted, maps.sizes)
 
     def decode(self, features: Features, prompts: Prompts) -> Candidates:
         """SAM's candidate masks for each prompt, all prompts of the batch together; the masks that
@@ -350,7 +364,8 @@ class Segmenter:
         )
         ends = np.cumsum([len(own) for own in features.windows])[:-1]
         pairs = zip(np.split(scores, ends), np.split(beaten, ends), strict=True)
-        return [best_presence(lowered(own), lost) for own, lost in pairs]
+        best = [best_presence(lowered(own), lost) for own, lost in pairs]
+        return [presence_of_classes(*one, labels.groups) for one in best]
 
     def _found_in_parts(self, features: Features, labels: LabelSet) -> list[Found]:
         return [
@@ -398,7 +413,8 @@ class Segmenter:
         well it covers the whole map."""
         if self.config.prompts == "object":
             return self.measured(maps, prompts, candidates.logits).agreement
-        heat = maps.raw[prompts.image_index, prompts.label_index]
+        raw = mean_maps(maps.raw, maps.labels.groups) if maps.labels.has_joined else maps.raw
+        heat = raw[prompts.image_index, prompts.label_index]
         cells = (heat.shape[-2], heat.shape[-1])
         return agreement(self._coverage(candidates.logits, prompts, cells), heat)
 
@@ -426,8 +442,8 @@ class Segmenter:
         return torch.cat([self.sam.coverage(own, size, cells) for own, size in parts])
 
     def surgery_terms(self, features: Features, labels: LabelSet) -> SurgeryTerms:
-        """The two terms of feature surgery that `locate` subtracts, for all classes and then the
-        background prompts.
+        """The two terms of feature surgery that `locate` subtracts, for all classes (the parts of
+        joined ones) and then the background prompts.
 
         Raises:
             ConfigError: it is not CLIP's maps that the labels are found on.
@@ -437,7 +453,7 @@ class Segmenter:
                 f"expected labels that are found on CLIP's maps, but {self.locator.name} finds "
                 "them; load the segmenter with a method of clip2sam.clip.METHODS"
             )
-        return self.locator.terms(features, labels, self.config)
+        return self.locator.terms(features, labels.apart(), self.config)
 
     def _thresholds(self, labels: LabelSet) -> Float[Tensor, "labels"]:
         """The presence threshold of each class; NaN: no decision."""

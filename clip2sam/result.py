@@ -1,7 +1,9 @@
 """What a person gets for one image: arrays on the host, masks as RLE until they are needed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any
 
@@ -11,13 +13,15 @@ from jaxtyping import Bool, Float, Int
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from clip2sam.coco.document import coco_document
+from clip2sam.coco.document import coco_document, made_by
 from clip2sam.coco.rle import decode_rle
 from clip2sam.config import Config
 from clip2sam.data.images import Image
-from clip2sam.data.labels import LabelSet
+from clip2sam.data.labels import LabelClass, LabelSet
+from clip2sam.data.presence import presence_of_classes
 from clip2sam.data.records import Annotation, ImageRecord, as_float32
 from clip2sam.errors import ConfigError, LabelError, ModelError
+from clip2sam.joins import mean_by_area, union
 from clip2sam.points import PADDING, pool_grid
 from clip2sam.proposals import CORNERS
 from clip2sam.sam import PromptSAM
@@ -122,7 +126,8 @@ class Result:
 
     def to_coco(self, *, polygons: bool = False) -> dict[str, Any]:
         """This image as a COCO dataset; `clip2sam.coco.write.write_coco` writes it."""
-        return coco_document([self.record], self.label_set.wanted, polygons=polygons)
+        info = made_by(caption=self.label_set.caption)
+        return coco_document([self.record], self.label_set.wanted, polygons=polygons, info=info)
 
     def to_numpy(self) -> dict[str, np.ndarray]:
         """Everything as plain arrays, all of them fit for `numpy.savez` without pickling.
@@ -194,6 +199,8 @@ class Found:
     are compared with each other."""
 
     labels: LabelSet
+    """What was asked for. The dimension `classes`, and the indices of labels, are those of its
+    parts, `labels.apart()`, without distractors."""
     rles: tuple[dict[str, Any], ...]
     """The masks that are kept."""
     label_index: Int[np.ndarray, "masks"]
@@ -203,7 +210,7 @@ class Found:
     contrast: Float[np.ndarray, "masks"]
     points: tuple[Float[np.ndarray, "_ 3"], ...]
     presence: Float[np.ndarray, "classes"]
-    """This and those below: of all classes requested, as in `Result`."""
+    """This and those below: as in `Result`."""
     beaten: Bool[np.ndarray, "classes"]
     present: Bool[np.ndarray, "classes"]
     maps: Float[np.ndarray, "classes rows cols"]
@@ -219,19 +226,21 @@ def as_result(
     *,
     image_id: int = 1,
     file_name: str | None = None,
+    thresholds: Sequence[float | None] = (),
 ) -> Result:
     """One image of a batch's prediction on the host: `finished` of what `find_in` brings there.
 
     Args:
         index: the image's place in the batch.
-        image_id: its COCO id, for the record.
-        file_name: for the record; by default that of the image's origin.
+        image_id, file_name, thresholds: as for `finished`.
 
     Raises:
         ModelError: maps, predicted IoUs or mask logits of this image are not finite.
     """
     found = find_in(image, prediction, index, config, sam)
-    return finished(image, found, config, image_id=image_id, file_name=file_name)
+    return finished(
+        image, found, config, image_id=image_id, file_name=file_name, thresholds=thresholds
+    )
 
 
 def find_in(
@@ -250,7 +259,7 @@ def find_in(
         ModelError: maps, predicted IoUs or mask logits of this image are not finite.
     """
     maps, prompts, masks = prediction.maps, prediction.prompts, prediction.masks
-    wanted = len(maps.labels.wanted)
+    wanted = len(maps.labels.apart().wanted)
     first = sum(prompts.counts[:index])
     all_rows = torch.arange(first, first + prompts.counts[index], device=masks.kept.device)
     rows = all_rows[masks.kept[all_rows]]
@@ -303,15 +312,20 @@ def finished(
     *,
     image_id: int = 1,
     file_name: str | None = None,
+    thresholds: Sequence[float | None] = (),
 ) -> Result:
     """The result of an image: its masks are compared with the best of their label, and put in
-    order. A mask without a pixel is no mask: its label is listed as absent.
+    order; those of a joined label become one. A mask without a pixel is no mask: its label is
+    listed as absent.
 
     Args:
         found: what was found in the whole image.
         image_id: its COCO id, for the record.
         file_name: for the record; by default that of the image's origin.
+        thresholds: of each class, if masks are made from lower presence scores on: where a joined
+            label reaches it, its mask has the parts that do.
     """
+    found = _joined(found, config, thresholds)
     labels, label_index = found.labels, found.label_index
     score = found.score * shares_of_best(found.contrast, label_index)
     share = shares_of_best(found.inside, label_index)
@@ -330,7 +344,7 @@ def finished(
     shown = [n for n, a in enumerate(everything) if a.share >= config.min_share]
     annotations, kept = tuple(everything[n] for n in shown), [order[n] for n in shown]
     with_mask = {int(label_index[k]) for k in kept}
-    thresholds = labels.thresholds(config.presence_threshold)
+    limits = labels.thresholds(config.presence_threshold)
     return Result(
         image=image,
         label_set=labels,
@@ -356,13 +370,80 @@ def finished(
                 c.name,
                 float(found.presence[n]),
                 why_absent(
-                    found.maps[n], thresholds[n], bool(found.present[n]), float(found.presence[n])
+                    found.maps[n], limits[n], bool(found.present[n]), float(found.presence[n])
                 ),
             )
             for n, c in enumerate(labels.wanted)
             if n not in with_mask
         ),
     )
+
+
+def _joined(found: Found, config: Config, thresholds: Sequence[float | None]) -> Found:
+    """What was found of the parts of joined labels, as of these labels: its classes are those of
+    the label set.
+
+    A joined label is present where one of its parts is, and its map is at each place the highest of
+    theirs. It has one mask, the union of those that `Config.min_share` shows, each compared with
+    the best of its own part. Its score is the mean of theirs by area, its share 1.
+    """
+    labels = found.labels
+    if not labels.has_joined:
+        return found
+    groups = labels.groups[: len(labels.wanted)]
+    owner = np.repeat(np.arange(len(groups)), [len(rows) for rows in groups])
+    presence, beaten = presence_of_classes(found.presence, found.beaten, groups)
+    reached = [
+        np.float32(t) if t is not None and score >= np.float32(t) else -np.inf
+        for t, score in zip_longest(thresholds[: len(groups)], presence)
+    ]
+    strong = found.presence >= np.array(reached, np.float32)[owner]
+    masks = [
+        one
+        for i, c in enumerate(labels.wanted)
+        for one in _masks_of(found, (owner == i) & strong, c, config)
+    ]
+    rles, which, *numbers, points = zip(*masks, strict=True) if masks else [()] * 6
+    score, inside, contrast = (np.array(column, found.score.dtype) for column in numbers)
+    maps = np.stack([found.maps[list(rows)].max(axis=0) for rows in groups])
+    return Found(
+        labels,
+        tuple(rles),
+        owner[np.array(which, int)],
+        score,
+        inside,
+        contrast,
+        points=tuple(points),
+        presence=presence,
+        beaten=beaten,
+        present=np.array([found.present[list(rows)].any() for rows in groups]),
+        maps=maps,
+        grids=pool_grid(torch.from_numpy(maps)[None], config.grid)[0].numpy(),
+    )
+
+
+def _masks_of(
+    found: Found, parts: Bool[np.ndarray, "classes"], label: LabelClass, config: Config
+) -> list[tuple[Any, ...]]:
+    """The masks of a class: RLE, the part, score, inside, contrast and points of each; one for a
+    joined class.
+
+    Args:
+        parts: which parts are its own.
+    """
+    mine = np.flatnonzero(parts[found.label_index])
+    if not label.joined:
+        columns = (found.label_index, found.score, found.inside, found.contrast)
+        return [(found.rles[k], *(column[k] for column in columns), found.points[k]) for k in mine]
+    score = found.score * shares_of_best(found.contrast, found.label_index)
+    share = shares_of_best(found.inside, found.label_index)
+    shown = [k for k in mine if share[k] >= config.min_share and mask_utils.area(found.rles[k])]
+    if not shown:
+        return []
+    rles = [found.rles[k] for k in shown]
+    points = np.concatenate([found.points[k] for k in shown])
+    part = found.label_index[shown[0]]
+    return [(union(rles), part, mean_by_area(score[shown], rles), 1.0, 1.0, points)]
 
 
 def check_finite(image: Image, what: str, *arrays: Float[np.ndarray, "..."]) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pycocotools import mask as mask_utils
 
 from clip2sam.coco.rle import area_and_box, decode_rle
 from clip2sam.config import Config
 from clip2sam.data.images import Image
-from clip2sam.data.presence import is_present
+from clip2sam.data.presence import best_presence, is_present
 from clip2sam.points import pool_grid
 from clip2sam.result import Found
 from clip2sam.scoring import SAME_IOU
@@ -174,7 +174,7 @@ def merged(
         lowered(np.stack([p.presence for p in parts])),
         np.stack([p.beaten for p in parts]),
     )
-    limits = parts[0].labels.thresholds(config.presence_threshold)[: scores.shape[1]]
+    limits = parts[0].labels.apart().thresholds(config.presence_threshold)[: scores.shape[1]]
     present = is_present(
         scores, beaten, np.array([np.nan if t is None else t for t in limits], np.float32)
     )
@@ -209,16 +209,6 @@ def lowered(
     """Presence scores of the views of one image as they count for the image."""
     factor = 1 + MULTIPLE * math.log2(len(presence))
     return presence / factor
-
-
-def best_presence(
-    presence: Float[np.ndarray, "views classes"], beaten: Bool[np.ndarray, "views classes"]
-) -> tuple[Float[np.ndarray, "classes"], Bool[np.ndarray, "classes"]]:
-    """Each label's highest score over the views in which no distractor beats it; and whether it is
-    beaten, which is to be so in all of them."""
-    everywhere = beaten.all(axis=0)
-    best = np.where(beaten & ~everywhere, -np.inf, presence).max(axis=0)
-    return best, np.asarray(everywhere)
 
 
 def _is_best_seen(

@@ -63,7 +63,8 @@ class Proposals:
 
 @dataclass(frozen=True)
 class SimilarityMaps:
-    """How well each label fits each place of each image, and which labels are present."""
+    """How well each label fits each place of each image, and which labels are present. The
+    dimension `labels` has the parts of joined ones: it is that of `labels.apart()`."""
 
     raw: Float[Tensor, "images labels rows cols"]
     """Feature-surgery scores, not normalised: comparable between labels and images."""

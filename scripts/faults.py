@@ -387,8 +387,8 @@ POINTS = [
         ),
         (
             "agreement with the first image's map",
-            "heat = maps.raw[prompts.image_index, prompts.label_index]",
-            "heat = maps.raw[prompts.image_index * 0, prompts.label_index]",
+            "heat = raw[prompts.image_index, prompts.label_index]",
+            "heat = raw[prompts.image_index * 0, prompts.label_index]",
         ),
     ),
     *faults(
@@ -961,10 +961,10 @@ JOURNAL = [
         ("fingerprint without version", '        "version": __version__,\n', ""),
         ("fingerprint without preset", '        "preset": preset,\n', ""),
         ("fingerprint without max_pixels", '        "max_pixels": max_pixels,\n', ""),
-        ("fingerprint without templates", ', "templates": labels.templates}', "}"),
+        ("fingerprint without templates", '            "templates": labels.templates,\n', ""),
         (
             "fingerprint without classes",
-            '"classes": [asdict(c) for c in labels.classes]',
+            '"classes": [class_row(c) for c in labels.classes]',
             '"classes": []',
         ),
         ("fingerprint: one change passes", "    if changed:\n", "    if len(changed) > 1:\n"),

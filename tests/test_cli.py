@@ -78,6 +78,73 @@ def test_segment_writes_coco_and_overlays(run, street, tmp_path):
     assert "masks (one for each label), 0 failed" in printed
 
 
+def test_a_caption_is_labels_with_their_places(run, street, tmp_path):
+    first, second, _ = labels_of(drawn())
+    caption = f"a {first} next to the {second}, and another {first}; the zebra is grey"
+    code, output, _ = run("segment", street, "--caption", caption, "--output", tmp_path / "out")
+    assert code == 0
+    document = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    spans = {c["name"]: c["caption_spans"] for c in document["categories"]}
+    assert list(spans) == [first, second, "zebra"]
+    assert {n: [caption[a:b] for a, b in own] for n, own in spans.items()} == {
+        first: [first, first],
+        second: [second],
+        "zebra": ["zebra"],
+    }
+    assert document["info"]["caption"] == caption
+    (a, b), (c, d) = spans[first]
+    assert f"  {first} [{a}:{b}, {c}:{d}]: mask, score" in output
+    (a, b) = spans["zebra"][0]
+    assert f"  zebra [{a}:{b}]: absent, " in output
+    assert run("validate", tmp_path / "out" / "annotations.json")[0] == 0
+
+    code, output, _ = run("explain", street, "zebra", "--caption", caption)
+    assert (code, f"zebra [{a}:{b}]: presence" in output) == (0, True)
+    code, output, _ = run("label", street, "--caption", caption, "--output", tmp_path / "run")
+    assert (code, f" zebra [{a}:{b}] " in output) == (0, True)
+    of_run = json.loads((tmp_path / "run" / "annotations.json").read_text())
+    assert of_run["categories"] == document["categories"]
+    assert of_run["info"]["caption"] == caption
+    code, _, errors = run("label", street, "--caption", f"{caption} ", "--output", tmp_path / "run")
+    assert code == 2
+    assert "began with other settings: labels.caption was" in errors
+
+
+def test_a_joined_label_has_one_mask(run, street, tmp_path):
+    first, second, third = labels_of(drawn())
+    joined = f"{first}+{second}"
+    arguments = ("--label", joined, "--label", third, "--output", tmp_path / "out")
+    code, output, _ = run("segment", street, *arguments)
+    assert (code, output.count(f"  {joined}: mask, score")) == (0, 1)
+    document = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert [c["name"] for c in document["categories"]] == [joined, third]
+    assert sum(a["category_id"] == 1 for a in document["annotations"]) == 1
+    (name,) = (p.name for p in (tmp_path / "out" / "overlays").glob("*01*"))
+    assert name.endswith(f".01-{slug(joined)}.png")
+
+
+@pytest.mark.filterwarnings("default:labels that look like")
+def test_a_list_in_one_label_is_warned_of(run, street):
+    code, _, errors = run("segment", street, "--label", "circle, star")
+    assert code == 0
+    assert (
+        errors.count("warning: labels that look like lists are one label each: 'circle, sta") == 1
+    )
+    assert "--label A --label B" in errors
+
+
+def test_labels_come_from_one_option(run, street, tmp_path):
+    (tmp_path / "labels.yaml").write_text("[cat]")
+    for command in ("segment", "label", "explain"):
+        for other in (["--label", "cat"], ["--labels", "labels.yaml"]):
+            code, _, errors = run(command, street, "--caption", "a dog", *other)
+            assert code == 2
+            assert "by --labels FILE or by --caption SENTENCE: one of the three" in errors
+        code, _, errors = run(command, street, "--caption", "it is blue")
+        assert code == 2
+        assert "expected a caption that names something, got 'it is blue'" in errors
+
+
 def test_labels_file_polygons_and_all_overlays(run, street, tmp_path):
     label = labels_of(drawn())[0]
     (tmp_path / "labels.yaml").write_text(
@@ -135,7 +202,11 @@ def test_an_interrupted_command_writes_what_was_done(run, street, tmp_path, monk
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["street.png"], 2, "give labels by --label NAME (repeatable) or by --labels FILE"),
+        (
+            ["street.png"],
+            2,
+            "give labels by --label NAME (repeatable), by --labels FILE or by --caption SENTENCE",
+        ),
         (["street.png", "--label", "a", "--labels", "x.yaml"], 2, "one of the two"),
         (["street.png", "--label", " "], 2, "label"),
         (["street.png", "--label", "a", "--label", "a"], 2, "'a'"),

@@ -458,7 +458,7 @@ def test_yolo_cannot_tell_suffixes_apart(tmp_path):
 ACCEPTED = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 
 
-@pytest.mark.filterwarnings("ignore:labels that differ only")
+@pytest.mark.filterwarnings("ignore:labels that (differ only|look like)")
 @settings(max_examples=50, deadline=None)
 @given(names=st.lists(ACCEPTED, min_size=1, max_size=3, unique=True))
 @example(names=["</Label>", "\ufeff&amp;", " a ", "\U0010ffff", "#: -", "1"])

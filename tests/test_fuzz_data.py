@@ -22,7 +22,7 @@ from clip2sam.data.sources import find_source
 from clip2sam.errors import Clip2SamError
 from clip2sam.export.coco import read_coco
 
-pytestmark = pytest.mark.filterwarnings("ignore:labels that differ only")
+pytestmark = pytest.mark.filterwarnings("ignore:labels that (differ only|look like)")
 bounded = settings(
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

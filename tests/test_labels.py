@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, labels_yaml
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, labels_yaml, named
 from clip2sam.errors import LabelError
 
 unchecked = inspect.unwrap(
@@ -152,7 +152,7 @@ ACCEPTED = st.characters(
 )
 
 
-@pytest.mark.filterwarnings("ignore:labels that differ only")
+@pytest.mark.filterwarnings("ignore:labels that (differ only|look like)")
 @given(st.lists(st.text(ACCEPTED, min_size=1).filter(str.strip), min_size=1, unique=True))
 def test_any_text_survives_json_exactly(tmp_path_factory, names):
     folder = tmp_path_factory.getbasetemp()
@@ -441,7 +441,7 @@ rows = st.tuples(
 )
 
 
-@pytest.mark.filterwarnings("ignore:labels that differ only")
+@pytest.mark.filterwarnings("ignore:labels that (differ only|look like)")
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(rows, min_size=1, max_size=3, unique_by=lambda row: row[0]),
@@ -451,7 +451,7 @@ rows = st.tuples(
 def test_a_written_labels_file_reads_back_the_same(tmp_path_factory, rows, others, templates):
     wanted = [LabelClass(*row) for row in rows]
     own = {c.name for c in wanted}
-    distractors = [LabelClass(n, (n,), distractor=True) for n in others if n not in own]
+    distractors = [named(n, distractor=True) for n in others if n not in own]
     labels = LabelSet((*wanted, *distractors), templates)
     path = written(tmp_path_factory.getbasetemp(), labels_yaml(labels), "written.yaml")
     assert as_label_set(path) == labels
@@ -461,3 +461,44 @@ def test_names_that_yaml_takes_for_other_things_stay_names(tmp_path):
     typed = ["no", "1", "null", "~", "猫: x", "- a", "#b", "a\u00a0b", "\ufeffc"]
     path = written(tmp_path, labels_yaml(as_label_set(typed)))
     assert as_label_set(path).names == tuple(typed)
+
+
+# --- lists typed as one label
+
+
+@pytest.mark.parametrize(
+    "name", ["circle, star", "circle . star", "circle,star", "a; b", "c . d ."]
+)
+def test_a_list_that_is_one_label_is_said(tmp_path, name):
+    message = (
+        f"labels that look like lists are one label each: {name!r}; if several are meant, give "
+        "them one by one (--label A --label B, a list) or as a caption, or join them into one mask "
+        "(A+B)"
+    )
+    for labels in ([name], written(tmp_path, json.dumps([name]), "labels.json")):
+        with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+            made = as_label_set(labels)
+        assert made.names == (name,)
+    assert as_label_set(made) == made, "said once"
+    assert as_label_set({name: "star"}).names == (name,), "it has a text prompt: it is meant"
+
+
+def test_only_three_lists_are_named():
+    with pytest.warns(UserWarning, match=r"'a, b', 'c, d', 'e, f' \(and 2 more\); if"):
+        as_label_set(["a, b", "c, d", "e, f", "g, h", "i, j"])
+
+
+@pytest.mark.parametrize("name", ["1,000 m", "St. Bernard", "cat.", "a-b", "3.5", "(a), (b)"])
+def test_no_list_no_warning(name):
+    assert as_label_set([name]).names == (name,)
+
+
+def test_a_single_text_never_becomes_letters():
+    for arguments in (
+        {"labels": "cat"},
+        {"labels": ["cat"], "distractors": "sky"},
+        {"labels": ["cat"], "templates": "a {}"},
+    ):
+        with pytest.raises(LabelError, match=r"expected a list of texts.*, got '(cat|sky|a \{\})'"):
+            unchecked(**arguments)
+    assert as_label_set({"cat": "kitten"}).classes[0].prompts == ("kitten",)

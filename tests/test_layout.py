@@ -21,7 +21,7 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("clip",),
     ("config",),
     ("types",),
-    ("similarity", "points", "instances", "candidates", "scoring", "proposals"),
+    ("similarity", "points", "instances", "candidates", "scoring", "proposals", "joins"),
     ("sam",),
     ("visualize",),
     ("result",),

@@ -59,7 +59,8 @@ def budget(
     distractors: Sequence[str] = (),
     on_example: Callable[[], Any] = lambda: None,
 ) -> Budget:
-    """Measure what each stage loses. Arguments and errors as for `evaluate`."""
+    """Measure what each stage loses. Arguments and errors as for `evaluate`. Joined labels are
+    taken apart: each part is a label with objects of its own."""
     given = None if labels is None else as_label_set(labels, distractors=distractors)
     ious: dict[str, list[float]] = {step: [] for step in STEPS}
     matches: dict[str, list[Matches]] = {step: [] for step in STEPS}
@@ -67,7 +68,7 @@ def budget(
     failures = Failures()
     judged = 0
     for example in examples:
-        label_set = example.labels(given, distractors)
+        label_set = example.labels(example.labels(given, distractors).apart())
         with failures.of(example):
             steps = _steps(segmenter, example, label_set)
             for step, (values, masks) in steps.items():
@@ -91,7 +92,7 @@ _Step = tuple[list[float], list[Overlaps]]
 def _steps(segmenter: Segmenter, example: Example, labels: LabelSet) -> dict[str, _Step]:
     features = segmenter.encode([example.image])
     everything = segmenter.with_config(presence_threshold=None)
-    open_labels = without_thresholds(labels)
+    open_labels = without_thresholds(labels, None)
     prediction = everything.predict(features, open_labels)
     result = everything.results(features, prediction)[0]
     kept = decided(result, labels.thresholds(segmenter.config.presence_threshold))

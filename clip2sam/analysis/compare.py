@@ -81,6 +81,7 @@ def threshold_for(
     absent: list[float] = []
     for example in examples:
         label_set = example.labels(given)
+        example = example.joined(label_set)
         features = segmenter.encode([example.image])
         scores, _ = segmenter.presence(features, label_set)[0]
         absent += [

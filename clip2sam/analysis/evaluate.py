@@ -59,9 +59,11 @@ def evaluate(
     failures = Failures()
     for example in examples:
         label_set = example.labels(given, distractors)
+        example = example.joined(label_set)
         with failures.of(example):
-            result = everything(example.image, without_thresholds(label_set))
-            kept = decided(result, label_set.thresholds(segmenter.config.presence_threshold))
+            default = segmenter.config.presence_threshold
+            result = everything(example.image, without_thresholds(label_set, default))
+            kept = decided(result, label_set.thresholds(default))
             images.append(compare(example, result, kept))
             table.add(example, result, kept)
         on_example()
@@ -107,9 +109,15 @@ class Failures:
             raise ModelError(self.found[-1][1])
 
 
-def without_thresholds(labels: LabelSet) -> LabelSet:
-    """The labels, none with a threshold of its own: what decodes all of them."""
-    classes = tuple(replace(c, presence_threshold=None) for c in labels.classes)
+def without_thresholds(labels: LabelSet, default: float | None) -> LabelSet:
+    """The labels, none with a threshold of its own: what decodes all of them. But for joined ones:
+    without a threshold all their parts would be in their mask, so that an absent one has none.
+
+    Args:
+        default: the settings' presence threshold.
+    """
+    own = zip(labels.classes, labels.thresholds(default), strict=True)
+    classes = tuple(replace(c, presence_threshold=t if c.joined else None) for c, t in own)
     return replace(labels, classes=classes)
 
 

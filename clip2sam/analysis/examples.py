@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,12 @@ class Example:
         """
         competing = [name for name in distractors if name not in self.requested]
         labels = given or as_label_set(self.requested, distractors=competing)
-        unknown = [c.name for c in labels.wanted if c.name not in self.truth]
+        unknown = [
+            part.name
+            for c in labels.wanted
+            for part in (() if c.name in self.truth else c.parts)
+            if part.name not in self.truth
+        ]
         if unknown:
             known = ", ".join(repr(name) for name in list(self.truth)[:8])
             more = f" and {len(self.truth) - 8} more" if len(self.truth) > 8 else ""
@@ -53,6 +58,20 @@ class Example:
                 "name it as the dataset does (and give its text prompts), or leave it out"
             )
         return labels
+
+    def joined(self, labels: LabelSet) -> "Example":
+        """The example with the truth of joined labels: if it isn't known, one instance, the union
+        of all instances of their parts."""
+        if not labels.has_joined:
+            return self
+        truth, kinds = dict(self.truth), dict(self.kinds)
+        for c in labels.wanted:
+            if c.joined and c.name not in truth:
+                masks = [mask for part in c.joined for mask in self.truth[part.name]]
+                truth[c.name] = [np.any(masks, axis=0)] if masks else []
+                groups = dict.fromkeys(self.kinds[part.name] for part in c.joined)
+                kinds[c.name] = "+".join(groups)
+        return replace(self, truth=truth, kinds=kinds)
 
 
 def scene_examples(

@@ -3,7 +3,6 @@
 Also a map for each word of a caption, and the labels nearest to a place in the image.
 """
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +12,10 @@ import torch
 from jaxtyping import Float
 
 from clip2sam.analysis.objects import Candidate, ExplainedObject, follow_objects
+from clip2sam.data.captions import words_of
 from clip2sam.data.images import Image, load_image
 from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
+from clip2sam.data.presence import presence_of_classes
 from clip2sam.errors import ConfigError, LabelError
 from clip2sam.pipeline import Features, ImageLike, LabelsLike, Segmenter
 from clip2sam.points import pool_grid
@@ -26,7 +27,9 @@ from clip2sam.types import SimilarityMaps
 @dataclass(frozen=True)
 class Explanation:
     """What each stage computed for one label. Arrays are numpy's, on the host; maps cover the whole
-    image."""
+    image. Of a joined label the objects are those of its parts that are present (of all, if none
+    is), `raw` and `grid` are of the highest of their maps, and `before`, `redundant` and `weight`
+    those of the strongest part."""
 
     image: Image
     label: str
@@ -135,12 +138,20 @@ def explain(
     segmenter = _without_tiles(segmenter)
     features = segmenter.encode([loaded])
     maps = _checked_maps(segmenter, features, label_set)
-    objects, candidates = follow_objects(segmenter, features, _only(maps, index), label, object)
-    present = bool(maps.present[0, index])
+    parts = list(label_set.groups[index])
+    there = [part for part in parts if maps.present[0, part]]
+    only = _only(maps, there or parts)
+    objects, candidates = follow_objects(segmenter, features, only, label, object)
+    present = bool(there)
     found = present and any(not o.left_out for o in objects)
-    raw = maps.raw[0, index].cpu().numpy()
+    together = maps.raw[:, parts].amax(dim=1, keepdim=True)
+    raw = together[0, 0].cpu().numpy()
+    presence, _ = presence_of_classes(
+        maps.presence[0].cpu().numpy(), maps.beaten[0].cpu().numpy(), label_set.groups
+    )
     threshold = label_set.thresholds(segmenter.config.presence_threshold)[index]
-    before, redundant, weight = _terms(segmenter, features, maps, index)
+    strongest = parts[int(maps.presence[0, parts].argmax())]
+    before, redundant, weight = _terms(segmenter, features, maps, strongest)
     return Explanation(
         loaded,
         label,
@@ -149,10 +160,10 @@ def explain(
         redundant,
         raw,
         weight,
-        presence=maps.presence[0].cpu().numpy(),
+        presence=presence,
         presence_threshold=threshold,
         reason="" if found else why_absent(raw, threshold, present),
-        grid=pool_grid(maps.raw, segmenter.config.grid)[0, index].cpu().numpy(),
+        grid=pool_grid(together, segmenter.config.grid)[0, 0].cpu().numpy(),
         prompts=segmenter.config.prompts,
         objects=objects,
         chosen=object,
@@ -171,10 +182,10 @@ def _without_tiles(segmenter: Segmenter) -> Segmenter:
     return segmenter if segmenter.config.tile == "off" else segmenter.with_config(tile="off")
 
 
-def _only(maps: SimilarityMaps, index: int) -> SimilarityMaps:
-    """The maps with one label present and no other, whatever their scores."""
+def _only(maps: SimilarityMaps, parts: Sequence[int]) -> SimilarityMaps:
+    """The maps with these parts of a label present and nothing else, whatever their scores."""
     present = torch.zeros_like(maps.present)
-    present[:, index] = True
+    present[:, list(parts)] = True
     return replace(maps, present=present)
 
 
@@ -233,16 +244,15 @@ def explain_caption(segmenter: Segmenter, image: ImageLike, caption: str) -> Cap
     Each different word is a label of its own and competes with the others, so that what all words
     share is taken out of every map, and words that name nothing ("a", "of") stay low. This is the
     multimodal view of Li et al., 2023 (https://arxiv.org/abs/2304.05653), with single words in
-    place of the tokens of the sentence.
+    place of the tokens of the sentence. `clip2sam.labels_of_caption` makes labels of the phrases
+    that the same words form.
 
     Raises:
         LabelError: the caption has no word.
         ImageError: the image can't be read.
         ModelError: CLIP's values are not finite.
     """
-    words = tuple(
-        dict.fromkeys(w for word in caption.split() if (w := word.strip(string.punctuation)))
-    )
+    words = tuple(dict.fromkeys(word.text for word in words_of(caption)))
     if not words:
         raise LabelError(
             f"expected a caption with at least one word, got {caption!r}; "

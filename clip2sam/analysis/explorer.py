@@ -70,9 +70,14 @@ class Bench:
         """
         stages = self.segmenter.with_config(**settings)
         maps = stages.locate(self.features, labels)
-        wanted = {c.name: i for i, c in enumerate(labels.wanted)}
+        parts = {c.name: rows for c, rows in zip(labels.classes, labels.groups, strict=True)}
+        wanted = {c.name: parts[c.name][0] for c in labels.wanted}
         changed = {wanted[name]: p for name, p in self.changed.items() if name in wanted}
         present = maps.present.clone()
+        for name in (
+            self.changed.keys() & wanted.keys()
+        ):  # a joined one's points are its first part's
+            present[:, list(parts[name])] = False
         present[:, list(changed)] = True
         maps = replace(maps, present=present)
         each = stages.config.prompts == "object"

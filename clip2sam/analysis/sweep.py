@@ -94,6 +94,7 @@ def sweep(
     failures = Failures()
     for example in examples:
         label_set = example.labels(given, distractors)
+        example = example.joined(label_set)
         with failures.of(example):
             features = segmenter.encode([example.image])
             features.embeddings([0])

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from clip2sam.analysis.figures import area_under_curve
 from clip2sam.data.files import write_atomically
 from clip2sam.data.images import MAX_PIXELS, Image, printable
-from clip2sam.data.labels import LabelSet, as_label_set, labels_yaml
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, labels_yaml
 from clip2sam.data.presence import is_present
 from clip2sam.data.sources import FileSource, Source, find_source
 from clip2sam.errors import CocoError, ImageError, LabelError, ModelError
@@ -179,7 +179,7 @@ def tune(
     classes = []
     for i, c in enumerate(label_set.wanted):
         scores, beaten = table.scores[:, i], table.beaten[:, i]
-        known = None if truth is None else truth.of(c.name, table.ids)
+        known = None if truth is None else truth.of(c, table.ids)
         found = suggested(scores, known, beaten)
         classes.append(ClassScores(c.name, scores, beaten, known, found))
     return Tuning(label_set, tuple(classes), table.names, table.failures)
@@ -290,11 +290,13 @@ class _Truth:
     shown: dict[int, set[str]]
     """Image id -> the categories of its annotations."""
 
-    def of(self, name: str, ids: Sequence[int]) -> Bool[np.ndarray, "images"] | None:
-        """Which of these images show a label; None if it is no category."""
-        if name not in self.names:
+    def of(self, label: LabelClass, ids: Sequence[int]) -> Bool[np.ndarray, "images"] | None:
+        """Which of these images show a label; None if neither it is a category nor all parts of a
+        joined one are."""
+        names = {label.name} if label.name in self.names else {part.name for part in label.parts}
+        if not names <= set(self.names):
             return None
-        return np.array([name in self.shown.get(i, ()) for i in ids])
+        return np.array([not names.isdisjoint(self.shown.get(i, ())) for i in ids])
 
 
 def _read_truth(images: Source) -> _Truth | None:

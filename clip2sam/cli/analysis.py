@@ -14,6 +14,7 @@ from rich.text import Text
 
 from clip2sam.cli.console import err, out
 from clip2sam.cli.options import (
+    Caption,
     ClipCheckpoint,
     Device,
     Distractor,
@@ -35,8 +36,10 @@ from clip2sam.cli.options import (
     Source,
     WeightsDir,
     as_path,
+    given_labels,
     labels_if_given,
     path_option,
+    places,
     settings,
 )
 from clip2sam.clip.methods import METHODS
@@ -66,6 +69,7 @@ def explain(
     ] = None,
     label: Label = None,
     labels: Labels = None,
+    caption: Caption = None,
     distractor: Distractor = None,
     output: Figure = Path("explanation.png"),
     preset: Preset = "tiny",
@@ -89,7 +93,8 @@ def explain(
     from clip2sam.models.loading import load
     from clip2sam.visualize import save_figure
 
-    given = labels_if_given(label, labels) or []
+    one_of = labels_if_given(label, labels)
+    given = one_of or [] if caption is None else given_labels(label, labels, caption)
     if isinstance(given, list) and explained is not None and explained not in given:
         given = [explained, *given]
     label_set = as_label_set(given, distractors=distractor or ())
@@ -113,7 +118,9 @@ def explain(
 
 def _explanation_lines(explanation: "Explanation") -> list[str]:
     """The decision, then a line for each object."""
-    head = f"{explanation.label}: presence {explanation.presence[explanation.index]:.3f}"
+    index = explanation.index
+    name = f"{explanation.label}{places(explanation.label_set.classes[index].spans)}"
+    head = f"{name}: presence {explanation.presence[index]:.3f}"
     if explanation.reason:
         return [f"{head}, absent, {explanation.reason}"]
     if explanation.prompts == "label":

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from clip2sam.cli.console import err, out
 from clip2sam.cli.options import (
+    Caption,
     ClipCheckpoint,
     Compile,
     Device,
@@ -51,6 +52,7 @@ def label(
     source: Source,
     label: Label = None,
     labels: Labels = None,
+    caption: Caption = None,
     distractor: Distractor = None,
     output: Annotated[Path, path_option("The run's folder: started or continued.")] = Path("run"),
     root: Root = None,
@@ -126,7 +128,7 @@ def label(
 
     if changed not in get_args(Changed):
         raise ConfigError(f"--changed must be again or refuse, but got {changed!r}")
-    given = given_labels(label, labels)
+    given = given_labels(label, labels, caption)
     config = settings(
         preset,
         published=published,

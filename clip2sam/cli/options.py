@@ -2,6 +2,7 @@
 together: labels and settings."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from clip2sam.models.locators import LOCATORS, checked_method, settings_for
 
 if TYPE_CHECKING:
     from clip2sam.config import Config
+    from clip2sam.data.labels import LabelSet
 
 # Kinds of values
 
@@ -83,11 +85,21 @@ Root = Annotated[
 # Labels
 
 Label = Annotated[
-    list[str] | None, typer.Option(help="A label; repeat it for more.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        help="A label; repeat it for more. dog+cat: one mask for both.", show_default=False
+    ),
 ]
 Labels = Annotated[
     Path | None,
     path_option("A labels file, YAML or JSON: names, text prompts, thresholds, distractors."),
+]
+Caption = Annotated[
+    str | None,
+    typer.Option(
+        help="A sentence: each phrase that names something is a label. In place of labels.",
+        show_default=False,
+    ),
 ]
 Distractor = Annotated[
     list[str] | None,
@@ -181,29 +193,43 @@ Resolution = Annotated[int | None, typer.Option(help="Side of CLIP's square inpu
 Polygons = Annotated[bool, typer.Option("--polygons", help="COCO: write polygons instead of RLE.")]
 
 
-def given_labels(label: list[str] | None, labels: Path | None) -> list[str] | Path:
-    """The labels of `--label` or of `--labels`.
+def given_labels(
+    label: list[str] | None, labels: Path | None, caption: str | None
+) -> "list[str] | Path | LabelSet":
+    """The labels of `--label`, of `--labels` or of `--caption`.
 
     Raises:
-        LabelError: none of the two options is given, or both are.
+        LabelError: none of the options is given, or several are; or the caption names nothing.
     """
+    from clip2sam.data.captions import labels_of_caption
+
+    if caption is not None and not label and labels is None:
+        return labels_of_caption(caption)
     given = labels_if_given(label, labels)
-    if given is None:
-        raise _one_of_the_two()
+    if given is None or caption is not None:
+        raise LabelError(
+            "give labels by --label NAME (repeatable), by --labels FILE or by --caption SENTENCE: "
+            "one of the three"
+        )
     return given
 
 
 def labels_if_given(label: list[str] | None, labels: Path | None) -> list[str] | Path | None:
-    """As `given_labels`, but None if none of the two options is given."""
+    """The labels of `--label` or of `--labels`; None if none of the two options is given.
+
+    Raises:
+        LabelError: both are.
+    """
     if label and labels is not None:
-        raise _one_of_the_two()
+        raise LabelError(
+            "give labels by --label NAME (repeatable) or by --labels FILE: one of the two"
+        )
     return labels or label or None
 
 
-def _one_of_the_two() -> LabelError:
-    return LabelError(
-        "give labels by --label NAME (repeatable) or by --labels FILE: one of the two"
-    )
+def places(spans: Sequence[tuple[int, int]]) -> str:
+    """Where a caption names a label, after its name: " [2:5, 17:20]"; nothing for other labels."""
+    return f" [{', '.join(f'{start}:{end}' for start, end in spans)}]" if spans else ""
 
 
 def settings(

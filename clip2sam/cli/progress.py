@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from clip2sam.cli.options import places
 from clip2sam.data.presence import recorded_presence
 from clip2sam.data.records import ImageRecord, record_to_row
 from clip2sam.labelling.manifest import RunFolder
@@ -94,7 +95,7 @@ class Display:
         if self._as_json:
             self._print_json(as_row(summary))
         elif not self._quiet:
-            _print_table(self._out, summary)
+            _print_table(self._out, summary, self._run)
 
     def _show(self) -> None:
         """Update the bar, or print a line if the last one is a while ago."""
@@ -117,12 +118,13 @@ class Display:
         self._out.file.flush()
 
 
-def _print_table(out: Console, summary: Summary) -> None:
+def _print_table(out: Console, summary: Summary, run: RunFolder) -> None:
     table = Table("class", "threshold", "images", "masks", "mean score")
-    for found in summary.classes:
+    for found, c in zip(summary.classes, run.classes, strict=True):
         threshold = "none" if found.threshold is None else f"{found.threshold:g}"
         score = f"{found.mean_score:.3f}" if found.masks else ""
-        table.add_row(Text(found.name), threshold, str(found.images), str(found.masks), score)
+        name = Text(f"{found.name}{places(c.spans)}")
+        table.add_row(name, threshold, str(found.images), str(found.masks), score)
     out.print(table)
     if summary.masks_are:
         out.print(f"masks: {summary.masks_are}")

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from clip2sam.cli.console import err, out
 from clip2sam.cli.options import (
+    Caption,
     ClipCheckpoint,
     Device,
     Distractor,
@@ -36,6 +37,7 @@ from clip2sam.cli.options import (
     as_path,
     given_labels,
     path_option,
+    places,
     settings,
 )
 from clip2sam.errors import ConfigError
@@ -56,6 +58,7 @@ def segment(
     ],
     label: Label = None,
     labels: Labels = None,
+    caption: Caption = None,
     distractor: Distractor = None,
     output: Annotated[Path, path_option("Folder for annotations.json and overlays/.")] = Path(
         "out"
@@ -99,7 +102,7 @@ def segment(
     if overlays not in get_args(Overlays):
         raise ConfigError(f"--overlays must be found, all or none, but got {overlays!r}")
     # mistakes are found before the models are loaded
-    label_set = as_label_set(given_labels(label, labels), distractors=distractor or ())
+    label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
     config = settings(
         preset,
         published=published,
@@ -189,15 +192,19 @@ def _print_image(record: "ImageRecord", result: "Result | None") -> None:
     out.print(Text(printable(record.file_name), style="bold"))
     if record.state == "failed":
         err.print(Text(f"  failed: {record.reason}", style="red"))
+    classes = () if result is None else result.label_set.wanted
+    named = {c.name: f"{c.name}{places(c.spans)}" for c in classes}
     which = numbers([a.label for a in record.annotations])
     for annotation, number in zip(record.annotations, which, strict=True):
         share = f", share {annotation.share:.2f}" if number else ""
-        name = f"{annotation.label} {number}".rstrip()
+        name = f"{named[annotation.label]} {number}".rstrip()
         out.print(Text(f"  {name}: mask, score {annotation.score:.3f}{share}"))
     weak = Counter(a.label for a in (() if result is None else result.everything))
     weak.subtract(a.label for a in record.annotations)
     for label, count in weak.items():
         if count:
-            out.print(Text(f"  {label}: {count} weaker left out, see --min-share", style="dim"))
+            out.print(
+                Text(f"  {named[label]}: {count} weaker left out, see --min-share", style="dim")
+            )
     for absent in () if result is None else result.absent:
-        out.print(Text(f"  {absent.label}: absent, {absent.reason}", style="dim"))
+        out.print(Text(f"  {named[absent.label]}: absent, {absent.reason}", style="dim"))

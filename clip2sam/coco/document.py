@@ -43,9 +43,10 @@ def check_id(number: int, what: str) -> None:
         raise CocoError(f"{what}: expected an id from 1 to 2**53 - 1, got {number}; number it anew")
 
 
-def made_by(version: str = "") -> dict[str, Any]:
-    """How every `info` of ours begins."""
-    return {"description": f"Made with clip2sam {version}".rstrip(), "version": "1.0"}
+def made_by(version: str = "", caption: str = "") -> dict[str, Any]:
+    """How every `info` of ours begins: with the caption that named the classes, if one did."""
+    made = {"description": f"Made with clip2sam {version}".rstrip(), "version": "1.0"}
+    return {**made, "caption": caption} if caption else made
 
 
 def document_head(info: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -54,9 +55,16 @@ def document_head(info: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def category_rows(classes: Sequence[LabelClass]) -> list[dict[str, Any]]:
-    """The classes as categories; ids are 1, 2, 3, ... in their order."""
+    """The classes as categories; ids are 1, 2, 3, ... in their order. Those of a caption have
+    `caption_spans`, a key of our own: where it names them, [first character, the one behind the
+    last] of each place."""
     return [
-        {"id": i, "name": c.name, "supercategory": c.supercategory}
+        {
+            "id": i,
+            "name": c.name,
+            "supercategory": c.supercategory,
+            **({"caption_spans": [list(span) for span in c.spans]} if c.spans else {}),
+        }
         for i, c in enumerate(classes, 1)
     ]
 

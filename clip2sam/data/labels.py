@@ -2,6 +2,11 @@
 
 Names are kept exactly as typed, in the order given; distractors come last.
 
+A name such as "dog+frisbee", with a letter, digit or underscore on both sides of every plus, and
+different names between them, joins labels: it is one label, "dog+frisbee", with one mask in an
+image for all dogs and frisbees. Any other name with a plus ("C++", "a + b") is a plain label, and
+so is one with text prompts of its own: {"vitamin B+C": "vitamin B+C"}.
+
 A labels file is YAML or JSON, in one of three forms. Names alone:
 
     [person, traffic light]
@@ -20,18 +25,24 @@ The full form, where `classes` may also be a mapping as above:
         prompts: [stoplight]
         presence_threshold: 0.1
         supercategory: street
+      - name: pets
+        joined: [dog, cat]
     distractors: [sky, road]
     templates: ["a photo of a {}."]
+
+`joined` has the labels that a joined one is made of, in one of the first two forms.
 """
 
 import json
 import math
 import os
+import re
 import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from numbers import Real
 from pathlib import Path
 from typing import Any, NoReturn
@@ -48,12 +59,27 @@ class LabelClass:
 
     name: str
     prompts: tuple[str, ...]
-    """Text prompts, which are put into the templates: the name itself, or synonyms."""
+    """Text prompts, which are put into the templates: the name itself, or synonyms. None for a
+    joined label, whose parts have their own."""
     presence_threshold: float | None = None
     """This class's own presence threshold; None: the configuration's."""
     supercategory: str = ""
     distractor: bool = False
     """Competes with the other classes, and gets no mask itself."""
+    joined: tuple["LabelClass", ...] = ()
+    """The parts of a joined label, each with a name and text prompts and nothing else: it is
+    present where one of them is, and has one mask in an image, the union of theirs."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Where the caption names it: the first character and the one after the last, of each
+    place."""
+
+    @property
+    def parts(self) -> tuple["LabelClass", ...]:
+        """What is looked for in an image: the parts of a joined label, with all that they have
+        from it; else the class itself."""
+        return tuple(
+            replace(self, name=part.name, prompts=part.prompts, joined=()) for part in self.joined
+        ) or (self,)
 
 
 @dataclass(frozen=True)
@@ -63,6 +89,8 @@ class LabelSet:
     classes: tuple[LabelClass, ...]
     templates: tuple[str, ...] | None = None
     """Each with one "{}" for the text prompt; None: the 85 of the published code."""
+    caption: str = ""
+    """What the classes' spans are in."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,6 +102,27 @@ class LabelSet:
         """The classes that are exported: all but the distractors."""
         return tuple(c for c in self.classes if not c.distractor)
 
+    @property
+    def has_joined(self) -> bool:
+        """Whether a class is a joined one."""
+        return any(c.joined for c in self.classes)
+
+    def apart(self) -> "LabelSet":
+        """The parts of all classes in their order, as classes; names may be there twice. Itself
+        without joined ones."""
+        if not self.has_joined:
+            return self
+        return replace(self, classes=tuple(part for c in self.classes for part in c.parts))
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """For each class the places of its parts in `apart()`."""
+        counts = [len(c.joined) or 1 for c in self.classes]
+        return tuple(
+            tuple(range(end - count, end))
+            for count, end in zip(counts, accumulate(counts), strict=True)
+        )
+
     def thresholds(self, default: float | None) -> tuple[float | None, ...]:
         """The presence threshold of each of `classes`: its own, else the default; None: none."""
         own = (c.presence_threshold for c in self.classes)
@@ -83,9 +132,12 @@ class LabelSet:
 LabelsSource = LabelSet | Sequence[str] | Mapping[str, str | Sequence[str]] | str | os.PathLike[str]
 
 _FILE_KEYS = ("classes", "distractors", "templates")
-_CLASS_KEYS = ("name", "prompts", "presence_threshold", "supercategory")
+_MORE_FILE_KEYS = ("caption",)
+_CLASS_KEYS = ("name", "prompts", "joined", "presence_threshold", "supercategory", "spans")
 _RENAMED = {"threshold": "presence_threshold"}
 _FILE_SUFFIXES = (".yaml", ".yml", ".json")
+_LIST = re.compile(r"[^\W\d_]\s*[,;]\s*[^\W\d_]|\s\.\s+\w")
+"""What a list looks like: "circle, star" and "circle . star"; not "1,000"."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +147,7 @@ class _Draft:
     classes: list[tuple[LabelClass, str]]
     templates: tuple[str, ...] | None = None
     origin: str = "labels"
+    caption: str = ""
 
 
 def as_label_set(
@@ -112,18 +165,21 @@ def as_label_set(
         templates: each with one "{}" for the text prompt; they replace those of `labels`.
 
     Names that differ only in case, blanks or Unicode normal form ("cat", "Cat", "cat ") are
-    separate classes, and a `UserWarning` names them; none for a `LabelSet`, which has been here.
+    separate classes, and a `UserWarning` names them. Another one names labels that look like lists
+    ("circle, star", "circle . star"), each of which is one label. There is none for a `LabelSet`,
+    which has been here.
 
     Raises:
-        LabelError: no label at all, an empty label or text prompt, a label given twice or also as
-            a distractor, a value that is no text or has control characters (line breaks, tabs,
-            escapes), a threshold that is no finite number, a template without exactly one "{}"; in
-            a file also an unknown or repeated key; a file that is missing, or is no YAML or JSON.
+        LabelError: no label at all, an empty label or text prompt, a label given twice, also as
+            a distractor, or joined with itself, a value that is no text or has control characters
+            (line breaks, tabs, escapes), a threshold that is no finite number, a template without
+            exactly one "{}"; in a file also an unknown or repeated key; a file that is missing, or
+            is no YAML or JSON.
             The message names the label, or the file and line.
     """
     draft = _draft(labels)
     more = [
-        (LabelClass(name, (name,), distractor=True), f"distractor {i}")
+        (named(name, distractor=True), f"distractor {i}")
         for i, name in enumerate(_texts(distractors, "distractors"), 1)
     ]
     wanted = [d for d in draft.classes if not d[0].distractor]
@@ -135,15 +191,41 @@ def as_label_set(
     classes = _checked_classes([*wanted, *competing, *more])
     if not isinstance(labels, LabelSet) or more:
         _warn_of_lookalikes(classes)
+        _warn_of_lists(classes)
     chosen = draft.templates if templates is None else _texts(templates, "templates")
-    return LabelSet(classes, None if chosen is None else _checked_templates(chosen))
+    checked = None if chosen is None else _checked_templates(chosen)
+    return LabelSet(classes, checked, draft.caption)
+
+
+def named(name: str, *, distractor: bool = False) -> LabelClass:
+    """The class of a name without text prompts: it is its own text prompt, or those of its parts if
+    it joins labels ("dog+frisbee", see the top of this page)."""
+    parts = name.split("+")
+    apart = all(_is_of_word(part[:1]) and _is_of_word(part[-1:]) for part in parts)
+    if len(parts) == 1 or len(set(parts)) < len(parts) or not apart:
+        return LabelClass(name, (name,), distractor=distractor)
+    joined = tuple(LabelClass(part, (part,)) for part in parts)
+    return LabelClass(name, (), distractor=distractor, joined=joined)
+
+
+def _is_of_word(character: str) -> bool:
+    """Whether it can be a part of a word: letters, digits, underscores, and the marks that letters
+    are completed with."""
+    return (
+        character.isalnum() or character == "_" or unicodedata.category(character or " ") in "McMn"
+    )
 
 
 def _draft(labels: Any) -> _Draft:
     if isinstance(labels, LabelSet):
-        return _Draft(
-            [(c, f"label {i}") for i, c in enumerate(labels.classes, 1)], labels.templates
-        )
+        places = [(c, f"label {i}") for i, c in enumerate(labels.classes, 1)]
+        for c, place in places:
+            if not isinstance(c, LabelClass):
+                raise LabelError(
+                    f"{place}: expected a LabelClass in a LabelSet, got {c!r}; give names in a list"
+                )
+        own = None if labels.templates is None else _texts(labels.templates, "templates")
+        return _Draft(places, own, caption=labels.caption)
     if isinstance(labels, os.PathLike) or (
         isinstance(labels, str) and labels.lower().endswith(_FILE_SUFFIXES)
     ):
@@ -154,10 +236,9 @@ def _draft(labels: Any) -> _Draft:
             _texts([own] if isinstance(own, str) else own, f"prompts for {n!r}")
             for n, own in labels.items()
         ]
+        classes = [LabelClass(*pair) for pair in zip(names, prompts, strict=True)]
     else:
-        names = _texts(labels, "labels")
-        prompts = [(name,) for name in names]
-    classes = [LabelClass(*pair) for pair in zip(names, prompts, strict=True)]
+        classes = [named(name) for name in _texts(labels, "labels")]
     return _Draft([(c, f"label {i}") for i, c in enumerate(classes, 1)])
 
 
@@ -185,12 +266,7 @@ def _checked_classes(classes: Sequence[tuple[LabelClass, str]]) -> tuple[LabelCl
     first: dict[str, str] = {}
     for c, place in classes:
         _check_text(c.name, place, "label")
-        if not c.prompts:
-            raise LabelError(
-                f"{place}: expected prompts for {c.name!r}, got none; give one or leave the key out"
-            )
-        for prompt in c.prompts:
-            _check_text(prompt, place, f"prompt for {c.name!r}")
+        _check_parts(c, place)
         if not isinstance(c.supercategory, str):
             raise LabelError(
                 f"{place}: expected a text as supercategory, got {c.supercategory!r}; "
@@ -207,6 +283,50 @@ def _checked_classes(classes: Sequence[tuple[LabelClass, str]]) -> tuple[LabelCl
         replace(c, presence_threshold=_checked_threshold(c.presence_threshold, place))
         for c, place in classes
     )
+
+
+def _check_parts(c: LabelClass, place: str) -> None:
+    """Text prompts; or parts, which have them, and then none of its own."""
+    if not c.joined:
+        if not c.prompts:
+            raise LabelError(
+                f"{place}: expected prompts for {c.name!r}, got none; give one or leave the key out"
+            )
+        for prompt in _texts(c.prompts, f"{place}: prompts for {c.name!r}"):
+            _check_text(prompt, place, f"prompt for {c.name!r}")
+        return
+    if c.prompts:
+        raise LabelError(
+            f"{place}: expected prompts or joined for {c.name!r}, got both; give its parts their "
+            "own prompts"
+        )
+    names = [part.name for part in c.joined]
+    if len(set(names)) < max(len(names), 2):
+        raise LabelError(
+            f"{place}: expected two different labels or more to join in {c.name!r}, got "
+            f"{', '.join(map(repr, names))}; write each once"
+        )
+    for part in c.joined:
+        if part != LabelClass(part.name, part.prompts):
+            raise LabelError(
+                f"{place}: expected a name and prompts as part of {c.name!r}, got {part!r}; give "
+                "what else it has to the joined label"
+            )
+        _check_text(part.name, place, f"part of {c.name!r}")
+        _check_parts(part, place)
+
+
+def _warn_of_lists(classes: Sequence[LabelClass]) -> None:
+    """A list that was typed as one label; not where text prompts say what it is."""
+    lists = [c.name for c in classes if c.prompts == (c.name,) and _LIST.search(c.name)]
+    if lists:
+        more = f" (and {len(lists) - 3} more)" if len(lists) > 3 else ""
+        warnings.warn(
+            f"labels that look like lists are one label each: {', '.join(map(repr, lists[:3]))}"
+            f"{more}; if several are meant, give them one by one (--label A --label B, a list) or "
+            "as a caption, or join them into one mask (A+B)",
+            stacklevel=3,
+        )
 
 
 def _warn_of_lookalikes(classes: Sequence[LabelClass]) -> None:
@@ -356,10 +476,10 @@ class _File:
             k.value in _FILE_KEYS for k, _ in root.value
         ):
             return _Draft(self.classes(root), None, self.origin)
-        fields = self.fields(root, _FILE_KEYS)
+        fields = self.fields(root, (*_FILE_KEYS, *_MORE_FILE_KEYS))
         wanted = self.classes(fields["classes"]) if "classes" in fields else []
         distractors = [
-            (LabelClass(self.text(n), (self.text(n),), distractor=True), self.place(n))
+            (named(self.text(n), distractor=True), self.place(n))
             for n in self.items(fields.get("distractors"))
         ]
         templates = (
@@ -367,7 +487,13 @@ class _File:
             if "templates" in fields
             else None
         )
-        return _Draft([*wanted, *distractors], templates, self.origin)
+        caption = _given(fields.get("caption"))
+        return _Draft(
+            [*wanted, *distractors],
+            templates,
+            self.origin,
+            "" if caption is None else self.text(caption),
+        )
 
     def classes(self, node: yaml.Node) -> list[tuple[LabelClass, str]]:
         """From a mapping of names to prompts, or a list of names and records."""
@@ -382,6 +508,11 @@ class _File:
         if "name" not in fields:
             self.fail(node, "expected a name in this class, got none; add 'name: ...'")
         made = self.label_class(fields["name"], fields.get("prompts"))
+        if joined := _given(fields.get("joined")):
+            if "prompts" in fields:
+                self.fail(joined, "expected prompts or joined in this class, got both; remove one")
+            parts = tuple(part for part, _ in self.classes(joined))
+            made = LabelClass(made.name, (), joined=parts)
         threshold, supercategory = (
             _given(fields.get(key)) for key in ("presence_threshold", "supercategory")
         )
@@ -389,12 +520,13 @@ class _File:
             made,
             presence_threshold=None if threshold is None else self.number(threshold),
             supercategory="" if supercategory is None else self.text(supercategory),
+            spans=tuple(self.span(n) for n in self.items(fields.get("spans"))),
         )
 
     def label_class(self, name: yaml.Node, prompts: yaml.Node | None) -> LabelClass:
         prompts = _given(prompts)
         if prompts is None:
-            return LabelClass(self.text(name), (self.text(name),))
+            return named(self.text(name))
         if isinstance(prompts, yaml.ScalarNode):
             return LabelClass(self.text(name), (self.text(prompts),))
         return LabelClass(self.text(name), tuple(self.text(n) for n in self.items(prompts)))
@@ -443,6 +575,14 @@ class _File:
                 "write one such as 0.1",
             )
 
+    def span(self, node: yaml.Node) -> tuple[int, int]:
+        found = [self.text(n) for n in self.items(node)]
+        if len(found) != 2 or not all(n.isdecimal() for n in found):
+            self.fail(
+                node, f"expected a span as [start, end], in characters of the caption, got {found}"
+            )
+        return int(found[0]), int(found[1])
+
     def place(self, node: yaml.Node) -> str:
         return f"{self.origin}, line {node.start_mark.line + 1}"
 
@@ -463,19 +603,53 @@ def labels_yaml(labels: LabelSet) -> str:
     classes = []
     for c in labels.wanted:
         row: dict[str, Any] = {"name": c.name}
-        if c.prompts != (c.name,):
+        plain = named(c.name)
+        if c.joined:
+            if c.joined != plain.joined:
+                row["joined"] = {part.name: list(part.prompts) for part in c.joined}
+        elif c.prompts != plain.prompts:
             row["prompts"] = list(c.prompts)
         if c.presence_threshold is not None:
             row["presence_threshold"] = c.presence_threshold
         if c.supercategory:
             row["supercategory"] = c.supercategory
+        if c.spans:
+            row["spans"] = [list(span) for span in c.spans]
         classes.append(row)
     document: dict[str, Any] = {"classes": classes}
     if distractors := [c.name for c in labels.classes if c.distractor]:
         document["distractors"] = distractors
     if labels.templates is not None:
         document["templates"] = list(labels.templates)
+    if labels.caption:
+        document["caption"] = labels.caption
     return yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=120)
+
+
+def class_row(c: LabelClass) -> dict[str, Any]:
+    """A class as JSON; what only joined labels and captions have is there for these alone."""
+    row: dict[str, Any] = {
+        "name": c.name,
+        "prompts": list(c.prompts),
+        "presence_threshold": c.presence_threshold,
+        "supercategory": c.supercategory,
+        "distractor": c.distractor,
+    }
+    if c.joined:
+        row["joined"] = [class_row(part) for part in c.joined]
+    if c.spans:
+        row["spans"] = [list(span) for span in c.spans]
+    return row
+
+
+def class_from_row(row: Mapping[str, Any]) -> LabelClass:
+    """The class of a row of `class_row`."""
+    lists: dict[str, Any] = {
+        "prompts": tuple(row["prompts"]),
+        "joined": tuple(map(class_from_row, row.get("joined", ()))),
+        "spans": tuple(map(tuple, row.get("spans", ()))),
+    }
+    return LabelClass(**{**row, **lists})
 
 
 def numbers(names: Sequence[str]) -> list[str]:

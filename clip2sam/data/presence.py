@@ -31,6 +31,34 @@ def is_present(scores: Any, beaten: Any, thresholds: Any) -> Any:
     return (scores == scores) & ((thresholds != thresholds) | decided)
 
 
+def best_presence(
+    presence: Float[np.ndarray, "several labels"], beaten: Bool[np.ndarray, "several labels"]
+) -> tuple[Float[np.ndarray, "labels"], Bool[np.ndarray, "labels"]]:
+    """Each label's highest score over those (views of an image, parts of a joined label) in which
+    no distractor beats it; and whether it is beaten, which is to be so in all of them. So it is
+    present where it is in one of them."""
+    everywhere = beaten.all(axis=0)
+    best = np.where(beaten & ~everywhere, -np.inf, presence).max(axis=0)
+    return best, np.asarray(everywhere)
+
+
+def presence_of_classes(
+    presence: Float[np.ndarray, "parts"],
+    beaten: Bool[np.ndarray, "parts"],
+    groups: Sequence[Sequence[int]],
+) -> tuple[Float[np.ndarray, "classes"], Bool[np.ndarray, "classes"]]:
+    """The scores of classes from those of their parts, as `best_presence` has them.
+
+    Args:
+        groups: the places of each class's parts, see `LabelSet.groups`.
+    """
+    if len(groups) == len(presence):
+        return presence, beaten
+    pairs = [best_presence(presence[list(g), None], beaten[list(g), None]) for g in groups]
+    scores, lost = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    return scores, lost
+
+
 def recorded_presence(
     presence: Sequence[float | None], beaten: Sequence[bool], thresholds: Sequence[float | None]
 ) -> Bool[np.ndarray, "labels"]:

@@ -128,9 +128,9 @@ class SegmenterEngine:
         """Presence scores and masks."""
         config, sam = self.segmenter.config, self.segmenter.sam
         if isinstance(prediction, Found):
-            result = finished(image, prediction, config)
+            result = finished(image, prediction, config, thresholds=self.thresholds)
         else:
-            result = as_result(image, *prediction, config, sam)
+            result = as_result(image, *prediction, config, sam, thresholds=self.thresholds)
         return result.record.presence, result.record.beaten, result.everything
 
 

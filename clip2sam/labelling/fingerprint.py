@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from clip2sam import __version__
 from clip2sam.data.files import as_json
-from clip2sam.data.labels import LabelSet
+from clip2sam.data.labels import LabelSet, class_row
 from clip2sam.errors import ConfigError, RunError
 
 
@@ -30,7 +29,11 @@ def fingerprint(
     marks = {
         "version": __version__,
         "preset": preset,
-        "labels": {"classes": [asdict(c) for c in labels.classes], "templates": labels.templates},
+        "labels": {
+            "classes": [class_row(c) for c in labels.classes],
+            "templates": labels.templates,
+            **({"caption": labels.caption} if labels.caption else {}),
+        },
         "max_pixels": max_pixels,
         "engine": dict(engine),
     }

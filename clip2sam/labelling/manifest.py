@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from clip2sam.data import sources
 from clip2sam.data.files import as_json, output_errors, write_atomically
 from clip2sam.data.images import printable
-from clip2sam.data.labels import LabelClass
+from clip2sam.data.labels import LabelClass, class_from_row, class_row
 from clip2sam.data.sources import FileSource, Source
 from clip2sam.errors import ConfigError, ImageError, RunError, RunLockedError, one_line
 from clip2sam.labelling import journal
@@ -195,7 +195,7 @@ def begin_run(
         "format": FORMAT,
         "fingerprint": fingerprint,
         "threads": threads,
-        "classes": [asdict(c) for c in classes],
+        "classes": [class_row(c) for c in classes],
         "thresholds": list(thresholds),
         "floors": list(floors),
         "min_share": min_share,
@@ -276,9 +276,7 @@ def open_run(path: Path) -> RunFolder:
             rows["root"],
             tuple(rows["keys"]),
             tuple(rows["ids"]),
-            tuple(
-                LabelClass(**{**row, "prompts": tuple(row["prompts"])}) for row in rows["classes"]
-            ),
+            tuple(map(class_from_row, rows["classes"])),
             tuple(rows["thresholds"]),
             tuple(rows["floors"]),
             rows["min_share"],
@@ -332,6 +330,8 @@ def _is_class(row: dict[str, Any]) -> bool:
         and _are(row["prompts"], str)
         and _are_numbers([row["presence_threshold"]])
         and _are([row["distractor"]], bool)
+        and all(map(_is_class, row.get("joined", [])))
+        and all(_are(span, int) and len(span) == 2 for span in row.get("spans", []))
     )
 
 

@@ -83,17 +83,17 @@ def segment_images(
                 in_a_row.clear()
     finally:
         good = [record for record in records if record.state != "failed"]
-        CocoExporter(polygons=polygons, info=_info(segmenter)).write(
+        CocoExporter(polygons=polygons, info=_info(segmenter, labels)).write(
             good, labels.wanted, folder / "annotations.json"
         )
     return records
 
 
-def _info(segmenter: Segmenter) -> dict[str, Any]:
+def _info(segmenter: Segmenter, labels: LabelSet) -> dict[str, Any]:
     """What the COCO file says of itself."""
     config = segmenter.config
     return {
-        **made_by(__version__),
+        **made_by(__version__, labels.caption),
         "masks": PROMPTS[config.prompts],
         "min_share": config.min_share,
         "presence_threshold": config.presence_threshold,

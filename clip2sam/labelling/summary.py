@@ -100,7 +100,10 @@ def run_info(run: RunFolder) -> dict[str, Any]:
     """What a run's COCO file says of itself: the models, and how its masks were decided."""
     config = run.fingerprint.get("engine", {}).get("config", {})
     made = {
-        **made_by(run.fingerprint.get("version", "")),
+        **made_by(
+            run.fingerprint.get("version", ""),
+            run.fingerprint.get("labels", {}).get("caption", ""),
+        ),
         "preset": run.fingerprint.get("preset"),
         "masks": PROMPTS.get(config.get("prompts")),
         "min_share": run.min_share,
