@@ -250,9 +250,9 @@ def test_a_map_without_a_range_has_no_points_and_is_drawn(image):
             tokens, grid = super().encode_image(pixels, method)
             return tokens[:, :1].expand_as(tokens), grid
 
-    explained = explain(
-        Segmenter(Dull(small_clip()), PromptSAM(small_sam())), image, LABELS, "person"
-    )
+    config = clip2sam.Config(presence_threshold=-1.0)
+    dull = Segmenter(Dull(small_clip()), PromptSAM(small_sam()), config)
+    explained = explain(dull, image, LABELS, "person")
     assert explained.reason == "its map is the same everywhere"
     assert explained.candidates == ()
     assert explained.points.shape == (0, 3)
@@ -307,7 +307,7 @@ def test_the_command_draws_and_says_what_was_decided(segmenter, image, tmp_path:
     app = typer.Typer()
     app.command()(commands.explain)
 
-    def load(preset, *, config, device):
+    def load(preset, *, config, method, device):
         return Segmenter(segmenter.clip, segmenter.sam, config)
 
     monkeypatch.setattr("clip2sam.models.loading.load", load)
