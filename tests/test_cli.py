@@ -111,16 +111,16 @@ def test_a_bad_image_costs_that_image(run, street, tmp_path):
 
 
 def test_an_interrupted_command_writes_what_was_done(run, street, tmp_path, monkeypatch):
-    from clip2sam.labelling import segment as segmenting
+    from clip2sam.labelling import each
 
-    real = segmenting.load_named
+    real = each.load_named
 
     def load(source, name, max_pixels):
         if name == "z.png":
             raise KeyboardInterrupt
         return real(source, name, max_pixels)
 
-    monkeypatch.setattr(segmenting, "load_named", load)
+    monkeypatch.setattr(each, "load_named", load)
     arguments = (street, tmp_path / "z.png", "--label", "heart", "--overlays", "none")
     code, _, errors = run("segment", *arguments)
     assert code == 2  # there is no such file: found before anything starts
