@@ -7,10 +7,10 @@ Sources: Radford et al., 2021, https://arxiv.org/abs/2103.00020, section 3.1 (cl
 al., 2023, https://arxiv.org/abs/2304.05653, multi-label recognition: feature surgery on the cosine
 similarities of the original path's CLS token, as its authors say in issues 13, 16 and 20 of
 https://github.com/xmed-lab/CLIP_Surgery. What is taken out of an image is the same for all of its
-labels, so it changes hardly their order in the image, but it makes images comparable.
+labels, so it hardly changes their order in the image, but it makes images comparable.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,9 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clip2sam.clip.methods import RAW_CLIP
+from clip2sam.clip.model import SurgeryCLIP
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
-from clip2sam.pipeline import Features, Segmenter
+from clip2sam.features import Features
+from clip2sam.locate import ClipLocator
+from clip2sam.pipeline import Segmenter
 from clip2sam.result import check_finite
 
 
@@ -51,21 +54,22 @@ def recognise(segmenter: Segmenter, features: Features, labels: LabelSet) -> lis
     """Recognise labels in each image as a whole, without windows.
 
     Args:
-        segmenter: its CLIP, at `Config.resolution`.
+        segmenter: its CLIP, at `Config.resolution`, whatever finds labels in its images otherwise.
         features: of the images, by `segmenter.encode`.
         labels: checked labels.
 
     Raises:
+        ConfigError: the segmenter has no CLIP.
         ModelError: CLIP's similarities with an image are not finite.
     """
-    plain = segmenter.with_config(method=RAW_CLIP, tile="off")
+    clip, config = segmenter.clip, replace(segmenter.config, method=RAW_CLIP, feature_surgery=True)
     if len(features.images) > len(features.whole):
-        features = plain.encode(features.whole)
-    tokens = features.tokens(RAW_CLIP, plain.config.resolution).tokens
-    terms = plain.surgery_terms(features, labels)
+        features = segmenter.with_config(tile="off").encode(features.whole)
+    terms = ClipLocator(clip).terms(features, labels, config)
     scores = (terms.similarity - terms.redundant)[:, 0]
-    cosines = tokens[:, 0] @ plain.clip.encode_labels(labels).T
-    probabilities = _probabilities(plain, tokens[:, 0], cosines, labels)
+    cls = features.tokens(RAW_CLIP, config.resolution).tokens[:, 0]
+    cosines = cls @ clip.encode_labels(labels).T
+    probabilities = _probabilities(clip, cls, cosines, labels)
     wanted = len(labels.wanted)
     found = []
     for i, image in enumerate(features.whole):
@@ -76,14 +80,14 @@ def recognise(segmenter: Segmenter, features: Features, labels: LabelSet) -> lis
 
 
 def _probabilities(
-    segmenter: Segmenter,
+    clip: SurgeryCLIP,
     cls: Float[Tensor, "images channels"],
     cosines: Float[Tensor, "images labels"],
     labels: LabelSet,
 ) -> Float[Tensor, "images labels"]:
     rivals = cosines
     if cosines.shape[1] == 1:
-        empty = segmenter.clip.encode_empty(labels.templates)
+        empty = clip.encode_empty(labels.templates)
         rivals = torch.cat([cosines, cls @ empty.T], dim=1)
-    scale = segmenter.clip.model.logit_scale.exp().float()
+    scale = clip.model.logit_scale.exp().float()
     return (scale * rivals).softmax(dim=-1)[:, : cosines.shape[1]]

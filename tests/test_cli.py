@@ -293,6 +293,7 @@ def test_values_out_of_range_are_one_clear_line(run, street, arguments, message)
     [
         ("segment", ""),
         ("segment", "", "--label", "heart"),
+        ("classify", "street.png", "--label", "heart", "--output", ""),
         ("export", ""),
         ("validate", ""),
         ("explain", ""),
@@ -410,6 +411,7 @@ def test_help_names_every_command_and_exit_code(run):
     assert code == 0
     commands = [
         "segment",
+        "classify",
         "label",
         "export",
         "explain",
@@ -463,6 +465,7 @@ def test_an_output_that_cannot_be_written_is_5_in_every_command(run, street, tmp
     assert run("label", "images", *label, "--output", "run")[0] == 0
     for arguments in (
         ("segment", "images", *label, "--output", "file/out"),
+        ("classify", "images", *label, "--output", "file/scores.json"),
         ("label", "images", *label, "--output", "file/run"),
         ("export", "run", "--output", "file/annotations.json"),
         ("explain", "images/street.png", "heart", "--output", "file/drawing.png"),
@@ -694,6 +697,75 @@ def test_evaluate_shows_what_stages_lose_and_which_settings_pay(run, tmp_path):
     code, _, errors = run("evaluate", "--kind", "crowds")
     assert code == 2
     assert "expected a kind of scene out of plain, crowd, several, large, got 'crowds'" in errors
+
+
+def test_evaluate_shows_how_well_whole_images_are_recognised(run, tmp_path):
+    arguments = ("evaluate", "--scenes", 9, "--label", "heart", "--label", "star", "--output", "f")
+    code, printed, _ = run(*arguments, "--recognition")
+    assert code == 0
+    assert "recognition in whole images, mAP" in printed
+    figures = json.loads((tmp_path / "f").read_text())["surgery"]["recognition"]
+    assert set(figures["all"]) == {"labels", "raw", "softmax", "surgery"}
+    assert figures["all"]["labels"] == 2
+    assert figures["all"]["surgery"] > 0.5
+    assert "recognition" not in run(*arguments)[1]
+
+
+def test_classify_prints_and_writes_what_clip_says(run, street, tmp_path):
+    labels = [*labels_of(drawn()), "green thing", "heart"]
+    arguments = [part for label in labels for part in ("--label", label)]
+    code, printed, _ = run("classify", street, *arguments, "--top", 2, "--output", "o/scores.json")
+    assert code == 0
+    lines = printed.splitlines()
+    assert lines[0] == "street.png"
+    assert [line.split(":")[0].strip() in labels for line in lines[1:3]] == [True, True]
+    assert lines[3] == f"1 images, {len(labels)} labels, 0 failed; wrote o/scores.json"
+    (image,) = json.loads((tmp_path / "o" / "scores.json").read_text())["images"]
+    assert (image["file_name"], image["image_id"]) == ("street.png", 1)
+    rows = image["labels"]
+    assert sorted(row["label"] for row in rows) == sorted(labels)
+    probabilities = [row["probability"] for row in rows]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+    first = rows[0]
+    assert lines[1] == (
+        f"  {first['label']}: probability {first['probability']:.3f}, score {first['score']:.3f}"
+    )
+    by_score = sorted(rows, key=lambda row: -row["score"])
+    assert {row["label"] for row in by_score[:3]} == set(labels_of(drawn()))
+    code, printed, _ = run("classify", street, *arguments, "--distractor", "pink arrow thing")
+    assert len(printed.splitlines()) == len(labels) + 2
+    assert printed.endswith(f"1 images, {len(labels)} labels, 0 failed\n")
+
+
+def test_classify_goes_on_after_a_bad_image(run, street, tmp_path, monkeypatch):
+    monkeypatch.setattr("clip2sam.sam.model.PromptSAM.encode_image", None)  # SAM is not at work
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_text("not an image")
+    street.rename(tmp_path / "images" / "b.png")
+    code, printed, errors = run("classify", "images", "--label", "heart", "--output", "s.json")
+    assert code == 1
+    assert "  failed: a.png: expected an image" in errors
+    assert "2 images, 1 labels, 1 failed; wrote s.json" in printed
+    bad, good = json.loads((tmp_path / "s.json").read_text())["images"]
+    assert bad["failed"].startswith("a.png: expected an image")
+    assert [row["label"] for row in good["labels"]] == ["heart"]
+    assert 0 < good["labels"][0]["probability"] < 1
+    code, _, errors = run("classify", "images", "--label", "heart", "--output", "images/s.json")
+    assert code == 2
+    assert "which is never written to" in errors
+
+
+def test_an_interrupted_classify_writes_what_was_done(run, street, tmp_path, monkeypatch):
+    from clip2sam.labelling import each
+
+    def load(source, name, max_pixels):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(each, "load_named", load)
+    code, _, errors = run("classify", street, "--label", "heart", "--output", "s.json")
+    assert (code, errors) == (130, "interrupted; s.json has the images done so far\n")
+    assert json.loads((tmp_path / "s.json").read_text()) == {"images": []}
 
 
 def test_an_interrupted_run_says_how_to_continue(run, street, monkeypatch):

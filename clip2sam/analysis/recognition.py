@@ -82,10 +82,10 @@ def _figures(
     truth: Mapping[str, Sequence[bool]],
     scores: Mapping[str, Mapping[str, Sequence[float]]],
     labels: Sequence[str],
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """The figures of some labels."""
     told = [label for label in labels if 0 < sum(truth[label]) < len(truth[label])]
-    figures: dict[str, float] = {"labels": len(told)}
+    figures: dict[str, Any] = {"labels": len(told)}
     for name, by_label in scores.items():
         values = [ranked_precision(np.array(by_label[n]), np.array(truth[n])) for n in told]
         figures[name] = float(np.mean(values)) if values else float("nan")

@@ -223,6 +223,12 @@ def evaluate(
         bool,
         typer.Option("--sweep", help="Also try other settings, and show which of them pay."),
     ] = False,
+    recognition: Annotated[
+        bool,
+        typer.Option(
+            "--recognition", help="Also show how well CLIP recognises labels in whole images."
+        ),
+    ] = False,
     output: Annotated[Path | None, path_option("Write all figures into this JSON file.")] = None,
     preset: Preset = "tiny",
     device: Device = "auto",
@@ -242,6 +248,7 @@ def evaluate(
     from clip2sam.analysis.budget import budget as measure_budget
     from clip2sam.analysis.evaluate import evaluate as evaluate_examples
     from clip2sam.analysis.examples import coco_examples, scene_examples
+    from clip2sam.analysis.recognition import evaluate_recognition
     from clip2sam.analysis.sweep import sweep as try_settings
     from clip2sam.models.loading import load, with_method
     from clip2sam.models.locators import checked_method
@@ -299,6 +306,11 @@ def evaluate(
             trials, _ = measured(f"{name}, sweep", try_settings, tried)
             figures[name]["sweep"] = [asdict(trial) for trial in trials]
             _print_sweep(trials)
+        if recognition:
+            known = measured(f"{name}, recognition", evaluate_recognition, tried)
+            figures[name]["recognition"] = known
+            failures |= dict(known["failures"])
+            _print_recognition(known)
     if output is not None:
         write_atomically(output, json.dumps(_without_nan(figures), indent=1).encode() + b"\n")
     for image, reason in failures.items():
@@ -350,6 +362,15 @@ def _print_sweep(trials: "list[Trial]") -> None:
     out.print(table)
     out.print(gains)
     out.print(Text("in brackets: 95 %, bootstrap over images; *: it leaves out 0"))
+
+
+def _print_recognition(figures: dict[str, Any]) -> None:
+    """A table of mAP: a row for each kind of label."""
+    groups = {**figures["kinds"], "all": figures["all"]}
+    table = Table("kind", *figures["all"], title="recognition in whole images, mAP")
+    for name, group in groups.items():
+        table.add_row(name, *(str(v) if isinstance(v, int) else f"{v:.3f}" for v in group.values()))
+    out.print(table)
 
 
 def _with_interval(gain: "Difference") -> str:
