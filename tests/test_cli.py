@@ -19,7 +19,7 @@ from typer.main import get_command
 
 import clip2sam
 from clip2sam.cli import app as cli
-from clip2sam.tiny.scenes import scene, split_seed
+from clip2sam.tiny.scenes import instance_masks, scene, split_seed
 from clip2sam.visualize.overlays import slug
 from tests.documents import ROOT
 
@@ -186,10 +186,11 @@ def test_mistakes_are_one_clear_line(run, street, monkeypatch, arguments, code, 
 NO_PATH = ": expected a path, got nothing"
 
 NUMBERS = {
-    "--presence-threshold": ("segment", "label", "export", "explain", "evaluate"),
+    "--presence-threshold": ("segment", "dense", "label", "export", "explain", "evaluate"),
     "--point-threshold": ("segment", "label", "explain"),
     "--min-share": ("segment", "label", "export", "explain", "evaluate"),
-    "--tile-overlap": ("segment", "label"),
+    "--tile-overlap": ("segment", "dense", "label"),
+    "--threshold": ("dense",),
     "--keep-above": ("label",),
     "--timeout": ("label",),
     "--min-score": ("export",),
@@ -412,6 +413,7 @@ def test_help_names_every_command_and_exit_code(run):
     commands = [
         "segment",
         "classify",
+        "dense",
         "label",
         "export",
         "explain",
@@ -466,6 +468,7 @@ def test_an_output_that_cannot_be_written_is_5_in_every_command(run, street, tmp
     for arguments in (
         ("segment", "images", *label, "--output", "file/out"),
         ("classify", "images", *label, "--output", "file/scores.json"),
+        ("dense", "images", *label, "--output", "file/maps"),
         ("label", "images", *label, "--output", "file/run"),
         ("export", "run", "--output", "file/annotations.json"),
         ("explain", "images/street.png", "heart", "--output", "file/drawing.png"),
@@ -766,6 +769,89 @@ def test_an_interrupted_classify_writes_what_was_done(run, street, tmp_path, mon
     code, _, errors = run("classify", street, "--label", "heart", "--output", "s.json")
     assert (code, errors) == (130, "interrupted; s.json has the images done so far\n")
     assert json.loads((tmp_path / "s.json").read_text()) == {"images": []}
+
+
+def test_dense_writes_label_maps_and_their_classes(run, street, tmp_path):
+    labels = labels_of(drawn())
+    arguments = [part for label in [*labels, "traffic light"] for part in ("--label", label)]
+    code, printed, _ = run("dense", street, *arguments, "--output", "maps")
+    assert code == 0
+    found = np.array(PILImage.open(tmp_path / "maps" / "street.png.png"))
+    assert found.shape == (224, 224)
+    assert set(np.unique(found)) == {0, 1, 2, 3}
+    shares = [f"{label}: {(found == i).mean():.1%}" for i, label in enumerate(labels, 1)]
+    assert all(f"  {share} of the pixels" in printed for share in shares)
+    assert printed.splitlines()[1].startswith("  background: ")
+    assert "traffic light" not in printed
+    assert printed.endswith("1 images, 4 labels, 0 failed; wrote 1 label maps into maps\n")
+    classes = json.loads((tmp_path / "maps" / "classes.json").read_text())
+    assert [(row["id"], row["name"]) for row in classes] == [
+        *enumerate(["background", *labels, "traffic light"])
+    ]
+    assert classes[0]["color"] == [0, 0, 0]
+    colours = np.array(PILImage.open(tmp_path / "maps" / "street.png.png").convert("RGB"))
+    for i, label in enumerate(labels, 1):
+        assert classes[i]["color"] == colours[found == i][0].tolist()
+        true = np.any(instance_masks(drawn(), label), axis=0)
+        assert (found[true] == i).mean() > 0.5
+
+
+def test_the_settings_of_dense_reach_the_map(run, street, tmp_path):
+    arguments = [part for label in labels_of(drawn()) for part in ("--label", label)]
+
+    def pixels(*more):
+        assert run("dense", street, *arguments, *more)[0] == 0
+        return np.array(PILImage.open(tmp_path / "out" / "street.png.png"))
+
+    plain = pixels("--no-refine")
+    assert (pixels() != plain).any()
+    fewer, more = (pixels("--no-refine", "--threshold", t) > 0 for t in (0.5, 0.1))
+    assert fewer.sum() < (plain > 0).sum() < more.sum()
+    assert (pixels("--no-refine", "--presence-threshold", 0.1) > 0).sum() > (plain > 0).sum()
+    assert (pixels("--no-refine", "--tile", 128) != plain).any()
+    assert (pixels("--no-refine", "--no-feature-surgery") != plain).any()
+    assert (pixels("--no-refine", "--method", "raw") != plain).any()
+
+
+def test_dense_goes_on_after_a_bad_image(run, street, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_text("not an image")
+    street.rename(tmp_path / "images" / "b.png")
+    code, printed, errors = run("dense", "images", "--label", "heart")
+    assert code == 1
+    assert "  failed: a.png: expected an image" in errors
+    assert "2 images, 1 labels, 1 failed; wrote 1 label maps into out" in printed
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["b.png.png", "classes.json"]
+    code, _, errors = run("dense", "images", "--label", "heart", "--output", "images/maps")
+    assert code == 2
+    assert "which is never written to" in errors
+
+
+def test_an_interrupted_dense_says_where_the_maps_are(run, street, tmp_path, monkeypatch):
+    from clip2sam.labelling import each
+
+    def load(source, name, max_pixels):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(each, "load_named", load)
+    code, _, errors = run("dense", street, "--label", "heart")
+    assert (code, errors) == (130, "interrupted; out has the images done so far\n")
+
+
+def test_evaluate_shows_how_well_pixels_are_labelled(run, tmp_path):
+    arguments = ("evaluate", "--scenes", 2, "--kind", "large", "--dense", "--output", "f")
+    labels = [part for name in ("circle", "star", "ring", "moon") for part in ("--label", name)]
+    figures = []
+    for tile in ("off", "auto"):
+        code, printed, _ = run(*arguments, *labels, "--tile", tile)
+        assert code == 0
+        assert "every pixel" in printed
+        figures.append(json.loads((tmp_path / "f").read_text())["surgery"]["dense"])
+    assert list(figures[0]) == ["maps alone", "with SAM's masks"]
+    assert set(figures[0]["maps alone"]["classes"]) <= {"circle", "star", "ring", "moon"}
+    for way in figures[0]:
+        assert figures[0][way]["mIoU"] != figures[1][way]["mIoU"]
 
 
 def test_an_interrupted_run_says_how_to_continue(run, street, monkeypatch):

@@ -29,7 +29,7 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("features",),
     ("locate",),
     ("pipeline",),
-    ("recognition",),
+    ("recognition", "dense"),
     ("tiny",),
     ("models",),
     ("labelling",),
