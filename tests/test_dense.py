@@ -216,6 +216,8 @@ def test_masks_say_where_objects_end(monkeypatch, as_rle, scores):
     assert refined(columns(0, 1, 2, 3), columns(3)) == [1, 1, 1, 2], "0.6 is above 0.55"
     assert refined(columns(3), columns(0, 1, 2, 3)) == [1, 1, 1, 2], "in any order"
     assert refined(columns()) == [1, 1, 1, 2], "an empty mask is none"
+    chosen = segmenter(BLEEDING, presence_threshold=None)
+    assert refined(columns()) == [1, 1, 1, 2], "also where its mean of 0 is enough"
 
 
 def test_a_mask_of_low_scores_is_background():
@@ -225,6 +227,17 @@ def test_a_mask_of_low_scores_is_background():
     assert numbers(chosen, ["a"], None, [[mixed]])[0].tolist() == [0, 1, 1, 1]
     cut = numbers(chosen, ["a"], DenseSettings(1.0), [[mixed]])[0].tolist()
     assert cut == [0, 0, 0, 0], "0.43 is less than half of 1"
+
+
+@pytest.mark.parametrize("scores", [1, 2**22])
+def test_a_masks_mean_is_over_its_own_pixels(monkeypatch, scores):
+    monkeypatch.setattr("clip2sam.dense.DENSE_SCORES", scores)
+    first, second = [[0.9] * 4] * 2 + [[0.1] * 4] * 2, [[0.0] * 4] * 2 + [[0.5] * 4] * 2
+    chosen = segmenter([first, second], presence_threshold=0.5)
+    mask = np.array([[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], bool)
+    # means of (2 * 0.9 + 5 * 0.1) / 7 and 5 * 0.5 / 7
+    found = numbers(chosen, ["a", "b"], None, [[mask]])
+    assert found.tolist() == [[2, 1, 1, 1], [2, 1, 1, 1], [2, 0, 0, 0], [2, 2, 2, 2]]
 
 
 def test_a_masks_place_in_the_image_is_kept():
@@ -358,8 +371,8 @@ def test_the_smaller_object_is_the_truth():
 
 def test_confusion_counts_pixels():
     found = np.array([[0, 1, 2, 2]], np.uint16)
-    truth = np.array([[0, 2, 2, 1]], np.uint16)
-    assert confusion(found, truth, 2).tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 1]]
+    truth = np.array([[0, 2, 2, 2]], np.uint16)
+    assert confusion(found, truth, 2).tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 2]]
 
 
 def test_figures_by_hand(monkeypatch):
