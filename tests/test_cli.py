@@ -848,6 +848,7 @@ def test_evaluate_shows_how_well_pixels_are_labelled(run, tmp_path):
         assert code == 0
         assert "every pixel" in printed
         figures.append(json.loads((tmp_path / "f").read_text())["surgery"]["dense"])
+        assert figures[-1]["with SAM's masks"]["mIoU"] > figures[-1]["maps alone"]["mIoU"]
     assert list(figures[0]) == ["maps alone", "with SAM's masks"]
     assert set(figures[0]["maps alone"]["classes"]) <= {"circle", "star", "ring", "moon"}
     for way in figures[0]:
