@@ -140,11 +140,10 @@ def label_pixels(
         )
     limits = _limits(segmenter, labels, chosen)
     found = []
-    for i, (image, own) in enumerate(zip(features.whole, masks, strict=True)):
-        windows = _views(features.windows[i])
+    columns = (features.whole, features.windows, masks, _maps(segmenter, features, labels))
+    for image, views, own, maps in zip(*columns, strict=True):
         regions = [r for r in (_region(mask, image) for mask in own) if r.area]
-        maps = _maps(segmenter, features, i, labels)
-        bands = _bands(maps, windows, len(labels.classes), image.size)
+        bands = _bands(maps, _averaged(views), len(labels.classes), image.size)
         numbers, means = _counted(bands, image.size, limits, regions, chosen)
         given = _decided(means, REGION_SHARE * limits, chosen)
         _refine(numbers, regions, given, means.amax(dim=1))
@@ -170,25 +169,32 @@ def _limits(
     return torch.tensor(values, device=segmenter.device)
 
 
-def _views(windows: tuple[Window, ...]) -> tuple[Window, ...]:
-    """What is averaged: the windows, as published; the whole image only where it has none."""
-    return windows[1:] or windows
+def _averaged(views: tuple[Window, ...]) -> tuple[Window, ...]:
+    """The views that count: the windows, as published; the whole image where it has none."""
+    return views[1:] or views
 
 
 Maps = Float[Tensor, "labels rows cols"]
 
 
-def _maps(segmenter: Segmenter, features: Features, index: int, labels: LabelSet) -> Iterator[Maps]:
-    """The raw maps of each of an image's views that `_views` names. Those of windows are computed
-    a few at a time, when they are needed."""
-    image, windows = features.whole[index], _views(features.windows[index])
+def _maps(segmenter: Segmenter, features: Features, labels: LabelSet) -> Iterator[Iterator[Maps]]:
+    """For each image the raw maps of its views that count."""
     if len(features.images) == len(features.whole):
-        yield _checked(image, segmenter.locate(features, labels).raw[index])
+        raws = segmenter.locate(features, labels).raw
+        for image, raw in zip(features.whole, raws, strict=True):
+            yield iter([_checked(image, raw)])
         return
-    plain = segmenter.with_config(tile="off")
+    for image, views in zip(features.whole, features.windows, strict=True):
+        yield _of_windows(segmenter.with_config(tile="off"), image, _averaged(views), labels)
+
+
+def _of_windows(
+    segmenter: Segmenter, image: Image, windows: tuple[Window, ...], labels: LabelSet
+) -> Iterator[Maps]:
+    """The raw maps of windows, which are computed a few at a time, when they are needed."""
     for first in range(0, len(windows), VIEWS_AT_ONCE):
-        few = plain.encode([w.of(image) for w in windows[first : first + VIEWS_AT_ONCE]])
-        for raw in plain.locate(few, labels).raw:
+        few = [window.of(image) for window in windows[first : first + VIEWS_AT_ONCE]]
+        for raw in segmenter.locate(segmenter.encode(few), labels).raw:
             yield _checked(image, raw)
 
 
