@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt, UInt8
+from jaxtyping import UInt8, UInt16
 from PIL import Image as PILImage
 
 from clip2sam.coco.document import checked_masks
@@ -47,7 +47,7 @@ class PngExporter:
         file_names.write_list(output)
 
 
-def index_png(numbers: UInt[np.ndarray, "height width"], classes: int) -> bytes:
+def index_png(numbers: UInt16[np.ndarray, "height width"], classes: int) -> bytes:
     """Class numbers as a PNG: with up to 255 classes 8 bits with a palette, in which 0 is black,
     else 16 bits.
 
@@ -71,9 +71,9 @@ def class_colours(classes: int) -> UInt8[np.ndarray, "numbers 3"]:
 
 def _class_numbers(
     record: ImageRecord, classes: Sequence[LabelClass]
-) -> UInt[np.ndarray, "height width"]:
+) -> UInt16[np.ndarray, "height width"]:
     """The class of each pixel; 0: none."""
-    index = np.zeros(record.size, np.uint8 if len(classes) <= 255 else np.uint16)
+    index = np.zeros(record.size, np.uint16)
     for mask in sorted(checked_masks(record, classes), key=lambda m: m.annotation.score):
         index[decode_rle(mask.annotation.rle)] = mask.number
     return index
