@@ -750,7 +750,7 @@ EXPORT = [
             "key=lambda m: m.annotation.score)",
             "key=lambda m: -m.annotation.score)",
         ),
-        ("PNG: 256 classes in 8 bits", "len(classes) <= 255 else", "len(classes) <= 256 else"),
+        ("PNG: 256 classes in 8 bits", "if classes <= 255 else", "if classes <= 256 else"),
     ),
     *faults(
         "export/results.py",
@@ -1098,4 +1098,35 @@ VIEWS = [
     ),
 ]
 
-FAULTS = [*METHOD, *POINTS, *SAM, *COCO, *EXPORT, *JOURNAL, *FILES, *VIEWS]
+WHOLE = [
+    *faults(
+        "recognition.py",
+        "recognition",
+        ("scores without surgery", "(terms.similarity - terms.redundant)", "terms.similarity"),
+        ("distractors don't compete", "encode_labels(labels)", "encode_labels(labels)[:2]"),
+        ("logit scale not raised", "clip.model.logit_scale.exp()", "clip.model.logit_scale"),
+        ("alone against nothing", "if cosines.shape[1] == 1:", "if False:"),
+    ),
+    *faults(
+        "dense.py",
+        "dense",
+        ("the whole image is averaged, too", "views[1:] or views", "views"),
+        ("windows are summed", "return total / count", "return total"),
+        ("a band of all rows", "max(DENSE_SCORES // (labels * width), 1)", "height"),
+        ("pixels of distractors", "math.inf if c.distractor", "-math.inf if c.distractor"),
+        ("maps bleed over masks", "    kept[own] = 0\n", ""),
+        ("masks need what pixels need", "REGION_SHARE * limits", "limits"),
+    ),
+    *faults(
+        "analysis/dense.py",
+        "dense",
+        (
+            "union of the truth alone",
+            "counts.sum(axis=0) + counts.sum(axis=1) - right",
+            "counts.sum(axis=1)",
+        ),
+        ("the largest object is the truth", "key=lambda one: -int", "key=lambda one: int"),
+    ),
+]
+
+FAULTS = [*METHOD, *POINTS, *SAM, *COCO, *EXPORT, *JOURNAL, *FILES, *VIEWS, *WHOLE]

@@ -19,7 +19,7 @@ from typer.main import get_command
 
 import clip2sam
 from clip2sam.cli import app as cli
-from clip2sam.tiny.scenes import scene, split_seed
+from clip2sam.tiny.scenes import instance_masks, scene, split_seed
 from clip2sam.visualize.overlays import slug
 from tests.documents import ROOT
 
@@ -178,16 +178,16 @@ def test_a_bad_image_costs_that_image(run, street, tmp_path):
 
 
 def test_an_interrupted_command_writes_what_was_done(run, street, tmp_path, monkeypatch):
-    from clip2sam.labelling import segment as segmenting
+    from clip2sam.labelling import each
 
-    real = segmenting.load_named
+    real = each.load_named
 
     def load(source, name, max_pixels):
         if name == "z.png":
             raise KeyboardInterrupt
         return real(source, name, max_pixels)
 
-    monkeypatch.setattr(segmenting, "load_named", load)
+    monkeypatch.setattr(each, "load_named", load)
     arguments = (street, tmp_path / "z.png", "--label", "heart", "--overlays", "none")
     code, _, errors = run("segment", *arguments)
     assert code == 2  # there is no such file: found before anything starts
@@ -257,10 +257,11 @@ def test_mistakes_are_one_clear_line(run, street, monkeypatch, arguments, code, 
 NO_PATH = ": expected a path, got nothing"
 
 NUMBERS = {
-    "--presence-threshold": ("segment", "label", "export", "explain", "evaluate"),
+    "--presence-threshold": ("segment", "dense", "label", "export", "explain", "evaluate"),
     "--point-threshold": ("segment", "label", "explain"),
     "--min-share": ("segment", "label", "export", "explain", "evaluate"),
-    "--tile-overlap": ("segment", "label"),
+    "--tile-overlap": ("segment", "dense", "label"),
+    "--threshold": ("dense",),
     "--keep-above": ("label",),
     "--timeout": ("label",),
     "--min-score": ("export",),
@@ -364,6 +365,7 @@ def test_values_out_of_range_are_one_clear_line(run, street, arguments, message)
     [
         ("segment", ""),
         ("segment", "", "--label", "heart"),
+        ("classify", "street.png", "--label", "heart", "--output", ""),
         ("export", ""),
         ("validate", ""),
         ("explain", ""),
@@ -481,6 +483,8 @@ def test_help_names_every_command_and_exit_code(run):
     assert code == 0
     commands = [
         "segment",
+        "classify",
+        "dense",
         "label",
         "export",
         "explain",
@@ -534,6 +538,8 @@ def test_an_output_that_cannot_be_written_is_5_in_every_command(run, street, tmp
     assert run("label", "images", *label, "--output", "run")[0] == 0
     for arguments in (
         ("segment", "images", *label, "--output", "file/out"),
+        ("classify", "images", *label, "--output", "file/scores.json"),
+        ("dense", "images", *label, "--output", "file/maps"),
         ("label", "images", *label, "--output", "file/run"),
         ("export", "run", "--output", "file/annotations.json"),
         ("explain", "images/street.png", "heart", "--output", "file/drawing.png"),
@@ -765,6 +771,159 @@ def test_evaluate_shows_what_stages_lose_and_which_settings_pay(run, tmp_path):
     code, _, errors = run("evaluate", "--kind", "crowds")
     assert code == 2
     assert "expected a kind of scene out of plain, crowd, several, large, got 'crowds'" in errors
+
+
+def test_evaluate_shows_how_well_whole_images_are_recognised(run, tmp_path):
+    arguments = ("evaluate", "--scenes", 9, "--label", "heart", "--label", "star", "--output", "f")
+    code, printed, _ = run(*arguments, "--recognition")
+    assert code == 0
+    assert "recognition in whole images, mAP" in printed
+    figures = json.loads((tmp_path / "f").read_text())["surgery"]["recognition"]
+    assert set(figures["all"]) == {"labels", "raw", "softmax", "surgery"}
+    assert figures["all"]["labels"] == 2
+    assert figures["all"]["surgery"] > 0.5
+    assert "recognition" not in run(*arguments)[1]
+
+
+def test_classify_prints_and_writes_what_clip_says(run, street, tmp_path):
+    labels = [*labels_of(drawn()), "green thing", "heart"]
+    arguments = [part for label in labels for part in ("--label", label)]
+    code, printed, _ = run("classify", street, *arguments, "--top", 2, "--output", "o/scores.json")
+    assert code == 0
+    lines = printed.splitlines()
+    assert lines[0] == "street.png"
+    assert [line.split(":")[0].strip() in labels for line in lines[1:3]] == [True, True]
+    assert lines[3] == f"1 images, {len(labels)} labels, 0 failed; wrote o/scores.json"
+    (image,) = json.loads((tmp_path / "o" / "scores.json").read_text())["images"]
+    assert (image["file_name"], image["image_id"]) == ("street.png", 1)
+    rows = image["labels"]
+    assert sorted(row["label"] for row in rows) == sorted(labels)
+    probabilities = [row["probability"] for row in rows]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+    first = rows[0]
+    assert lines[1] == (
+        f"  {first['label']}: probability {first['probability']:.3f}, score {first['score']:.3f}"
+    )
+    by_score = sorted(rows, key=lambda row: -row["score"])
+    assert {row["label"] for row in by_score[:3]} == set(labels_of(drawn()))
+    code, printed, _ = run("classify", street, *arguments, "--distractor", "pink arrow thing")
+    assert len(printed.splitlines()) == len(labels) + 2
+    assert printed.endswith(f"1 images, {len(labels)} labels, 0 failed\n")
+
+
+def test_classify_goes_on_after_a_bad_image(run, street, tmp_path, monkeypatch):
+    monkeypatch.setattr("clip2sam.sam.model.PromptSAM.encode_image", None)  # SAM is not at work
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_text("not an image")
+    street.rename(tmp_path / "images" / "b.png")
+    code, printed, errors = run("classify", "images", "--label", "heart", "--output", "s.json")
+    assert code == 1
+    assert "  failed: a.png: expected an image" in errors
+    assert "2 images, 1 labels, 1 failed; wrote s.json" in printed
+    bad, good = json.loads((tmp_path / "s.json").read_text())["images"]
+    assert bad["failed"].startswith("a.png: expected an image")
+    assert [row["label"] for row in good["labels"]] == ["heart"]
+    assert 0 < good["labels"][0]["probability"] < 1
+    code, _, errors = run("classify", "images", "--label", "heart", "--output", "images/s.json")
+    assert code == 2
+    assert "which is never written to" in errors
+
+
+def test_an_interrupted_classify_writes_what_was_done(run, street, tmp_path, monkeypatch):
+    from clip2sam.labelling import each
+
+    def load(source, name, max_pixels):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(each, "load_named", load)
+    code, _, errors = run("classify", street, "--label", "heart", "--output", "s.json")
+    assert (code, errors) == (130, "interrupted; s.json has the images done so far\n")
+    assert json.loads((tmp_path / "s.json").read_text()) == {"images": []}
+
+
+def test_dense_writes_label_maps_and_their_classes(run, street, tmp_path):
+    labels = labels_of(drawn())
+    arguments = [part for label in [*labels, "traffic light"] for part in ("--label", label)]
+    code, printed, _ = run("dense", street, *arguments, "--output", "maps")
+    assert code == 0
+    found = np.array(PILImage.open(tmp_path / "maps" / "street.png.png"))
+    assert found.shape == (224, 224)
+    assert set(np.unique(found)) == {0, 1, 2, 3}
+    shares = [f"{label}: {(found == i).mean():.1%}" for i, label in enumerate(labels, 1)]
+    assert all(f"  {share} of the pixels" in printed for share in shares)
+    assert printed.splitlines()[1].startswith("  background: ")
+    assert "traffic light" not in printed
+    assert printed.endswith("1 images, 4 labels, 0 failed; wrote 1 label maps into maps\n")
+    classes = json.loads((tmp_path / "maps" / "classes.json").read_text())
+    assert [(row["id"], row["name"]) for row in classes] == [
+        *enumerate(["background", *labels, "traffic light"])
+    ]
+    assert classes[0]["color"] == [0, 0, 0]
+    colours = np.array(PILImage.open(tmp_path / "maps" / "street.png.png").convert("RGB"))
+    for i, label in enumerate(labels, 1):
+        assert classes[i]["color"] == colours[found == i][0].tolist()
+        true = np.any(instance_masks(drawn(), label), axis=0)
+        assert (found[true] == i).mean() > 0.5
+
+
+def test_the_settings_of_dense_reach_the_map(run, street, tmp_path):
+    arguments = [part for label in labels_of(drawn()) for part in ("--label", label)]
+
+    def pixels(*more):
+        assert run("dense", street, *arguments, *more)[0] == 0
+        return np.array(PILImage.open(tmp_path / "out" / "street.png.png"))
+
+    plain = pixels("--no-refine")
+    assert (pixels() != plain).any()
+    fewer, more = (pixels("--no-refine", "--threshold", t) > 0 for t in (0.5, 0.1))
+    assert fewer.sum() < (plain > 0).sum() < more.sum()
+    assert (pixels("--no-refine", "--presence-threshold", 0.1) > 0).sum() > (plain > 0).sum()
+    assert (pixels("--no-refine", "--tile", 128) != plain).any()
+    assert (pixels("--no-refine", "--no-feature-surgery") != plain).any()
+    assert (pixels("--no-refine", "--method", "raw") != plain).any()
+
+
+def test_dense_goes_on_after_a_bad_image(run, street, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_text("not an image")
+    street.rename(tmp_path / "images" / "b.png")
+    code, printed, errors = run("dense", "images", "--label", "heart")
+    assert code == 1
+    assert "  failed: a.png: expected an image" in errors
+    assert "2 images, 1 labels, 1 failed; wrote 1 label maps into out" in printed
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["b.png.png", "classes.json"]
+    code, _, errors = run("dense", "images", "--label", "heart", "--output", "images/maps")
+    assert code == 2
+    assert "which is never written to" in errors
+
+
+def test_an_interrupted_dense_says_where_the_maps_are(run, street, tmp_path, monkeypatch):
+    from clip2sam.labelling import each
+
+    def load(source, name, max_pixels):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(each, "load_named", load)
+    code, _, errors = run("dense", street, "--label", "heart")
+    assert (code, errors) == (130, "interrupted; out has the images done so far\n")
+
+
+def test_evaluate_shows_how_well_pixels_are_labelled(run, tmp_path):
+    arguments = ("evaluate", "--scenes", 2, "--kind", "large", "--dense", "--output", "f")
+    labels = [part for name in ("circle", "star", "ring", "moon") for part in ("--label", name)]
+    figures = []
+    for tile in ("off", "auto"):
+        code, printed, _ = run(*arguments, *labels, "--tile", tile)
+        assert code == 0
+        assert "every pixel" in printed
+        figures.append(json.loads((tmp_path / "f").read_text())["surgery"]["dense"])
+        assert figures[-1]["with SAM's masks"]["mIoU"] > figures[-1]["maps alone"]["mIoU"]
+    assert list(figures[0]) == ["maps alone", "with SAM's masks"]
+    assert set(figures[0]["maps alone"]["classes"]) <= {"circle", "star", "ring", "moon"}
+    for way in figures[0]:
+        assert figures[0][way]["mIoU"] != figures[1][way]["mIoU"]
 
 
 def test_an_interrupted_run_says_how_to_continue(run, street, monkeypatch):

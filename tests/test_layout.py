@@ -29,6 +29,7 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("features",),
     ("locate",),
     ("pipeline",),
+    ("recognition", "dense"),
     ("tiny",),
     ("models",),
     ("labelling",),

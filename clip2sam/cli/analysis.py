@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,7 @@ from clip2sam.cli.options import (
     Root,
     SamCheckpoint,
     Source,
+    Tile,
     WeightsDir,
     as_path,
     given_labels,
@@ -230,6 +232,19 @@ def evaluate(
         bool,
         typer.Option("--sweep", help="Also try other settings, and show which of them pay."),
     ] = False,
+    recognition: Annotated[
+        bool,
+        typer.Option(
+            "--recognition", help="Also show how well CLIP recognises labels in whole images."
+        ),
+    ] = False,
+    dense: Annotated[
+        bool,
+        typer.Option(
+            "--dense", help="Also show how well every pixel gets its label, as `dense` gives it."
+        ),
+    ] = False,
+    tile: Tile = None,
     output: Annotated[Path | None, path_option("Write all figures into this JSON file.")] = None,
     preset: Preset = "tiny",
     device: Device = "auto",
@@ -247,9 +262,12 @@ def evaluate(
     Example: clip2sam evaluate --dataset instances.json --images photos/ --labels labels.yaml
     """
     from clip2sam.analysis.budget import budget as measure_budget
+    from clip2sam.analysis.dense import evaluate_dense
     from clip2sam.analysis.evaluate import evaluate as evaluate_examples
     from clip2sam.analysis.examples import coco_examples, scene_examples
+    from clip2sam.analysis.recognition import evaluate_recognition
     from clip2sam.analysis.sweep import sweep as try_settings
+    from clip2sam.dense import DenseSettings
     from clip2sam.models.loading import load, with_method
     from clip2sam.models.locators import checked_method
 
@@ -264,6 +282,7 @@ def evaluate(
         one_mask=one_mask,
         max_objects=max_objects,
         min_share=min_share,
+        tile=tile,
     )
     segmenter = load(
         preset,
@@ -306,6 +325,19 @@ def evaluate(
             trials, _ = measured(f"{name}, sweep", try_settings, tried)
             figures[name]["sweep"] = [asdict(trial) for trial in trials]
             _print_sweep(trials)
+        if recognition:
+            known = measured(f"{name}, recognition", evaluate_recognition, tried)
+            figures[name]["recognition"] = known
+            failures |= dict(known["failures"])
+            _print_recognition(known)
+        if dense:
+            figures[name]["dense"] = {}
+            for title, refine in (("maps alone", False), ("with SAM's masks", True)):
+                judge = partial(evaluate_dense, settings=DenseSettings(refine=refine))
+                labelled = measured(f"{name}, {title}", judge, tried)
+                figures[name]["dense"][title] = labelled
+                failures |= dict(labelled["failures"])
+            _print_dense(figures[name]["dense"])
     if output is not None:
         write_atomically(output, json.dumps(_without_nan(figures), indent=1).encode() + b"\n")
     for image, reason in failures.items():
@@ -357,6 +389,24 @@ def _print_sweep(trials: "list[Trial]") -> None:
     out.print(table)
     out.print(gains)
     out.print(Text("in brackets: 95 %, bootstrap over images; *: it leaves out 0"))
+
+
+def _print_recognition(figures: dict[str, Any]) -> None:
+    """A table of mAP: a row for each kind of label."""
+    groups = {**figures["kinds"], "all": figures["all"]}
+    table = Table("kind", *figures["all"], title="recognition in whole images, mAP")
+    for name, group in groups.items():
+        table.add_row(name, *(str(v) if isinstance(v, int) else f"{v:.3f}" for v in group.values()))
+    out.print(table)
+
+
+def _print_dense(variants: dict[str, dict[str, Any]]) -> None:
+    """A table of the figures of label maps: a row for each way to make them."""
+    columns = ("mIoU", "background", "accuracy")
+    table = Table("label maps", *columns, title="every pixel")
+    for title, figures in variants.items():
+        table.add_row(title, *(f"{figures[column]:.3f}" for column in columns))
+    out.print(table)
 
 
 def _with_interval(gain: "Difference") -> str:

@@ -18,10 +18,12 @@ import typer
 from clip2sam import __version__
 from clip2sam.cli import weights
 from clip2sam.cli.analysis import evaluate, explain, tune
+from clip2sam.cli.classify import classify
 from clip2sam.cli.coco import validate
 from clip2sam.cli.console import out, print_error, print_every_character, print_warning
 from clip2sam.cli.dataset import export, label
 from clip2sam.cli.demo import demo
+from clip2sam.cli.dense import dense
 from clip2sam.cli.segment import segment
 from clip2sam.errors import (
     Clip2SamError,
@@ -68,7 +70,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (segment, label, export, explain, tune, evaluate, validate, demo)
+COMMANDS = (segment, classify, dense, label, export, explain, tune, evaluate, validate, demo)
 for command in COMMANDS:
     app.command(epilog=EXIT_CODES_HELP)(command)
 app.add_typer(weights.app, name="weights", epilog=EXIT_CODES_HELP)

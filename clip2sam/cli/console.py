@@ -4,6 +4,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 out = Console(highlight=False, soft_wrap=True)
@@ -17,6 +18,19 @@ def print_every_character() -> None:
         reconfigure = getattr(stream, "reconfigure", None)  # a program's own stream may have none
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def image_bar() -> Progress:
+    """A bar that counts images, on a terminal only."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+        transient=True,
+    )
 
 
 def print_error(message: object) -> None:

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from clip2sam.cli.console import err, out
+from clip2sam.cli.console import err, image_bar, out
 from clip2sam.cli.options import (
     Caption,
     ClipCheckpoint,
@@ -134,7 +133,7 @@ def segment(
     if config.tile != "off":
         err.print(Text(cost(config, segmenter.view_side)))
     drawings = 0
-    with _progress() as progress:
+    with image_bar() as progress:
         task = progress.add_task("segmenting", total=len(source.keys))
 
         def on_image(
@@ -169,19 +168,6 @@ def segment(
     where = f" and {drawings} drawings in {output / 'overlays'}" if drawings else ""
     out.print(Text(f"{counts}; wrote {output / 'annotations.json'}{where}"))
     raise typer.Exit(1 if failed else 0)
-
-
-def _progress() -> Progress:
-    """A bar, on a terminal only."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
-        transient=True,
-    )
 
 
 def _print_image(record: "ImageRecord", result: "Result | None") -> None:

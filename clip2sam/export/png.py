@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt
+from jaxtyping import UInt8, UInt16
 from PIL import Image as PILImage
 
 from clip2sam.coco.document import checked_masks
@@ -38,27 +38,42 @@ class PngExporter:
             CocoError: a record doesn't fit, see `checked_masks`.
             OutputError: a file can't be written.
         """
-        colours = np.array([(0, 0, 0), *(colour(i) for i in range(255))])
-        palette = np.rint(255 * colours).astype(np.uint8).tobytes()
         file_names = FileNames()
         for record in records:
-            index = PILImage.fromarray(_class_numbers(record, classes))
-            if index.mode == "L":
-                index.putpalette(palette)
-            data = io.BytesIO()
-            index.save(data, "PNG")
             path = file_names.path(output, record.file_name, ".png")
-            write_atomically(path, data.getvalue())
+            write_atomically(path, index_png(_class_numbers(record, classes), len(classes)))
         names = "".join(f"{i} {c.name}\n" for i, c in enumerate(classes, 1))
         write_atomically(output / "classes.txt", names.encode())
         file_names.write_list(output)
 
 
+def index_png(numbers: UInt16[np.ndarray, "height width"], classes: int) -> bytes:
+    """Class numbers as a PNG: with up to 255 classes 8 bits with a palette, in which 0 is black,
+    else 16 bits.
+
+    Args:
+        numbers: 0 is background, 1 the first class, and so on.
+        classes: how many there are.
+    """
+    index = PILImage.fromarray(numbers.astype(np.uint8 if classes <= 255 else np.uint16))
+    if index.mode == "L":
+        index.putpalette(class_colours(255).tobytes())
+    data = io.BytesIO()
+    index.save(data, "PNG")
+    return data.getvalue()
+
+
+def class_colours(classes: int) -> UInt8[np.ndarray, "numbers 3"]:
+    """The colour of each class number, RGB; black for 0, background."""
+    colours = np.array([(0, 0, 0), *(colour(i) for i in range(classes))])
+    return np.rint(255 * colours).astype(np.uint8)
+
+
 def _class_numbers(
     record: ImageRecord, classes: Sequence[LabelClass]
-) -> UInt[np.ndarray, "height width"]:
+) -> UInt16[np.ndarray, "height width"]:
     """The class of each pixel; 0: none."""
-    index = np.zeros(record.size, np.uint8 if len(classes) <= 255 else np.uint16)
+    index = np.zeros(record.size, np.uint16)
     for mask in sorted(checked_masks(record, classes), key=lambda m: m.annotation.score):
         index[decode_rle(mask.annotation.rle)] = mask.number
     return index

@@ -23,6 +23,10 @@ One prompt's activations (40 MB) stay near a CPU's cache; a GPU needs many promp
 MASK_PIXELS_PER_BATCH = {"cpu": 2**20, "cuda": 32 * 2**20}
 """Float pixels of masks that are upscaled to the image's size together; at least one mask is."""
 
+DENSE_SCORES = 2**22
+"""Scores, labels times pixels, that a label map is made of together; at least one row of pixels
+is."""
+
 SCORES_BYTES = 8 * 2**20
 """Attention scores that a CPU computes together: they should stay in its cache."""
 

@@ -12,14 +12,13 @@ from typing import Any
 from clip2sam import __version__
 from clip2sam.coco.document import file_name_fault, made_by
 from clip2sam.config import PROMPTS
-from clip2sam.data.images import MAX_PIXELS, Image, printable
+from clip2sam.data.images import Image, printable
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import ImageRecord
 from clip2sam.data.sources import Source, check_output, find_source
-from clip2sam.errors import ImageError, ModelError
+from clip2sam.errors import ImageError
 from clip2sam.export.coco import CocoExporter
-from clip2sam.labelling.decode_worker import load_named
-from clip2sam.labelling.failures import ModelFailures, for_one_image
+from clip2sam.labelling.each import each_image
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import Result
 from clip2sam.visualize.overlays import Overlays, draw_overlays
@@ -68,19 +67,29 @@ def segment_images(
     folder = Path(output)
     check_output(source, folder)
     records: list[ImageRecord] = []
-    in_a_row = ModelFailures()
+
+    def segmented(image: Image, image_id: int, key: str) -> Result:
+        if fault := file_name_fault(key):
+            raise ImageError(f"{printable(key)}: {fault}; rename it")
+        (result,) = segmenter.segment(
+            segmenter.encode([image]), labels, ids=(image_id,), names=(key,)
+        )
+        return result
+
     try:
-        for image_id, key in zip(source.ids, source.keys, strict=True):
-            record, result, by_model = _segmented(segmenter, source, image_id, key, labels)
-            stem = folder / "overlays" / key
-            drawn = () if result is None else draw_overlays(result, stem, overlays)
+        for outcome in each_image(source, segmented):
+            result = outcome.value
+            drawn: tuple[Path, ...] = ()
+            if result is None:
+                record = ImageRecord(
+                    outcome.image_id, outcome.key, state="failed", reason=outcome.reason
+                )
+            else:
+                record = result.record
+                drawn = draw_overlays(result, folder / "overlays" / outcome.key, overlays)
             records.append(record)
             if on_image is not None:
                 on_image(record, result, drawn)
-            if by_model:
-                in_a_row.add(record.reason)
-            elif result is not None:
-                in_a_row.clear()
     finally:
         good = [record for record in records if record.state != "failed"]
         CocoExporter(polygons=polygons, info=_info(segmenter, labels)).write(
@@ -98,31 +107,3 @@ def _info(segmenter: Segmenter, labels: LabelSet) -> dict[str, Any]:
         "min_share": config.min_share,
         "presence_threshold": config.presence_threshold,
     }
-
-
-def _segmented(
-    segmenter: Segmenter, source: Source, image_id: int, key: str, labels: LabelSet
-) -> tuple[ImageRecord, Result | None, bool]:
-    """An image's record, its result, and whether the model failed on it."""
-
-    def failed(reason: str, by_model: bool = False) -> tuple[ImageRecord, None, bool]:
-        return ImageRecord(image_id, key, state="failed", reason=reason), None, by_model
-
-    if fault := file_name_fault(key):
-        return failed(f"{printable(key)}: {fault}; rename it")
-    try:
-        image = load_named(source.read(key), key, MAX_PIXELS)
-        result = for_one_image(lambda: _result(segmenter, image, image_id, key, labels))
-    except ImageError as error:
-        return failed(str(error))
-    except ModelError as error:
-        return failed(str(error), by_model=True)
-    return result.record, result, False
-
-
-def _result(
-    segmenter: Segmenter, image: Image, image_id: int, key: str, labels: LabelSet
-) -> Result:
-    features = segmenter.encode([image])
-    (result,) = segmenter.segment(features, labels, ids=(image_id,), names=(key,))
-    return result
