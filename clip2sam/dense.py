@@ -182,7 +182,7 @@ def _maps(segmenter: Segmenter, features: Features, labels: LabelSet) -> Iterato
     if len(features.images) == len(features.whole):
         raws = segmenter.locate(features, labels).raw
         for image, raw in zip(features.whole, raws, strict=True):
-            yield iter([_checked(image, raw)])
+            yield iter([_checked(image, raw, labels)])
         return
     for image, views in zip(features.whole, features.windows, strict=True):
         yield _of_windows(segmenter.with_config(tile="off"), image, _averaged(views), labels)
@@ -195,12 +195,15 @@ def _of_windows(
     for first in range(0, len(windows), VIEWS_AT_ONCE):
         few = [window.of(image) for window in windows[first : first + VIEWS_AT_ONCE]]
         for raw in segmenter.locate(segmenter.encode(few), labels).raw:
-            yield _checked(image, raw)
+            yield _checked(image, raw, labels)
 
 
-def _checked(image: Image, raw: Maps) -> Maps:
+def _checked(image: Image, raw: Float[Tensor, "parts rows cols"], labels: LabelSet) -> Maps:
+    """The maps of the classes: that of a joined one is the highest of its parts' maps."""
     check_finite(image, "the labels' maps", raw.cpu().numpy())
-    return raw
+    if not labels.has_joined:
+        return raw
+    return torch.stack([raw[list(group)].amax(dim=0) for group in labels.groups])
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What is in an image as a whole, by CLIP itself: zero-shot classification, and recognition of
-several labels at once. SAM takes no part.
+several labels at once. SAM takes no part. A joined label has the highest cosine and the highest
+score of its parts, and the sum of their probabilities.
 
 The CLS token is CLIP's own, whatever `Config.method` says: surgery's new path never reaches it.
 
@@ -65,11 +66,16 @@ def recognise(segmenter: Segmenter, features: Features, labels: LabelSet) -> lis
     clip, config = segmenter.clip, replace(segmenter.config, method=RAW_CLIP, feature_surgery=True)
     if len(features.images) > len(features.whole):
         features = segmenter.with_config(tile="off").encode(features.whole)
-    terms = ClipLocator(clip).terms(features, labels, config)
+    parts = labels.apart()
+    terms = ClipLocator(clip).terms(features, parts, config)
     scores = (terms.similarity - terms.redundant)[:, 0]
     cls = features.tokens(RAW_CLIP, config.resolution).tokens[:, 0]
-    cosines = cls @ clip.encode_labels(labels).T
-    probabilities = _probabilities(clip, cls, cosines, labels)
+    cosines = cls @ clip.encode_labels(parts).T
+    probabilities = _probabilities(clip, cls, cosines, parts)
+    scores, cosines = (
+        torch.stack([t[:, g].amax(dim=1) for g in labels.groups], dim=1) for t in (scores, cosines)
+    )
+    probabilities = torch.stack([probabilities[:, g].sum(dim=1) for g in labels.groups], dim=1)
     wanted = len(labels.wanted)
     found = []
     for i, image in enumerate(features.whole):

@@ -437,3 +437,13 @@ def test_tiny_labels_pixels():
     assert all(len(name.split()) == 2 for name in plain["classes"])
     assert plain["mIoU"] > 0.4
     assert refined["mIoU"] > plain["mIoU"] + 0.15
+
+
+def test_a_joined_label_has_the_pixels_of_its_parts():
+    """The same maps; the parts of the first label are not side by side otherwise."""
+    maps, settings, size = random_maps(3, 6, 7), DenseSettings(threshold=-9.0), (6, 7)
+    one = numbers(segmenter(maps.tolist()), ["cat", "dog", "bird"], settings, size=size)
+    reordered = segmenter(maps[[0, 2, 1]].tolist())
+    both = numbers(reordered, ["cat+bird", "dog"], settings, size=size)
+    assert set(np.unique(one)) == {1, 2, 3}
+    assert (both == np.array([0, 1, 2, 1])[one]).all()

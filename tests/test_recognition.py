@@ -239,3 +239,15 @@ def test_tiny_recognises_what_is_drawn():
     assert figures["all"]["raw"] > 0.7
     assert figures["all"]["surgery"] > 0.7
     assert figures["kinds"]["colour"]["surgery"] > 0.95
+
+
+def test_a_joined_label_is_the_best_of_its_parts():
+    chosen, (image, _) = segmenter(), images()
+    features = chosen.encode([image])
+    (apart,) = recognise(chosen, features, as_label_set(["cat", "dog", "bird"]))
+    (joined,) = recognise(chosen, features, as_label_set(["cat+bird", "dog"]))
+    # the same three texts in another order
+    assert joined.class_names == ("cat+bird", "dog")
+    for name, over in (("cosines", max), ("scores", max), ("probabilities", sum)):
+        cat, dog, bird = getattr(apart, name).tolist()
+        assert getattr(joined, name).tolist() == pytest.approx([over((cat, bird)), dog], abs=1e-5)

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from clip2sam.cli.console import err, image_bar, out
 from clip2sam.cli.options import (
+    Caption,
     ClipCheckpoint,
     Device,
     Distractor,
@@ -42,6 +43,7 @@ def classify(
     ],
     label: Label = None,
     labels: Labels = None,
+    caption: Caption = None,
     distractor: Distractor = None,
     top: Annotated[
         int | None, typer.Option(help="Print so many labels an image; else all.", min=1)
@@ -71,7 +73,7 @@ def classify(
     from clip2sam.recognition import recognise
 
     # mistakes are found before the models are loaded
-    label_set = as_label_set(given_labels(label, labels), distractors=distractor or ())
+    label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
     config = settings(preset)
     source = find_source(images)
     if output is not None:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from clip2sam.cli.console import err, image_bar, out
 from clip2sam.cli.options import (
+    Caption,
     ClipCheckpoint,
     Device,
     Distractor,
@@ -49,6 +50,7 @@ def dense(
     ],
     label: Label = None,
     labels: Labels = None,
+    caption: Caption = None,
     distractor: Distractor = None,
     output: Annotated[Path, path_option("Folder for the label maps and classes.json.")] = Path(
         "out"
@@ -92,7 +94,7 @@ def dense(
     from clip2sam.models.loading import load
 
     # mistakes are found before the models are loaded
-    label_set = as_label_set(given_labels(label, labels), distractors=distractor or ())
+    label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
     chosen = DenseSettings(threshold=threshold, refine=not no_refine)
     config = settings(
         preset,
