@@ -44,8 +44,8 @@ POINTS, MOST_POINTS = 16, 64
 """Points a side of the grid that prompts SAM, and the most of them; segment-anything takes 32."""
 
 LEAST_IOU, LEAST_STABILITY = 0.6, 0.7
-"""A mask is a region from these two of SAM's own figures on. segment-anything takes .88 and .95,
-but there nothing is known of the masks; here CLIP's score goes through all of them."""
+"""A mask is a region from these two of SAM's own figures on. segment-anything takes .88 and .95;
+here CLIP sorts out what is left, and stricter filters lose objects."""
 
 SAME_REGION = 0.8
 """Two masks with a higher IoU are one region: that of which SAM is surer."""
