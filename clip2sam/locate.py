@@ -106,36 +106,54 @@ class ClipLocator:
     def locate(self, features: Features, labels: LabelSet, config: Config) -> Located:
         """A raw map of every class."""
         grid = features.tokens(config.method, config.resolution)
-        text, redundant = self._text(labels, config)
-        wanted = len(labels.classes)
-        scores = [  # image by image: the last digits must not depend on how many there are
-            feature_surgery(tokens[None], text, redundant)[..., :wanted]
-            if config.feature_surgery
-            else plain_similarity(tokens[None], text[:wanted])
-            for tokens in grid.tokens
-        ]
+        texts = label_texts(self.clip, labels, config)
+        # image by image: the last digits must not depend on how many there are
+        scores = [texts.scores(tokens[None]) for tokens in grid.tokens]
         return Located(score_maps(torch.cat(scores), grid.rows, grid.cols))
 
     @torch.no_grad()
     def terms(self, features: Features, labels: LabelSet, config: Config) -> SurgeryTerms:
         """The two terms that `locate` subtracts, for all classes and then the background prompts;
         without feature surgery nothing is subtracted."""
-        text, redundant = self._text(labels, config)
+        texts = label_texts(self.clip, labels, config)
         tokens = features.tokens(config.method, config.resolution).tokens
         if config.feature_surgery:
-            return surgery_terms(tokens, text, redundant)
-        plain = plain_similarity(tokens, text)
+            return surgery_terms(tokens, texts.features, texts.redundant)
+        plain = plain_similarity(tokens, texts.features)
         return SurgeryTerms(plain, torch.zeros_like(plain[..., :1]), torch.ones_like(plain[:, 0]))
 
-    def _text(self, labels: LabelSet, config: Config) -> tuple[Tensor, Tensor | None]:
-        """Text features of the classes and of the background prompts that are no label's own
-        prompt; and the redundant feature for a label that stands alone."""
-        text = self.clip.encode_labels(labels)
-        own = {prompt for c in labels.classes for prompt in c.prompts}
-        background = [p for p in config.background_prompts if p not in own]
-        if background:
-            text = torch.cat([text, self.clip.encode_texts(background, labels.templates)])
-        return text, self.clip.encode_empty(labels.templates) if len(text) == 1 else None
+
+@dataclass(frozen=True)
+class Texts:
+    """What CLIP's tokens are compared with."""
+
+    features: Float[Tensor, "texts channels"]
+    """Unit text features: of all classes, then of the background prompts that are no label's own
+    prompt."""
+    redundant: Float[Tensor, "1 channels"] | None
+    """What feature surgery takes out for a label that stands alone."""
+    classes: int
+    surgery: bool
+    """Whether there is feature surgery."""
+
+    def scores(
+        self, tokens: Float[Tensor, "images tokens channels"]
+    ) -> Float[Tensor, "images tokens classes"]:
+        """Raw scores of tokens, the CLS token first."""
+        if self.surgery:
+            return feature_surgery(tokens, self.features, self.redundant)[..., : self.classes]
+        return plain_similarity(tokens, self.features[: self.classes])
+
+
+def label_texts(clip: SurgeryCLIP, labels: LabelSet, config: Config) -> Texts:
+    """The text features of the labels and of what competes with them by the settings."""
+    text = clip.encode_labels(labels)
+    own = {prompt for c in labels.classes for prompt in c.prompts}
+    background = [p for p in config.background_prompts if p not in own]
+    if background:
+        text = torch.cat([text, clip.encode_texts(background, labels.templates)])
+    redundant = clip.encode_empty(labels.templates) if len(text) == 1 else None
+    return Texts(text, redundant, len(labels.classes), config.feature_surgery)
 
 
 def as_locator(clip: SurgeryCLIP | None, locator: Any) -> Locator:

@@ -71,7 +71,7 @@ def box_fit(
         inside: the masks at a low resolution.
         boxes: x0, y0, x1, y1 in cells of that resolution.
     """
-    (top, bottom), (left, right) = (_extent(inside.any(dim=axis)) for axis in (-1, -2))
+    left, top, right, bottom = mask_boxes(inside).unbind(dim=-1)
     x0, y0, x1, y1 = (side[:, None] for side in boxes.unbind(dim=1))
     wide = (torch.minimum(right, x1) - torch.maximum(left, x0)).clamp(min=0)
     high = (torch.minimum(bottom, y1) - torch.maximum(top, y0)).clamp(min=0)
@@ -80,9 +80,15 @@ def box_fit(
     return torch.where(right > left, shared / both.clamp(min=1e-6), 0.0)
 
 
+def mask_boxes(inside: Bool[Tensor, "*masks rows cols"]) -> Float[Tensor, "*masks 4"]:
+    """The box around each mask, x0, y0, x1, y1 in cells; all 0 for an empty mask."""
+    (top, bottom), (left, right) = (_extent(inside.any(dim=axis)) for axis in (-1, -2))
+    return torch.stack([left, top, right, bottom], dim=-1)
+
+
 def _extent(
-    some: Bool[Tensor, "prompts masks cells"],
-) -> tuple[Float[Tensor, "prompts masks"], Float[Tensor, "prompts masks"]]:
+    some: Bool[Tensor, "*masks cells"],
+) -> tuple[Float[Tensor, "*masks"], Float[Tensor, "*masks"]]:
     """From the first True to behind the last one; 0, 0 without any."""
     at = torch.arange(some.shape[-1], device=some.device, dtype=torch.float32)
     first = torch.where(some, at, torch.inf).amin(dim=-1)

@@ -31,6 +31,10 @@ SAME_CONTAINED = 0.8
 """So do two of which the smaller one lies in the other with a greater part than this."""
 
 
+PIXELS_AT_ONCE = 4096
+"""Pixels of masks that are compared together."""
+
+
 class Contrast(NamedTuple):
     """What a label's map says about masks."""
 
@@ -77,13 +81,26 @@ def stability(logits: Float[Tensor, "masks low low"]) -> Float[Tensor, "masks"]:
     return inner / outer.clamp(min=1)
 
 
-def same_object(inside: Bool[Tensor, "masks rows cols"]) -> Bool[Tensor, "masks masks"]:
-    """Which masks of one image show the same object, by their overlap. Empty masks show none."""
-    flat = inside.flatten(1).float()
-    shared, area = flat @ flat.T, flat.sum(dim=1)
+def same_object(
+    inside: Bool[Tensor, "masks rows cols"],
+    iou: float = SAME_IOU,
+    contained: float = SAME_CONTAINED,
+) -> Bool[Tensor, "masks masks"]:
+    """Which masks of one image show the same object, by their overlap. Empty masks show none.
+
+    Args:
+        iou: those with a higher IoU.
+        contained: and those of which the smaller one lies in the other with a greater part; 1: only
+            the IoU counts.
+    """
+    flat = inside.flatten(1)
+    shared = torch.zeros(len(flat), len(flat), device=flat.device)
+    for part in flat.split(PIXELS_AT_ONCE, dim=1):  # many masks as floats are much memory
+        shared += part.float() @ part.float().T  # whole numbers, exact in any order
+    area = shared.diagonal()
     either = area[:, None] + area - shared
     smaller = torch.minimum(area[:, None], area)
-    return (shared > SAME_IOU * either) | (shared > SAME_CONTAINED * smaller)
+    return (shared > iou * either) | (shared > contained * smaller)
 
 
 def best_of_each(

@@ -982,3 +982,23 @@ def test_slugs_are_safe_file_names():
     assert slug("Straße ✓ 東京") == "Straße-東京"
     assert slug("...") == "label"
     assert len(slug("x" * 500)) == 60
+
+
+def test_regions_as_a_method_of_all_commands(run, street, tmp_path):
+    labels = [part for label in labels_of(drawn()) for part in ("--label", label)]
+    method = ("--method", "regions", *labels)
+    code, printed, errors = run("segment", street, *method, "--output", "out")
+    assert (code, errors) == (0, ""), printed
+    document = json.loads(Path("out/annotations.json").read_text())
+    assert document["info"]["presence_threshold"] == 0.057
+    masks = len(document["annotations"])
+    assert masks
+    assert run("label", street, *method, "--output", "run")[0] == 0
+    assert len(json.loads(Path("run/annotations.json").read_text())["annotations"]) == masks
+    dataset = ("--dataset", "out/annotations.json", "--images", str(tmp_path))
+    code, printed, errors = run("evaluate", *dataset, *method, "--output", "figures.json")
+    assert code == 0, errors
+    figures = json.loads(Path("figures.json").read_text())["regions"]
+    assert figures["objects"]["AP"] > 0.9, "against its own masks"
+    tuned = run("tune", "out/annotations.json", "--root", str(tmp_path), *method)
+    assert tuned[0] == 0, tuned

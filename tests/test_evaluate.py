@@ -61,6 +61,9 @@ def test_points_on_and_off():
     assert point_shares(points, box(0, 0, 10, 10)) == (0.5, 0.5)
     assert point_shares(points[:1], box(0, 0, 10, 10)) == (1.0, 0.0)
     assert point_shares(points[:0], box(0, 0, 10, 10)) == (0.0, 0.0)
+    truth = box(0, 0, 10, 10)
+    corners = np.array([[0, 0, 2], [*truth.shape[::-1], 3]], np.float32)  # of a box: no pixels
+    assert point_shares(np.concatenate([points, corners]), truth) == (0.5, 0.5)
 
 
 def test_map_iou_is_of_the_upper_half():

@@ -166,8 +166,10 @@ def point_shares(points: Float[np.ndarray, "_ 3"], truth: Mask) -> tuple[float, 
     """Share of the positive points on the object, and of the negative ones off it; 0 for no point.
 
     Args:
-        points: x, y in continuous pixels, and 1 (positive) or 0 (negative).
+        points: x, y in continuous pixels, and 1 (positive), 0 (negative), or another kind, which
+            doesn't count: a box's corners, which may lie on the image's border.
     """
+    points = points[np.isin(points[:, 2], (0, 1))]
     on = truth[points[:, 1].astype(int), points[:, 0].astype(int)]
     positive = points[:, 2] == 1
     hits, misses = on[positive], ~on[~positive]

@@ -20,6 +20,12 @@ PROMPTS_PER_BATCH = {"cpu": 1, "cuda": 32}
 One prompt's activations (40 MB) stay near a CPU's cache; a GPU needs many prompts to be busy.
 """
 
+REGION_PROMPTS = {"cpu": 32, "cuda": 128}
+"""Prompts of the grid of `clip2sam.regions` whose masks are there at once, three of 256 KB each."""
+
+REGION_CROPS = {"cpu": 8, "cuda": 64}
+"""Crops of regions that CLIP takes together."""
+
 MASK_PIXELS_PER_BATCH = {"cpu": 2**20, "cuda": 32 * 2**20}
 """Float pixels of masks that are upscaled to the image's size together; at least one mask is."""
 

@@ -28,7 +28,9 @@ class LocatorKind:
     """Whether it works with the preset's CLIP; else that is not loaded."""
 
 
-LOCATORS: dict[str, LocatorKind] = {}
+LOCATORS: dict[str, LocatorKind] = {
+    "regions": LocatorKind("SAM's masks of the whole image, scored by CLIP", 0.057, with_clip=True),
+}
 """The ways that are no training-free method, by name."""
 
 
@@ -69,8 +71,11 @@ def settings_for(method: Any, config: Config) -> Config:
     if is_training_free(method):
         return replace(config, method=as_method(method))
     if isinstance(method, str):
-        threshold = LOCATORS[method].presence_threshold
-        return replace(config, presence_threshold=threshold, background_prompts=())
+        kind = LOCATORS[method]
+        background = config.background_prompts if kind.with_clip else ()
+        return replace(
+            config, presence_threshold=kind.presence_threshold, background_prompts=background
+        )
     return config
 
 
@@ -80,4 +85,8 @@ def make_locator(
     """The locator of that name, or the object itself; None for a training-free method."""
     if method is None or is_training_free(method):
         return None
+    if method == "regions" and clip is not None:
+        from clip2sam.regions import Regions
+
+        return Regions(clip, sam)
     return method

@@ -21,7 +21,7 @@ from clip2sam.kernels.device import (
 )
 from clip2sam.kernels.relative import MASKED, AttentionChoice
 from clip2sam.points import pixel_indices
-from clip2sam.proposals import box_fit
+from clip2sam.proposals import box_fit, mask_boxes
 from clip2sam.sam.decoder import decode
 from clip2sam.sam.encoder import encode_image
 from clip2sam.sam.prompts import embed_masks, embed_sparse
@@ -223,6 +223,17 @@ class PromptSAM:
         """
         cells = self._frame_scale((size,)) * (logits.shape[-1] / self.input_side)
         return box_fit(self.inside(logits, size), boxes * cells.repeat(1, 2))
+
+    def boxes(
+        self, logits: Float[Tensor, "*masks low low"], size: tuple[int, int]
+    ) -> Float[Tensor, "*masks 4"]:
+        """The box around each mask of one image of (height, width) `size`: x0, y0, x1, y1 in
+        continuous pixels of the image, as exact as SAM's low resolution is; all 0 for an empty
+        mask."""
+        cells = self._frame_scale((size,)) * (logits.shape[-1] / self.input_side)
+        height, width = size
+        most = torch.tensor([width, height, width, height], device=logits.device)
+        return (mask_boxes(self.inside(logits, size)) / cells.repeat(1, 2)[0]).minimum(most)
 
     def coverage(
         self,
