@@ -335,10 +335,10 @@ POINTS = [
             "for weight in (coverage, wider - coverage)",
             "for weight in (coverage, wider)",
         ),
-        ("duplicates by containment alone", "(shared > SAME_IOU * either) | ", ""),
+        ("duplicates by containment alone", "(shared > iou * either) | ", ""),
         (
             "duplicates by IoU alone",
-            " | (shared > SAME_CONTAINED * smaller)",
+            " | (shared > contained * smaller)",
             "",
         ),
         (
@@ -460,8 +460,8 @@ POINTS = [
         ("the border of a box is its peak", "(1 - FALL * away)", "(1 + FALL * away)"),
         (
             "feature surgery always",
-            "            if config.feature_surgery\n",
-            "            if True\n",
+            "        if self.surgery:\n",
+            "        if True:\n",
         ),
         ("boxes of one size", "proposals.boxes)[proposals.image_index]", "proposals.boxes)[:1]"),
     ),
@@ -1103,7 +1103,7 @@ WHOLE = [
         "recognition.py",
         "recognition",
         ("scores without surgery", "(terms.similarity - terms.redundant)", "terms.similarity"),
-        ("distractors don't compete", "encode_labels(labels)", "encode_labels(labels)[:2]"),
+        ("distractors don't compete", "encode_labels(parts)", "encode_labels(parts)[:2]"),
         ("logit scale not raised", "clip.model.logit_scale.exp()", "clip.model.logit_scale"),
         ("alone against nothing", "if cosines.shape[1] == 1:", "if False:"),
     ),
