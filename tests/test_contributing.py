@@ -3,6 +3,7 @@
 from pathlib import Path
 from zipfile import ZipFile
 
+import numpy as np
 import pytest
 from PIL import Image as PILImage
 from pycocotools.coco import COCO
@@ -12,7 +13,7 @@ from clip2sam.tiny.scenes import scene
 from tests.documents import ROOT, blocks
 from tests.test_layout import LEVELS
 
-METHOD, PRIOR, RULE, PRESET, SOURCE, EXPORTER, ENGINE = (
+METHOD, PRIOR, LOCATOR, RULE, PRESET, SOURCE, EXPORTER, ENGINE = (
     text for _, text in blocks("CONTRIBUTING.md")
 )
 
@@ -42,6 +43,15 @@ def test_a_method(text):
     assert names["segmenter"].config.method is names["method"]
     assert names["result"].maps.shape == default.maps.shape
     assert abs(names["result"].maps - default.maps).max() > 1e-3
+
+
+def test_a_locator():
+    result = run(LOCATOR)["result"]
+    red, green, blue = result.image.pixels.astype(int).transpose(2, 0, 1)
+    y, x = (red > np.maximum(green, blue) + 30).nonzero()
+    corners = [(float(x.min()), float(y.min()), 2), (float(x.max() + 1), float(y.max() + 1), 3)]
+    assert result.presence.tolist() == pytest.approx([0.9])
+    assert [list(a.points) for a in result.everything] == [corners]
 
 
 def test_a_candidate_rule():
