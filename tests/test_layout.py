@@ -28,6 +28,7 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("tiles",),
     ("features",),
     ("locate",),
+    ("trained",),
     ("pipeline",),
     ("tiny",),
     ("models",),
