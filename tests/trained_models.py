@@ -93,7 +93,7 @@ def grounding_dino(side=64, max_text_len=256):
             "max_position_embeddings": 256,
             **SMALL,
         },
-        d_model=32,
+        d_model=64,  # two channels for each of its 32 groups
         encoder_layers=1,
         decoder_layers=2,
         encoder_ffn_dim=32,

@@ -4,7 +4,9 @@ Each is made of a model and its processor, given by you or loaded by name. `tran
 optional package and is imported only when a model is loaded by name.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from clip2sam.locate import Locator
 from clip2sam.sam import PromptSAM
@@ -34,6 +36,13 @@ HUB_MODELS = {
 }
 """What is loaded for each name."""
 
+_MAKERS: dict[str, Callable[[Any, Any, str], Locator]] = {
+    GroundingDinoLocator.name: GroundingDinoLocator,
+    Owlv2Locator.name: Owlv2Locator,
+    CLIPSegLocator.name: CLIPSegLocator,
+    GroupViTLocator.name: GroupViTLocator,
+}
+
 
 def load_trained(name: str, sam: PromptSAM, cache: Path, *, offline: bool) -> Locator:
     """The locator of that name, on SAM's device and in fp32.
@@ -52,10 +61,4 @@ def load_trained(name: str, sam: PromptSAM, cache: Path, *, offline: bool) -> Lo
     model = model.to(sam.device)
     if name == Sam3Locator.name:
         return Sam3Locator(model, processor, sam, commit)
-    maker = {
-        GroundingDinoLocator.name: GroundingDinoLocator,
-        Owlv2Locator.name: Owlv2Locator,
-        CLIPSegLocator.name: CLIPSegLocator,
-        GroupViTLocator.name: GroupViTLocator,
-    }[name]
-    return maker(model, processor, commit)
+    return _MAKERS[name](model, processor, commit)

@@ -19,7 +19,7 @@ Objects = tuple[Float[Tensor, "_ 4"], Float[Tensor, "_"], Int[Tensor, "_"]]
 
 
 def corners(
-    centred: Float[Tensor, "queries 4"], width: float, height: float, size: tuple[int, int]
+    centred: Float[Tensor, "queries 4"], width: int, height: int, size: tuple[int, int]
 ) -> Float[Tensor, "queries 4"]:
     """x0, y0, x1, y1 in continuous pixels of an image of (height, width) `size`, clipped to it.
 

@@ -131,10 +131,10 @@ def in_frame(
     """Mask logits that cover a whole image of (height, width) `size`, resampled into SAM's padded
     frame at its low resolution. One cell beyond the image goes on as its border: bilinear resizing
     reads it."""
-    low, frame = sam.input_side // 4, sam.frame_size(size)
-    cell = torch.arange(low, device=logits.device) + 0.5
-    y, x = (cell * 4 / side for side in frame)  # as parts of the image's sides
-    grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1) * 2 - 1
-    masks = F.grid_sample(logits[None], grid[None], padding_mode="border", align_corners=False)[0]
-    inside_y, inside_x = (cell - 1 < side / 4 for side in frame)
-    return torch.where(inside_y[:, None] & inside_x, masks, OUTSIDE)
+    side, (height, width) = sam.input_side, sam.frame_size(size)
+    fine = F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)
+    fine = F.pad(fine, (0, side - width, 0, side - height), mode="replicate")
+    masks = F.avg_pool2d(fine, 4)[0]  # a cell's mean keeps where in it the edge is
+    cell = torch.arange(side // 4, device=logits.device)
+    rows, cols = (cell <= -(-frame // 4) for frame in (height, width))
+    return torch.where(rows[:, None] & cols, masks, OUTSIDE)
