@@ -209,31 +209,21 @@ def test_values_that_are_not_finite(locator, sam):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run(name, sam, tmp_path):
-    """Images go in; masks, a journal and COCO come out, whatever comes together in a batch, with
-    the labels as they were typed."""
-    write_images(tmp_path / "in", 3, side=40)
+    """Images go in; masks, a journal and COCO come out, with the labels as they were typed. The run
+    is not continued with other weights."""
+    write_images(tmp_path / "in", 2, side=40)
     typed = ["Cat.", "St. Bernard", "ÉCOLE", "猫 / cat", " red  Ball?"]
     config = Config(grid=4, presence_threshold=-2.0, min_share=0.0, point_threshold=0.01)
-    documents = []
-    for size in (3, 1):
-        output = tmp_path / str(size)
-        summary = label_dataset(
-            tmp_path / "in",
-            typed,
-            output,
-            segmenter=Segmenter(None, sam, config, made(name, sam)),
-            batch_size=size,
-        )
-        assert (summary.failed, summary.listed) == (0, 3)
-        documents.append(json.loads((output / "annotations.json").read_bytes()))
-    assert documents[0]["annotations"] == documents[1]["annotations"]
-    assert len(documents[0]["annotations"]) >= 3
-    assert [c["name"] for c in documents[0]["categories"]] == typed
-    other = made(name, sam)
-    next(other.pair.model.parameters()).data += 1
-    changed = Segmenter(None, sam, config, other)
+    locator = made(name, sam)
+    arguments = {"segmenter": Segmenter(None, sam, config, locator), "readers": 1}
+    summary = label_dataset(tmp_path / "in", typed, tmp_path / "run", **arguments)
+    assert (summary.failed, summary.listed) == (0, 2)
+    document = json.loads((tmp_path / "run" / "annotations.json").read_bytes())
+    assert [c["name"] for c in document["categories"]] == typed
+    assert len({a["category_id"] for a in document["annotations"]}) >= 3
+    next(locator.pair.model.parameters()).data += 1
     with pytest.raises(clip2sam.RunError, match=r"weights\.model was"):
-        label_dataset(tmp_path / "in", typed, output, segmenter=changed)
+        label_dataset(tmp_path / "in", typed, tmp_path / "run", **arguments)
 
 
 # Planted boxes, maps and masks

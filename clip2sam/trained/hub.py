@@ -1,6 +1,8 @@
 """From a name to a model of the Hugging Face hub with its processor. Only safetensors are read,
 never pickles: these can run code."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,16 +56,16 @@ def load_from_hub(name: str, hub: HubModel, cache: Path, *, offline: bool) -> tu
             f"give a locator of clip2sam.trained your own {hub.model}"
         )
     try:
-        model, found = getattr(transformers, hub.model).from_pretrained(
-            folder,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        processor = getattr(transformers, hub.processor).from_pretrained(
-            folder, local_files_only=True
-        )
+        with _without_bars(transformers):
+            model, found = getattr(transformers, hub.model).from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+            reader = getattr(transformers, hub.processor)
+            processor = reader.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers' readers have no common base
         raise WeightsError(
             f"{folder} can't be read as {hub.model} ({one_line(error)}); delete it and run again"
@@ -96,6 +98,19 @@ def needed_transformers(name: str) -> Any:
             f"{name} needs transformers 5, but {transformers.__version__} is installed: {wanted}"
         )
     return transformers
+
+
+@contextmanager
+def _without_bars(transformers: Any) -> Iterator[None]:
+    """Reading a file is no progress that a person waits for."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _downloaded(name: str, hub: HubModel, cache: Path, offline: bool) -> Path:

@@ -54,6 +54,7 @@ class Pair:
 
     def __init__(self, model: Any, processor: Any, commit: str = "") -> None:
         self.model = model.eval()
+        self.processor = processor
         self.images = processor.image_processor
         self.tokenizer = processor.tokenizer
         self._commit = commit
