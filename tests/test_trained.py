@@ -153,6 +153,16 @@ def test_templates_of_the_label_set_are_used(locator, sam):
     assert torch.equal(as_typed.raw, in_template.raw)
 
 
+def test_a_few_texts_at_a_time(locator, sam, monkeypatch):
+    image = image_of(WIDE)
+    at_once = locate(locator, sam, image)
+    monkeypatch.setattr("clip2sam.trained.pair.TEXT_PROMPTS_PER_BATCH", 3)
+    few = {"cpu": 3 * 64 * 64, "cuda": 3 * 64 * 64}
+    monkeypatch.setattr("clip2sam.trained.clipseg.MASK_PIXELS_PER_BATCH", few)
+    again = locate(made(locator.name, sam), sam, image)
+    assert torch.allclose(at_once.raw, again.raw, atol=1e-5)
+
+
 def test_long_labels_are_told_once(sam):
     locator = made("owlv2", sam)
     labels = as_label_set(["x" * 20])
@@ -436,7 +446,7 @@ def test_masks_in_sams_frame_end_with_the_image(sam):
     height, width = (side / 4 for side in sam.frame_size(WIDE))
     assert whole.shape == (1, 32, 32)
     assert width == 32
-    assert (whole[0, : int(height) + 1] == 9).all(), "and one row more, which resizing reads"
+    assert (whole[0, : int(height) + 2] == 9).all(), "and one row more, which resizing reads"
     assert (whole[0, int(height) + 2 :] < -10).all()
 
 
@@ -458,6 +468,18 @@ def test_sam3_keeps_the_best_of_each_label(sam):
             f.proposals.score[f.proposals.label_index == label].tolist() for f in (found, more)
         )
         assert few == many[:3] == sorted(few, reverse=True)
+
+
+def test_two_prompts_that_find_the_same_object(sam, monkeypatch):
+    """It is one object of the label."""
+    labels = as_label_set({"cat": ["cat", "kitty"]})
+    locator = made("sam3", sam)
+    plant_masks(locator, monkeypatch, [disc(WIDE, 14, 15, 9), disc(WIDE, 50, 20, 9)], [0.9, 0.8])
+    found = locate(locator, sam, image_of(WIDE), labels=labels)
+    assert found.proposals.score.tolist() == pytest.approx([0.9, 0.8])
+    found = locate(made("grounding-dino", sam), sam, image_of(WIDE), labels=labels)
+    boxes = found.proposals.boxes
+    assert len(boxes.unique(dim=0)) == len(boxes) > 3
 
 
 # The same as transformers' own post-processing

@@ -85,7 +85,9 @@ class Pair:
         return self._tokens.of((*texts, context), lambda: self._tokenised(texts, context))
 
     def _tokenised(self, texts: Sequence[str], context: int) -> dict[str, Tensor]:
-        for text, ids in zip(texts, self.tokenizer(list(texts))["input_ids"], strict=True):
+        for text, ids in zip(
+            texts, self.tokenizer(list(texts), verbose=False)["input_ids"], strict=True
+        ):
             if len(ids) > context:
                 warn_of_long(text, len(ids), context)
         made = self.tokenizer(
