@@ -28,7 +28,7 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("tiles",),
     ("features",),
     ("locate",),
-    ("regions",),
+    ("regions", "trained"),
     ("pipeline",),
     ("recognition", "dense"),
     ("tiny",),

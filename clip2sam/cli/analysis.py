@@ -311,7 +311,7 @@ def evaluate(
     figures: dict[str, Any] = {}
     failures: dict[str, str] = {}
     for name in method or [config.method.name]:
-        tried = with_method(segmenter, name, offline=offline)
+        tried = with_method(segmenter, name, weights_dir=weights_dir, offline=offline)
         if presence_threshold is not None:
             tried = tried.with_config(presence_threshold=presence_threshold)
         figures[name] = measured(name, evaluate_examples, tried)

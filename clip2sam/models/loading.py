@@ -112,17 +112,22 @@ def load(
         surgery = SurgeryCLIP(clip.to(where, dtype), tokenizer, resolution=side, text_folder=texts)
     attention = fastest(sam.image_encoder, IMAGES_PER_BATCH, kept / "attention.json")
     cutter = PromptSAM(sam, attention, compiled=compiled)
-    locator = make_locator(method, surgery, cutter, offline=offline)
+    locator = make_locator(method, surgery, cutter, offline=offline, weights_dir=weights_dir)
     return Segmenter(surgery, cutter, settings, locator)
 
 
 def with_method(
-    segmenter: Segmenter, method: str | Method | Locator, *, offline: bool = False
+    segmenter: Segmenter,
+    method: str | Method | Locator,
+    *,
+    weights_dir: str | os.PathLike[str] | None = None,
+    offline: bool = False,
 ) -> Segmenter:
     """The same models and settings with another way to find labels, see `load`."""
     checked_method(method)
     clip = segmenter.clip if needs_clip(method) else None
-    locator = make_locator(method, clip, segmenter.sam, offline=offline)
+    sam = segmenter.sam
+    locator = make_locator(method, clip, sam, offline=offline, weights_dir=weights_dir)
     return Segmenter(clip, segmenter.sam, settings_for(method, segmenter.config), locator)
 
 
