@@ -23,7 +23,7 @@ from clip2sam.coco.validate import validate
 from clip2sam.coco.write import write_coco
 from clip2sam.config import Config
 from clip2sam.data.images import load_image
-from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
+from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, named
 from clip2sam.data.sources import find_source
 from clip2sam.errors import ConfigError, ImageError, OutputError, RunError, RunLockedError
 from clip2sam.export.coco import CocoExporter
@@ -382,6 +382,18 @@ CHANGED = {
         {"labels": labels_with(supercategory="pet")},
         "labels.classes[1].supercategory was '', is now 'pet'",
     ),
+    "joined": (
+        {"labels": labels_with(prompts=(), joined=named("dog+cow").joined)},
+        "labels.classes[1].joined[0].name was not there, is now 'dog'",
+    ),
+    "spans": (
+        {"labels": labels_with(spans=((2, 5),))},
+        "labels.classes[1].spans[0][0] was not there, is now 2",
+    ),
+    "caption": (
+        {"labels": replace(labels_with(), caption="a dog")},
+        "labels.caption was not there, is now 'a dog'",
+    ),
     "templates": (
         {"labels": replace(labels_with(), templates=("a {}.",))},
         "labels.templates[0] was not there, is now 'a {}.'",
@@ -496,7 +508,10 @@ def test_every_field_is_in_the_fingerprint_and_in_the_table(finished):
     assert method == {field.name for field in fields(Method)}
     assert method - {"name"} <= CHANGED.keys()
     assert marks["labels"].keys() == {"classes", "templates"}
-    assert marks["labels"]["classes"][0].keys() == {field.name for field in fields(LabelClass)}
+    of_some = {"joined", "spans"}  # of joined labels and captions alone
+    plain = {field.name for field in fields(LabelClass)} - of_some
+    assert marks["labels"]["classes"][0].keys() == plain
+    assert of_some <= CHANGED.keys()
     assert [c["name"] for c in marks["labels"]["classes"]] == LABELS
 
 

@@ -34,10 +34,12 @@ def snapshot(folder: Path, name: str) -> Path:
     """Where the hub's cache in a weights folder has the files of a method."""
     about = HUB_MODELS[name]
     place = folder / "hub" / f"models--{about.repository.replace('/', '--')}"
-    commit = COMMIT if about.revision == "main" else about.revision
-    (place / "refs").mkdir(parents=True, exist_ok=True)
-    (place / "refs" / "main").write_text(commit)
-    return place / "snapshots" / commit
+    if len(about.revision) == len(COMMIT):
+        return place / "snapshots" / about.revision
+    reference = place / "refs" / about.revision
+    reference.parent.mkdir(parents=True, exist_ok=True)
+    reference.write_text(COMMIT)
+    return place / "snapshots" / COMMIT
 
 
 def stored(folder: Path, name: str, sam) -> Path:
@@ -177,7 +179,7 @@ def test_what_is_downloaded(tmp_path, monkeypatch):
 def test_a_pickle_is_not_read(tiny, tmp_path):
     there = stored(tmp_path, "groupvit", tiny.sam)
     (there / "model.safetensors").rename(there / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match=r"groupvit-gcc-yfcc at main has no safetensors file"):
+    with pytest.raises(WeightsError, match=r"gcc-yfcc at refs/pr/2 has no safetensors file"):
         load("groupvit", tmp_path)
 
 
