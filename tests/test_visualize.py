@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
+from matplotlib.patches import Rectangle
 from PIL import Image as PilImage
 
 from clip2sam.data.images import Image
@@ -282,6 +283,17 @@ def test_masks_of_one_name_are_numbered() -> None:
     fills = [colour(0), colour(1), colour(0)]
     ax = draw_masks(GREY, masks, ["cat", "dog", "cat"], np.array([0.9, 0.8, 0.7]), fills)
     assert {t.get_text() for t in tags(ax)} == {"cat #1 0.90", "dog 0.80", "cat #2 0.70"}
+
+
+def test_a_box_is_a_frame_between_its_corners() -> None:
+    """Corners of two boxes among points, as prompts have them."""
+    coords = np.array([[5, 6], [2, 3], [20, 13], [4, 1], [9, 30]], np.float32)
+    ax = draw_points(coords, np.array([1, 2, 3, 2, 3]), ax=Figure().add_subplot())
+    frames = [p for p in ax.patches if isinstance(p, Rectangle)]
+    assert [tuple(f.get_bbox().extents) for f in frames] == [(2, 3, 20, 13), (4, 1, 9, 30)]
+    assert not any(f.get_fill() for f in frames)
+    assert all(to_rgb(f.get_edgecolor()) == pytest.approx(POSITIVE) for f in frames)
+    assert [len(c.get_offsets()) for c in ax.collections] == [1, 0]  # type: ignore[arg-type]
 
 
 def test_numbers_stand_above_their_points_or_below_where_there_is_no_room() -> None:
