@@ -1,6 +1,6 @@
 """Every way to find labels by its name: the training-free methods of CLIP, and the locators.
 
-No PyTorch here: a wrong name is told before anything is loaded.
+No PyTorch here, and no image library: the options of the command line list the names.
 """
 
 import os
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from clip2sam.clip.methods import METHODS, Method, as_method
 from clip2sam.config import Config
 from clip2sam.errors import ConfigError, shown
-from clip2sam.models.files import weights_dir as weights_folder
 
 if TYPE_CHECKING:
     from clip2sam.clip.model import SurgeryCLIP
@@ -118,6 +117,7 @@ def make_locator(
 
         return Regions(clip, sam)
     if isinstance(method, str) and method in TRAINED:
+        from clip2sam.models.files import weights_dir as weights_folder
         from clip2sam.trained import load_trained
 
         return load_trained(method, sam, weights_folder(weights_dir) / "hub", offline=offline)
