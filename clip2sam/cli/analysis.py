@@ -302,9 +302,9 @@ def evaluate(
     # drawn scenes are what tiny is for, and refuse labels that are none of theirs themselves
     preset = chosen_preset(preset or (None if dataset else "tiny"), weights_dir=weights_dir)
     if dataset is not None and preset == "tiny":
-        own_clip = [name for name in method or [None] if name is None or needs_clip(name)]
-        classes = _classes(given, distractor, dataset) if own_clip else []
-        check_known(preset, classes, allow=allow_unknown)
+        classes = _classes(given, distractor, dataset)
+        if not method or any(map(needs_clip, method)):
+            check_known(preset, classes, allow=allow_unknown)
     config = settings(
         preset,
         published=published,
