@@ -58,6 +58,7 @@ def labels_of(image) -> list[str]:
 def test_segment_writes_coco_and_overlays(run, street, tmp_path):
     labels = labels_of(drawn())
     arguments = [part for label in [*labels, "traffic light"] for part in ("--label", label)]
+    arguments.append("--allow-unknown")
     code, printed, _ = run("segment", street, *arguments, "--output", "out")
     assert code == 0
     coco = COCO(str(tmp_path / "out" / "annotations.json"))
@@ -81,7 +82,9 @@ def test_segment_writes_coco_and_overlays(run, street, tmp_path):
 def test_a_caption_is_labels_with_their_places(run, street, tmp_path):
     first, second, _ = labels_of(drawn())
     caption = f"a {first} next to the {second}, and another {first}; the zebra is grey"
-    code, output, _ = run("segment", street, "--caption", caption, "--output", tmp_path / "out")
+    code, output, _ = run(
+        "segment", street, "--caption", caption, "--allow-unknown", "--output", tmp_path / "out"
+    )
     assert code == 0
     document = json.loads((tmp_path / "out" / "annotations.json").read_text())
     spans = {c["name"]: c["caption_spans"] for c in document["categories"]}
@@ -98,14 +101,18 @@ def test_a_caption_is_labels_with_their_places(run, street, tmp_path):
     assert f"  zebra [{a}:{b}]: absent, " in output
     assert run("validate", tmp_path / "out" / "annotations.json")[0] == 0
 
-    code, output, _ = run("explain", street, "zebra", "--caption", caption)
+    code, output, _ = run("explain", street, "zebra", "--caption", caption, "--allow-unknown")
     assert (code, f"zebra [{a}:{b}]: presence" in output) == (0, True)
-    code, output, _ = run("label", street, "--caption", caption, "--output", tmp_path / "run")
+    code, output, _ = run(
+        "label", street, "--caption", caption, "--allow-unknown", "--output", tmp_path / "run"
+    )
     assert (code, f" zebra [{a}:{b}] " in output) == (0, True)
     of_run = json.loads((tmp_path / "run" / "annotations.json").read_text())
     assert of_run["categories"] == document["categories"]
     assert of_run["info"]["caption"] == caption
-    code, _, errors = run("label", street, "--caption", f"{caption} ", "--output", tmp_path / "run")
+    code, _, errors = run(
+        "label", street, "--caption", f"{caption} ", "--allow-unknown", "--output", "run"
+    )
     assert code == 2
     assert "began with other settings: labels.caption was" in errors
 
@@ -125,7 +132,7 @@ def test_a_joined_label_has_one_mask(run, street, tmp_path):
 
 @pytest.mark.filterwarnings("default:labels that look like")
 def test_a_list_in_one_label_is_warned_of(run, street):
-    code, _, errors = run("segment", street, "--label", "circle, star")
+    code, _, errors = run("segment", street, "--allow-unknown", "--label", "circle, star")
     assert code == 0
     assert (
         errors.count("warning: labels that look like lists are one label each: 'circle, sta") == 1
@@ -148,7 +155,7 @@ def test_labels_come_from_one_option(run, street, tmp_path):
 def test_labels_file_polygons_and_all_overlays(run, street, tmp_path):
     label = labels_of(drawn())[0]
     (tmp_path / "labels.yaml").write_text(
-        f"classes:\n  - {{name: Ding/1, prompts: [{label}]}}\ndistractors: [sky]\n"
+        f"classes:\n  - {{name: Ding/1, prompts: [{label}]}}\ndistractors: [square]\n"
     )
     code, _, _ = run(
         "segment", street, "--labels", "labels.yaml", "--polygons", "--overlays", "all"
@@ -220,15 +227,15 @@ def test_an_interrupted_command_writes_what_was_done(run, street, tmp_path, monk
             2,
             "choose one of raw, maskclip, surgery, clearclip",
         ),
-        (["street.png", "--label", "a", "--device", "tpu9"], 2, "use auto, cpu, cuda or mps"),
+        (["street.png", "--label", "heart", "--device", "tpu9"], 2, "use auto, cpu, cuda or mps"),
         (
-            ["street.png", "--label", "a", "--precision", "int4"],
+            ["street.png", "--label", "heart", "--precision", "int4"],
             2,
             "choose one of fp32, bf16, fp16",
         ),
         (["street.png", "--label", "a", "--overlays", "some"], 2, "must be found, all or none"),
         (["street.png", "--label", "a", "--point-threshold", "7"], 2, "at most 1, but got 7"),
-        (["street.png", "--label", "a", "--resolution", "3"], 2, "3 pixels holds no patch"),
+        (["street.png", "--label", "heart", "--resolution", "3"], 2, "3 pixels holds no patch"),
         (["nowhere.png", "--label", "a"], 2, "no such file"),
         (["street.png", "--labels", "nowhere.yaml"], 2, "nowhere.yaml"),
         (
@@ -432,6 +439,7 @@ def test_a_terminal_that_knows_few_characters(street, encoding):
     """Labels are printed with escapes."""
     label = "Straße ✓ 東京"
     command = [sys.executable, "-m", "clip2sam.cli", "segment", str(street), "--label", label]
+    command.append("--allow-unknown")
     done = subprocess.run(
         [*command, "--overlays", "none", "--output", street.parent / "out"],
         env={**os.environ, "PYTHONIOENCODING": encoding},
@@ -696,7 +704,7 @@ def test_a_run_whose_images_were_moved_goes_on_with_moved(run, street, tmp_path)
 def test_progress_counts_what_the_run_keeps(run, street, monkeypatch):
     monkeypatch.setattr("clip2sam.cli.progress.SECONDS_PER_LINE", 0.0)
     there = labels_of(drawn())[0]
-    arguments = ("label", street, "--label", there, "--label", "traffic light")
+    arguments = ("label", street, "--label", there, "--label", "red thing")
     code, _, errors = run(*arguments, "--keep-above", "-1", "--output", "run/it")
     assert code == 0
     assert errors.startswith("1 of 1 images, ")
@@ -845,6 +853,7 @@ def test_an_interrupted_classify_writes_what_was_done(run, street, tmp_path, mon
 def test_dense_writes_label_maps_and_their_classes(run, street, tmp_path):
     labels = labels_of(drawn())
     arguments = [part for label in [*labels, "traffic light"] for part in ("--label", label)]
+    arguments.append("--allow-unknown")
     code, printed, _ = run("dense", street, *arguments, "--output", "maps")
     assert code == 0
     found = np.array(PILImage.open(tmp_path / "maps" / "street.png.png"))

@@ -136,6 +136,15 @@ def coco_examples(dataset: Path, images: Path) -> Iterator[Example]:
         yield Example(image, truth, groups, names)
 
 
+def category_names(dataset: Path) -> tuple[str, ...]:
+    """The names of a COCO dataset's categories, in its order.
+
+    Raises:
+        CocoError: it is none.
+    """
+    return tuple(_read(dataset)[1].values())
+
+
 def _read(dataset: Path) -> tuple[COCO, dict[int, str]]:
     """A dataset whose references are sound, and the name of each category."""
     origin = printable(dataset)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from clip2sam.cli.console import err, out
 from clip2sam.cli.options import (
+    AllowUnknown,
     Caption,
     ClipCheckpoint,
     Device,
@@ -44,6 +45,7 @@ from clip2sam.cli.options import (
     places,
     settings,
 )
+from clip2sam.cli.presets import check_known, chosen_preset
 from clip2sam.clip.methods import METHODS
 from clip2sam.data.files import write_atomically
 from clip2sam.models.locators import LOCATORS
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from clip2sam.analysis.explain import Explanation
     from clip2sam.analysis.sweep import Trial
     from clip2sam.analysis.tune import Tuning
+    from clip2sam.data.labels import LabelClass
 
 Figure = Annotated[Path, path_option("The drawing: .png, .jpg, .pdf or .svg.")]
 
@@ -74,7 +77,8 @@ def explain(
     caption: Caption = None,
     distractor: Distractor = None,
     output: Figure = Path("explanation.png"),
-    preset: Preset = "tiny",
+    preset: Preset = None,
+    allow_unknown: AllowUnknown = False,
     presence_threshold: PresenceThreshold = None,
     point_threshold: PointThreshold = None,
     one_mask: OneMask = False,
@@ -101,6 +105,8 @@ def explain(
         given = [explained, *given]
     label_set = as_label_set(given, distractors=distractor or ())
     chosen = explained or label_set.names[0]
+    preset = chosen_preset(preset)
+    check_known(preset, label_set.classes, method=method, allow=allow_unknown)
     config = settings(
         preset,
         method=method,
@@ -134,6 +140,19 @@ def _explanation_lines(explanation: "Explanation") -> list[str]:
     return lines
 
 
+def _classes(
+    given: list[str] | Path | None, distractor: list[str] | None, dataset: Path | None
+) -> "list[LabelClass]":
+    """The labels that are asked for: those that are given, else a COCO dataset's categories."""
+    from clip2sam.analysis.examples import category_names
+    from clip2sam.data.labels import LabelClass, as_label_set
+
+    if given is not None:
+        return list(as_label_set(given, distractors=distractor or ()).classes)
+    names = (*(category_names(dataset) if dataset else ()), *(distractor or ()))
+    return [LabelClass(name, (name,)) for name in names]
+
+
 def tune(
     source: Source,
     label: Label = None,
@@ -144,7 +163,8 @@ def tune(
         Path, path_option("The labels file to write, with a threshold for each class.")
     ] = Path("labels-tuned.yaml"),
     figure: Figure = Path("tuning.png"),
-    preset: Preset = "tiny",
+    preset: Preset = None,
+    allow_unknown: AllowUnknown = False,
     method: Method = None,
     device: Device = "auto",
 ) -> None:
@@ -159,6 +179,10 @@ def tune(
     from clip2sam.visualize import save_figure
 
     given = labels_if_given(label, labels)
+    preset = chosen_preset(preset)
+    dataset = Path(source) if source.endswith(".json") else None
+    classes = _classes(given, distractor, dataset if preset == "tiny" else None)
+    check_known(preset, classes, method=method, allow=allow_unknown)
     config = settings(preset, method=method)
     segmenter = load(preset, config=config, method=method, device=device)
     tuning = tune_labels(segmenter, source, given, distractors=distractor or (), root=root)
@@ -246,7 +270,8 @@ def evaluate(
     ] = False,
     tile: Tile = None,
     output: Annotated[Path | None, path_option("Write all figures into this JSON file.")] = None,
-    preset: Preset = "tiny",
+    preset: Preset = None,
+    allow_unknown: AllowUnknown = False,
     device: Device = "auto",
     precision: Precision = "fp32",
     clip_checkpoint: ClipCheckpoint = None,
@@ -269,11 +294,17 @@ def evaluate(
     from clip2sam.analysis.sweep import sweep as try_settings
     from clip2sam.dense import DenseSettings
     from clip2sam.models.loading import load, with_method
-    from clip2sam.models.locators import checked_method
+    from clip2sam.models.locators import checked_method, needs_clip
 
     for name in method or ():
         checked_method(name)
     given = labels_if_given(label, labels)
+    # drawn scenes are what tiny is for, and refuse labels that are none of theirs themselves
+    preset = chosen_preset(preset or (None if dataset else "tiny"), weights_dir=weights_dir)
+    if dataset is not None and preset == "tiny":
+        classes = _classes(given, distractor, dataset)
+        if not method or any(map(needs_clip, method)):
+            check_known(preset, classes, allow=allow_unknown)
     config = settings(
         preset,
         published=published,

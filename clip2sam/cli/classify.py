@@ -9,6 +9,7 @@ from rich.text import Text
 
 from clip2sam.cli.console import err, image_bar, out
 from clip2sam.cli.options import (
+    AllowUnknown,
     Caption,
     ClipCheckpoint,
     Device,
@@ -26,6 +27,7 @@ from clip2sam.cli.options import (
     path_option,
     settings,
 )
+from clip2sam.cli.presets import check_known, chosen_preset
 
 if TYPE_CHECKING:
     from clip2sam.labelling.each import Outcome
@@ -49,7 +51,8 @@ def classify(
         int | None, typer.Option(help="Print so many labels an image; else all.", min=1)
     ] = None,
     output: Annotated[Path | None, path_option("Write all figures into this JSON file.")] = None,
-    preset: Preset = "tiny",
+    preset: Preset = None,
+    allow_unknown: AllowUnknown = False,
     resolution: Resolution = None,
     device: Device = "auto",
     precision: Precision = "fp32",
@@ -72,12 +75,14 @@ def classify(
     from clip2sam.models.loading import load
     from clip2sam.recognition import recognise
 
+    preset = chosen_preset(preset, weights_dir=weights_dir)
     # mistakes are found before the models are loaded
     label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
     config = settings(preset)
     source = find_source(images)
     if output is not None:
         check_output(source, output)
+    check_known(preset, label_set.classes, allow=allow_unknown)
     segmenter = load(
         preset,
         config=config,

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from clip2sam.cli.console import err, out
 from clip2sam.cli.options import (
+    AllowUnknown,
     Caption,
     ClipCheckpoint,
     Compile,
@@ -42,6 +43,7 @@ from clip2sam.cli.options import (
     path_option,
     settings,
 )
+from clip2sam.cli.presets import check_known, chosen_preset
 from clip2sam.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -90,7 +92,8 @@ def label(
     timeout: Annotated[
         float, number_option("Seconds that decoding one image may take.", above=0.0, most=86400.0)
     ] = 60.0,
-    preset: Preset = "tiny",
+    preset: Preset = None,
+    allow_unknown: AllowUnknown = False,
     published: Published = False,
     method: Method = None,
     no_feature_surgery: PlainSimilarity = False,
@@ -123,14 +126,16 @@ def label(
     Example: clip2sam label images/ --labels labels.yaml --output run/
     """
     from clip2sam.cli.progress import Display
+    from clip2sam.data.labels import as_label_set
     from clip2sam.labelling.changes import Changed
     from clip2sam.labelling.run import label_dataset
 
     if changed not in get_args(Changed):
         raise ConfigError(f"--changed must be again or refuse, but got {changed!r}")
-    given = given_labels(label, labels, caption)
+    chosen = chosen_preset(preset, weights_dir=weights_dir, run=output)
+    label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
     config = settings(
-        preset,
+        chosen,
         published=published,
         method=method,
         no_feature_surgery=no_feature_surgery,
@@ -143,13 +148,14 @@ def label(
         tile=tile,
         tile_overlap=tile_overlap,
     )
+    check_known(chosen, label_set.classes, method=method, allow=allow_unknown)
 
     def load_models() -> "Segmenter":
         from clip2sam.models.loading import load
         from clip2sam.tiles import cost
 
         segmenter = load(
-            preset,
+            chosen,
             config=config,
             method=method,
             device=device,
@@ -170,11 +176,10 @@ def label(
         with display:
             summary = label_dataset(
                 source,
-                given,
+                label_set,
                 output,
                 segmenter=load_models,
-                preset=preset,
-                distractors=distractor or (),
+                preset=chosen,
                 root=root,
                 retry_failed=retry_failed,
                 changed=changed,  # type: ignore[arg-type]  # checked above

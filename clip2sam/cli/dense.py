@@ -9,6 +9,7 @@ from rich.text import Text
 
 from clip2sam.cli.console import err, image_bar, out
 from clip2sam.cli.options import (
+    AllowUnknown,
     Caption,
     ClipCheckpoint,
     Device,
@@ -32,6 +33,7 @@ from clip2sam.cli.options import (
     path_option,
     settings,
 )
+from clip2sam.cli.presets import check_known, chosen_preset
 
 if TYPE_CHECKING:
     from clip2sam.data.labels import LabelSet
@@ -64,7 +66,8 @@ def dense(
     no_refine: Annotated[
         bool, typer.Option("--no-refine", help="Leave SAM's masks out: CLIP's maps alone.")
     ] = False,
-    preset: Preset = "tiny",
+    preset: Preset = None,
+    allow_unknown: AllowUnknown = False,
     method: Method = None,
     no_feature_surgery: PlainSimilarity = False,
     presence_threshold: PresenceThreshold = None,
@@ -93,6 +96,7 @@ def dense(
     from clip2sam.labelling.each import each_image
     from clip2sam.models.loading import load
 
+    preset = chosen_preset(preset, weights_dir=weights_dir)
     # mistakes are found before the models are loaded
     label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
     chosen = DenseSettings(threshold=threshold, refine=not no_refine)
@@ -106,6 +110,7 @@ def dense(
     )
     source = find_source(images)
     check_output(source, output)
+    check_known(preset, label_set.classes, method=method, allow=allow_unknown)
     segmenter = load(
         preset,
         config=config,

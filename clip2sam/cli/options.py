@@ -111,7 +111,18 @@ Distractor = Annotated[
 
 # Models
 
-Preset = Annotated[str, typer.Option(help="Models: tiny, vit-b, vit-l, vit-h or vit-h-laion.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="Models: tiny, vit-b, vit-l, vit-h or vit-h-laion. By default the first of vit-h, "
+        "vit-l, vit-b and vit-h-laion whose weights are here, else tiny (drawn shapes only).",
+        show_default=False,
+    ),
+]
+AllowUnknown = Annotated[
+    bool,
+    typer.Option("--allow-unknown", help="Go on with labels that the preset tiny doesn't know."),
+]
 PresetName = Annotated[
     str,
     typer.Argument(metavar="PRESET", help="tiny, vit-b, vit-l, vit-h or vit-h-laion."),

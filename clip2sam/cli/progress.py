@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clip2sam.cli.options import places
+from clip2sam.cli.presets import listed
 from clip2sam.data.presence import recorded_presence
 from clip2sam.data.records import ImageRecord, record_to_row
 from clip2sam.labelling.manifest import RunFolder
@@ -126,6 +127,9 @@ def _print_table(out: Console, summary: Summary, run: RunFolder) -> None:
         name = Text(f"{found.name}{places(c.spans)}")
         table.add_row(name, threshold, str(found.images), str(found.masks), score)
     out.print(table)
+    if summary.unknown_labels:
+        unknown = listed(summary.unknown_labels)
+        out.print(Text(f"the preset tiny doesn't know {unknown}: their results mean nothing"))
     if summary.masks_are:
         out.print(f"masks: {summary.masks_are}")
     out.print(

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from clip2sam.cli.console import err, image_bar, out
 from clip2sam.cli.options import (
+    AllowUnknown,
     Caption,
     ClipCheckpoint,
     Device,
@@ -39,6 +40,7 @@ from clip2sam.cli.options import (
     places,
     settings,
 )
+from clip2sam.cli.presets import check_known, chosen_preset
 from clip2sam.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def segment(
     ),
     overlays: Annotated[str, typer.Option(help="Labels to draw: found, all or none.")] = "found",
     polygons: Polygons = False,
-    preset: Preset = "tiny",
+    preset: Preset = None,
+    allow_unknown: AllowUnknown = False,
     published: Published = False,
     method: Method = None,
     no_feature_surgery: PlainSimilarity = False,
@@ -100,6 +103,7 @@ def segment(
 
     if overlays not in get_args(Overlays):
         raise ConfigError(f"--overlays must be found, all or none, but got {overlays!r}")
+    preset = chosen_preset(preset, weights_dir=weights_dir)
     # mistakes are found before the models are loaded
     label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
     config = settings(
@@ -118,6 +122,7 @@ def segment(
     )
     source = find_source(images)
     check_output(source, output)
+    check_known(preset, label_set.classes, method=method, allow=allow_unknown)
     segmenter = load(
         preset,
         config=config,

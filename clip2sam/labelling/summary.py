@@ -15,6 +15,7 @@ from clip2sam.coco.document import made_by
 from clip2sam.config import PROMPTS
 from clip2sam.data.files import as_json, atomic_file, write_atomically
 from clip2sam.data.images import printable
+from clip2sam.data.labels import class_from_row
 from clip2sam.data.records import ImageRecord
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter
@@ -22,6 +23,8 @@ from clip2sam.labelling import journal
 from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thresholds
 from clip2sam.labelling.journal import Index, read_records
 from clip2sam.labelling.manifest import LOCK, MANIFEST, RunFolder
+from clip2sam.models.locators import LOCATORS
+from clip2sam.tiny.vocabulary import unknown_names
 
 SUMMARY = "summary.json"
 PRESENCE = "presence.png"
@@ -69,6 +72,9 @@ class Summary:
     """file_name and reason of every image that failed."""
     masks_are: str = ""
     """"one for each object" or "one for each label"; empty if the engine doesn't say."""
+    unknown_labels: tuple[str, ...] = ()
+    """Of a run with the preset tiny: labels that it doesn't know, distractors and parts of joined
+    ones too. What it found of them means nothing."""
     labelled_now: int = 0
     """Images of this start; those of earlier ones are in the journal. The rest is about this start
     alone."""
@@ -110,6 +116,15 @@ def run_info(run: RunFolder) -> dict[str, Any]:
         "presence_thresholds": dict(zip(run.class_names, run.thresholds, strict=True)),
     }
     return {key: value for key, value in made.items() if value is not None}
+
+
+def unknown_labels(run: RunFolder) -> tuple[str, ...]:
+    """The labels of a run that its models don't know, as far as that can be told: of those of the
+    preset tiny, unless a locator has brought its own."""
+    kind = LOCATORS.get(run.fingerprint.get("engine", {}).get("locator", ""))
+    if run.fingerprint.get("preset") != "tiny" or not (kind is None or kind.with_clip):
+        return ()
+    return unknown_names(map(class_from_row, run.fingerprint["labels"]["classes"]))
 
 
 def publish(
@@ -237,6 +252,7 @@ class _Counts:
             tuple(self._class(*one) for one in classes),
             tuple(self._failures),
             run_info(self._run).get("masks", ""),
+            unknown_labels(self._run),
         )
 
     def _class(

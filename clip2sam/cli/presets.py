@@ -1,0 +1,83 @@
+"""Which preset a command works with, and what that preset doesn't know."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from clip2sam.cli.console import err, print_warning
+from clip2sam.errors import LabelError
+
+if TYPE_CHECKING:
+    from clip2sam.data.labels import LabelClass
+
+PREFERRED = ("vit-h", "vit-l", "vit-b", "vit-h-laion")
+"""The presets for photographs, the one that is taken first in front."""
+
+NAMED = 5
+"""So many unknown labels are named in a message."""
+
+
+def chosen_preset(
+    preset: str | None, *, weights_dir: Path | None = None, run: Path | None = None
+) -> str:
+    """The preset that is named; else that of the run which is continued; else the first one for
+    photographs whose files are all there; else tiny. A line says so where it isn't tiny.
+
+    Args:
+        run: a run's folder, which need not exist.
+
+    Raises:
+        RunError: the run's manifest is damaged.
+    """
+    from clip2sam.labelling.manifest import MANIFEST, open_run
+    from clip2sam.models.files import status
+    from clip2sam.models.presets import PRESETS
+
+    if preset is not None:
+        return preset
+    if run is not None and (run / MANIFEST).exists():
+        begun = open_run(run).fingerprint.get("preset")
+        if begun in PRESETS:
+            return str(begun)
+    for name in PREFERRED:
+        if all(file.state in ("present", "verified") for file in status(weights_dir, [name])):
+            err.print(Text(f"preset {name}: its weights are here and no --preset is given"))
+            return name
+    return "tiny"
+
+
+def check_known(
+    preset: str, classes: "Sequence[LabelClass]", *, method: Any = None, allow: bool = False
+) -> None:
+    """Refuse labels that the embedded models don't know, or warn of them with `allow`. Other
+    presets, and methods that bring their own models, know more words than can be listed.
+
+    Raises:
+        LabelError: there are such labels.
+    """
+    from clip2sam.models.locators import needs_clip
+    from clip2sam.tiny.vocabulary import unknown_names
+
+    if preset != "tiny" or not (method is None or needs_clip(method)):
+        return
+    unknown = unknown_names(classes)
+    if not unknown:
+        return
+    fact = (
+        f"the preset tiny doesn't know {listed(unknown)}: it knows drawn shapes only, such as "
+        "'red circle'"
+    )
+    if not allow:
+        raise LabelError(
+            f"{fact}; for photographs use --preset vit-b, vit-l or vit-h, or go on all the same "
+            "with --allow-unknown"
+        )
+    print_warning(f"{fact}, so what it says about them means nothing")
+
+
+def listed(names: Sequence[str]) -> str:
+    """A few names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(repr, names[:NAMED])) + more

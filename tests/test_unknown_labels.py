@@ -1,0 +1,169 @@
+"""Labels that the embedded models don't know, and the preset of a command that names none."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+
+from clip2sam.cli import app as cli
+from clip2sam.cli.presets import check_known, chosen_preset, listed
+from clip2sam.data.labels import as_label_set
+from clip2sam.errors import LabelError
+from clip2sam.models.files import FileStatus
+from clip2sam.tiny.models import known_tokens, tiny_tokenizer
+from clip2sam.tiny.scenes import KINDS, all_labels, scene
+from clip2sam.tiny.vocabulary import DRAWN_WORDS, OTHER_WORDS, is_known, unknown_names
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Call the command line beside street.png: returns (exit code, what it printed, errors)."""
+    monkeypatch.chdir(tmp_path)
+    PILImage.fromarray(scene(5, 96).pixels).save("street.png")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["clip2sam", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def without_models(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("models were loaded")
+
+    monkeypatch.setattr("clip2sam.models.loading.load", refuse)
+
+
+def test_the_words_have_tokens_of_their_own():
+    known, encode = set(known_tokens()), tiny_tokenizer().encode
+    assert all(set(encode(word)) <= known for word in DRAWN_WORDS | OTHER_WORDS)
+    for label in ("person", "car", "book", "circles", "red car"):
+        assert not set(encode(label)) <= known
+        assert not is_known(label)
+
+
+def test_which_texts_are_known():
+    assert all(is_known(label) for kind in KINDS for label in all_labels(kind))
+    assert all(map(is_known, ("red dotted circle", "The Red Circle", "a small star", "object")))
+    assert not any(map(is_known, ("", "a", "photo", "red toy", "dog")))
+
+
+def test_parts_prompts_and_distractors_count():
+    labels = as_label_set(
+        {"Ding": ["thing", "gadget"], "Tier": ["cat", "dog"]}, distractors=["sky", "star"]
+    )
+    assert unknown_names(labels.classes) == ("Tier", "sky")
+    assert unknown_names(as_label_set(["dog+red circle+dog bed"]).classes) == ("dog", "dog bed")
+
+
+def test_the_message_names_five():
+    names = ["one", "two", "three", "four", "five", "six", "seven"]
+    assert listed(names) == "'one', 'two', 'three', 'four', 'five' and 2 more"
+    assert listed(names[:5]) == "'one', 'two', 'three', 'four', 'five'"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("segment", "street.png"),
+        ("classify", "street.png"),
+        ("dense", "street.png"),
+        ("label", "street.png"),
+        ("explain", "street.png"),
+        ("tune", "street.png"),
+        ("evaluate", "--dataset", "coco.json"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_unknown_labels_are_refused_before_models_are_loaded(run, without_models, command):
+    code, _, errors = run(*command, "--label", "red circle", "--label", "person")
+    assert code == 2
+    assert errors == (
+        "error: the preset tiny doesn't know 'person': it knows drawn shapes only, such as 'red "
+        "circle'; for photographs use --preset vit-b, vit-l or vit-h, or go on all the same with "
+        "--allow-unknown\n"
+    )
+    assert [p.name for p in Path().iterdir()] == ["street.png"]
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--dataset"), ("tune",)])
+def test_a_datasets_categories_are_labels(run, without_models, command):
+    rows = {
+        "images": [{"id": 1, "file_name": "street.png", "width": 96, "height": 96}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "star"}, {"id": 2, "name": "bus"}],
+    }
+    Path("coco.json").write_text(json.dumps(rows))
+    code, _, errors = run(*command, "coco.json")
+    assert code == 2
+    assert "the preset tiny doesn't know 'bus':" in errors
+
+
+def test_who_means_it_goes_on_and_is_told(run):
+    arguments = ("label", "street.png", "--label", "person", "--label", "star")
+    code, printed, errors = run(*arguments, "--allow-unknown", "--output", "run")
+    assert code == 0
+    assert "warning: the preset tiny doesn't know 'person': it knows drawn shapes only" in errors
+    assert "the preset tiny doesn't know 'person': their results mean nothing" in printed
+    assert json.loads(Path("run/summary.json").read_text())["unknown_labels"] == ["person"]
+
+
+def test_other_presets_and_trained_methods_know_more():
+    classes = as_label_set(["person"]).classes
+    check_known("vit-b", classes)
+    check_known("tiny", classes, method="owlv2")
+    with pytest.raises(LabelError, match="doesn't know 'person'"):
+        check_known("tiny", classes, method="regions")
+
+
+# The preset
+
+
+@pytest.fixture
+def present(monkeypatch):
+    """Set the state of the files of presets: those that are not named are missing."""
+
+    def set_states(**states: str) -> None:
+        def status(_folder, presets) -> list[FileStatus]:
+            (name,) = presets
+            state = states.get(name.replace("-", "_"), "missing")
+            place = Path("clip.pt")
+            clip = FileStatus("clip", "c", (name,), place, "present", 1, None, "", "")
+            sam = FileStatus("sam", "s", (name,), place, state, 1, None, "", "")  # type: ignore[arg-type]
+            return [clip, sam]
+
+        monkeypatch.setattr("clip2sam.models.files.status", status)
+
+    return set_states
+
+
+def test_the_largest_preset_that_is_complete_is_taken(present, capsys):
+    present()
+    assert (chosen_preset(None), capsys.readouterr().err) == ("tiny", "")
+    present(vit_h="damaged", vit_l="present", vit_b="verified")
+    assert chosen_preset(None) == "vit-l"
+    assert capsys.readouterr().err == (
+        "preset vit-l: its weights are here and no --preset is given\n"
+    )
+    assert (chosen_preset("tiny"), capsys.readouterr().err) == ("tiny", "")
+
+
+def test_a_run_goes_on_with_its_own_preset(run, present):
+    arguments = ("label", "street.png", "--label", "star", "--output", "run")
+    assert run(*arguments)[0] == 0
+    present(vit_h="verified")
+    code, _, errors = run(*arguments)
+    assert (code, "preset vit-h" in errors) == (0, False)
+
+
+def test_drawn_scenes_are_judged_with_tiny(run, present):
+    present(vit_h="verified")
+    code, _, errors = run("evaluate", "--scenes", 1)
+    assert (code, "preset vit-h" in errors) == (0, False)
