@@ -657,7 +657,7 @@ def test_every_setting_reaches_the_run(run, street):
         ("--point-threshold", "0.5", "engine.config.point_threshold"),
         ("--grid", "5", "engine.config.grid"),
         ("--resolution", "160", "engine.config.resolution"),
-        ("--precision", "bf16", "engine.weights.clip"),
+        ("--precision", "bf16", "engine.precision"),
         ("--distractor", "star", "labels.classes[1].name"),
         ("--keep-above", "0.1", "engine.keep_above"),
         ("--max-pixels", "1000000", "max_pixels"),

@@ -502,7 +502,8 @@ def test_every_field_is_in_the_fingerprint_and_in_the_table(finished):
     marks = json.loads((finished[0] / "manifest.json").read_text())["fingerprint"]
     assert marks.keys() == {"version", "preset", "labels", "max_pixels", "engine"}
     engine = marks["engine"]
-    assert engine.keys() == {"config", "locator", "resolution", "keep_above", "weights"}
+    own = {"config", "locator", "precision", "resolution", "keep_above", "weights"}
+    assert engine.keys() == own
     assert engine["config"].keys() == {field.name for field in fields(Config)} <= CHANGED.keys()
     method = engine["config"]["method"].keys()
     assert method == {field.name for field in fields(Method)}

@@ -502,3 +502,17 @@ def test_a_single_text_never_becomes_letters():
         with pytest.raises(LabelError, match=r"expected a list of texts.*, got '(cat|sky|a \{\})'"):
             unchecked(**arguments)
     assert as_label_set({"cat": "kitten"}).classes[0].prompts == ("kitten",)
+
+
+def test_a_text_file_has_a_name_on_each_line(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("\ufeffperson\r\n\r\n  # animals\r\n traffic light \r\nC# 1\r\n".encode())
+    expected = ("person", "traffic light", "C# 1")
+    assert as_label_set(path).names == expected
+    assert as_label_set(str(path)).names == expected
+    path.write_text("cat\n\ndog\ncat\n")
+    with pytest.raises(LabelError, match=r"names\.txt, line 4: 'cat' is given twice, .* line 1"):
+        as_label_set(path)
+    path.write_text("# nothing\n\n")
+    with pytest.raises(LabelError, match=r"names\.txt: expected at least one label, got none"):
+        as_label_set(path)

@@ -92,7 +92,9 @@ Label = Annotated[
 ]
 Labels = Annotated[
     Path | None,
-    path_option("A labels file, YAML or JSON: names, text prompts, thresholds, distractors."),
+    path_option(
+        "A labels file: .txt with a name a line; YAML or JSON also with text prompts, thresholds."
+    ),
 ]
 Caption = Annotated[
     str | None,

@@ -7,7 +7,10 @@ different names between them, joins labels: it is one label, "dog+frisbee", with
 image for all dogs and frisbees. Any other name with a plus ("C++", "a + b") is a plain label, and
 so is one with text prompts of its own: {"vitamin B+C": "vitamin B+C"}.
 
-A labels file is YAML or JSON, in one of three forms. Names alone:
+A labels file whose name ends in .txt has a name on each line. Blanks around it, blank lines and
+lines that begin with "#" don't count; a "#" further on belongs to the name.
+
+Any other labels file is YAML or JSON, in one of three forms. Names alone:
 
     [person, traffic light]
 
@@ -135,7 +138,7 @@ _FILE_KEYS = ("classes", "distractors", "templates")
 _MORE_FILE_KEYS = ("caption",)
 _CLASS_KEYS = ("name", "prompts", "joined", "presence_threshold", "supercategory", "spans")
 _RENAMED = {"threshold": "presence_threshold"}
-_FILE_SUFFIXES = (".yaml", ".yml", ".json")
+_FILE_SUFFIXES = (".yaml", ".yml", ".json", ".txt")
 _LIST = re.compile(r"[^\W\d_]\s*[,;]\s*[^\W\d_]|\s\.\s+\w")
 """What a list looks like: "circle, star" and "circle . star"; not "1,000"."""
 
@@ -158,7 +161,8 @@ def as_label_set(
     Args:
         labels: a list of names; a mapping from names to a text prompt or a list of them (synonyms);
             the path of a labels file in a form shown at the top of this page (a string must end in
-            .yaml, .yml or .json; JSON if the name ends in .json, else YAML); or a `LabelSet`.
+            .txt, .yaml, .yml or .json; names on lines if the name ends in .txt, JSON if in .json,
+            else YAML); or a `LabelSet`.
             A name without text prompts is its own text prompt. In a file, every plain value is the
             text that is written there: `no`, `1` and `null` are labels, not False, 1 and None.
         distractors: added after those of `labels`.
@@ -417,6 +421,8 @@ def _checked_templates(templates: tuple[str, ...]) -> tuple[str, ...]:
 def _read_file(path: str | os.PathLike[str]) -> _Draft:
     origin = printable(path)
     text = _file_text(path, origin)
+    if origin.lower().endswith(".txt"):
+        return _Draft(_names_on_lines(text, origin), origin=origin)
     try:
         if origin.lower().endswith(".json"):
             json.loads(text)
@@ -435,12 +441,19 @@ def _read_file(path: str | os.PathLike[str]) -> _Draft:
     return _File(origin).draft(root)
 
 
+def _names_on_lines(text: str, origin: str) -> list[tuple[LabelClass, str]]:
+    """The classes of a .txt file, each with its line."""
+    # not splitlines(), which also ends lines where no editor does
+    lines = ((i, line.strip()) for i, line in enumerate(re.split("\r\n|\r|\n", text), 1))
+    return [(named(name), f"{origin}, line {i}") for i, name in lines if name and name[0] != "#"]
+
+
 def _file_text(path: str | os.PathLike[str], origin: str) -> str:
     try:
         if not Path(path).is_file():  # a pipe would wait for a writer
             what = "something that is no file" if os.path.exists(path) else "nothing there"
             raise LabelError(
-                f"{origin}: expected a labels file (YAML or JSON), found {what}; check the path"
+                f"{origin}: expected a labels file (YAML, JSON, .txt), found {what}; check the path"
             )
         return Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

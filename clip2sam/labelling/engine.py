@@ -98,11 +98,13 @@ class SegmenterEngine:
 
     def fingerprint(self) -> dict[str, Any]:
         """Settings, resolution and weights. The weights are there as the SHA-256 of what is loaded,
-        whatever file it came from; their dtype is a part of that."""
+        whatever file it came from; their dtype is a part of that, and is there by its name as well,
+        before them: a refusal names it first."""
         locator, sam = self.segmenter.locator, self.segmenter.sam
         return {
             "config": plain(asdict(self.config)),
             "locator": locator.name,
+            "precision": str(next(sam.sam.parameters()).dtype).removeprefix("torch."),
             "resolution": self.segmenter.view_side,
             "keep_above": self.keep_above,
             "weights": {**locator.weights(), "sam": state_sha256(sam.sam.state_dict())},
