@@ -32,6 +32,7 @@ from clip2sam.data.labels import as_label_set
 from clip2sam.kernels.relative import IMPLEMENTATIONS, attention_shapes, measure
 from clip2sam.models.loading import as_device
 from clip2sam.pipeline import Segmenter
+from clip2sam.sam import PromptSAM
 from clip2sam.sam.encoder import encode_image
 
 CLIP_SIDE, LABELS, PRESENT = 512, 20, 5
@@ -61,6 +62,7 @@ def encoder_rows(
     """Images a second and peak memory: ours in bf16, the same compiled, and the official encoder in
     bf16 and fp32."""
     ours = segmenter.sam
+    assert isinstance(ours, PromptSAM), "the presets of this benchmark have SAM's ViTs"
     fp32 = copy.deepcopy(ours.sam.image_encoder).float()
     compiled = torch.compile(encode_image, dynamic=False)
     rows = []

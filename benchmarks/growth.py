@@ -35,6 +35,7 @@ from clip2sam.data.images import Image, load_image
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.models.loading import DTYPES, as_device
 from clip2sam.pipeline import Segmenter
+from clip2sam.sam import PromptSAM
 from clip2sam.sam.encoder import encode_image
 from clip2sam.types import Prediction
 
@@ -158,6 +159,7 @@ class Bench:
     def limit(self) -> dict[str, float]:
         """The encoders' work, the device's speed, and the images a second that follow."""
         image, sam = load_image(jpeg(0.3)), self.segmenter.sam
+        assert isinstance(sam, PromptSAM), "only SAM's ViTs are counted"
         encoder = sam.sam.image_encoder
         pixels = sam.preprocess([sam.resize(image)]).to(self.dtype)
         with FlopCounterMode(display=False) as counter:

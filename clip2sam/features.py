@@ -12,9 +12,9 @@ from clip2sam.clip.methods import Method
 from clip2sam.clip.model import SurgeryCLIP
 from clip2sam.data.images import Image
 from clip2sam.errors import ConfigError, ImageError, shown
-from clip2sam.sam import PromptSAM
+from clip2sam.sam import Cutter
 from clip2sam.tiles import VIEWS_AT_ONCE, Window
-from clip2sam.types import Sizes, TokenGrid
+from clip2sam.types import Embeddings, Sizes, TokenGrid
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Features:
     def __init__(
         self,
         clip: SurgeryCLIP | None,
-        sam: PromptSAM,
+        sam: Cutter,
         images: Sequence[Image | PreparedImage],
         group: int = 1,
         windows: Sequence[tuple[Window, ...]] | None = None,
@@ -63,7 +63,7 @@ class Features:
             for view in (given, *(window.of(image) for window in own[1:]))
         )
         self._tokens: dict[tuple[Method, int], TokenGrid] = {}
-        self._embeddings: dict[int, Tensor] = {}
+        self._embeddings: dict[int, Embeddings] = {}
 
     @property
     def clip(self) -> SurgeryCLIP:
@@ -107,25 +107,25 @@ class Features:
         if (method, side) not in self._tokens:
             grids = []
 
-            def encode(pixels: Tensor) -> Tensor:
+            def encode(pixels: Tensor) -> tuple[Tensor]:
                 features, grid = clip.encode_image(pixels, method)
                 grids.append(grid)
-                return features
+                return (features,)
 
             squares = [_clip_pixels(clip, x, side) for x in self._given]
-            tokens = _in_groups(encode, clip.preprocess(squares), self._group)
+            (tokens,) = _in_groups(encode, clip.preprocess(squares), self._group)
             self._tokens[method, side] = TokenGrid(tokens, *grids[0])
         return self._tokens[method, side]
 
     @torch.no_grad()
-    def embeddings(self, which: Sequence[int]) -> Float[Tensor, "some channels rows cols"]:
-        """SAM's image embeddings, in fp32, of the images with these indices."""
+    def embeddings(self, which: Sequence[int]) -> Embeddings:
+        """The cutter's image embeddings of the images with these indices, one or more."""
         missing = [i for i in which if i not in self._embeddings]
         if missing:
             pixels = self._sam.preprocess([self._sam_pixels(self._given[i]) for i in missing])
             made = _in_groups(self._sam.encode_image, pixels, self._group)
-            self._embeddings.update(zip(missing, made, strict=True))
-        return torch.stack([self._embeddings[i] for i in which])
+            self._embeddings.update(zip(missing, zip(*made, strict=True), strict=True))
+        return _stacked([self._embeddings[i] for i in which])
 
     def _sam_pixels(self, given: Image | PreparedImage) -> UInt8[np.ndarray, "h w 3"]:
         return self._sam.resize(given) if isinstance(given, Image) else given.sam_pixels
@@ -177,13 +177,19 @@ def check_image(image: Image) -> None:
     )
 
 
+def _stacked(each: Sequence[Embeddings]) -> Embeddings:
+    """Of images, one by one: for all of them together."""
+    return tuple(torch.stack(own) for own in zip(*each, strict=True))
+
+
 def _in_groups(
-    encode: Callable[[Float[Tensor, "_ 3 _ _"]], Tensor],
+    encode: Callable[[Float[Tensor, "_ 3 _ _"]], tuple[Tensor, ...]],
     pixels: Float[Tensor, "images 3 height width"],
     group: int,
-) -> Tensor:
-    """Encode `group` images at a time: (images, ...). The last group is filled up with its last
-    image."""
+) -> tuple[Tensor, ...]:
+    """Encode `group` images at a time: (images, ...) each. The last group is filled up with its
+    last image."""
     missing = -len(pixels) % group
     full = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
-    return torch.cat([encode(part) for part in full.split(group)])[: len(pixels)]
+    made = zip(*(encode(part) for part in full.split(group)), strict=True)
+    return tuple(torch.cat(parts)[: len(pixels)] for parts in made)

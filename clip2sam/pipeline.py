@@ -43,7 +43,7 @@ from clip2sam.locate import ClipLocator, Locator, as_locator
 from clip2sam.points import point_prompts, pool_grid, select_points
 from clip2sam.proposals import proposal_contrast, proposal_prompts
 from clip2sam.result import Found, Result, check_finite, find_in, finished
-from clip2sam.sam import PromptSAM
+from clip2sam.sam import Cutter
 from clip2sam.scoring import (
     Contrast,
     best_of_each,
@@ -86,7 +86,7 @@ class Segmenter:
     def __init__(
         self,
         clip: SurgeryCLIP | None,
-        sam: PromptSAM,
+        sam: Cutter,
         config: Config | None = None,
         locator: Locator | None = None,
     ) -> None:

@@ -33,9 +33,9 @@ from clip2sam.kernels.device import REGION_CROPS, REGION_PROMPTS, budget
 from clip2sam.kernels.tensors import state_sha256
 from clip2sam.locate import BOX_CELLS, FALL, Located, check_finds_objects, label_texts
 from clip2sam.result import check_finite, finite_if_all_are
-from clip2sam.sam import PromptSAM
+from clip2sam.sam import Cutter
 from clip2sam.scoring import best_of_each, same_object, stability
-from clip2sam.types import Candidates, Prompts, Proposals
+from clip2sam.types import Candidates, Embeddings, Prompts, Proposals
 
 VIEWS = ("dense", "crops", "both")
 """What of a region CLIP may look at."""
@@ -110,7 +110,7 @@ class Regions:
     name = "regions"
 
     def __init__(
-        self, clip: SurgeryCLIP, sam: PromptSAM, points: int = POINTS, view: str = "dense"
+        self, clip: SurgeryCLIP, sam: Cutter, points: int = POINTS, view: str = "dense"
     ) -> None:
         self.clip, self.sam = clip, sam
         self.points = whole_number("points", points, 1, MOST_POINTS, "points a side")
@@ -219,8 +219,10 @@ class Regions:
     def _of(self, features: Features) -> _Known:
         if features not in self._known:
             embeddings = features.embeddings(range(len(features.images)))
-            pairs = zip(features.images, embeddings.split(1), strict=True)
-            found = [find_regions(self.sam, *pair, self.points) for pair in pairs]
+            found = [
+                find_regions(self.sam, image, tuple(x[i : i + 1] for x in embeddings), self.points)
+                for i, image in enumerate(features.images)
+            ]
             self._known[features] = _Known(found)
         return self._known[features]
 
@@ -233,9 +235,7 @@ class Regions:
 # -- the regions of an image
 
 
-def find_regions(
-    sam: PromptSAM, image: Image, embedding: Float[Tensor, "1 channels rows cols"], points: int
-) -> ImageRegions:
+def find_regions(sam: Cutter, image: Image, embeddings: Embeddings, points: int) -> ImageRegions:
     """The masks that a grid of `points` a side gives. A few prompts are decoded at a time, and
     `MOST_MASKS` masks kept, so that memory doesn't grow with their number.
 
@@ -245,7 +245,7 @@ def find_regions(
     size, nothing = image.size, sam.no_candidates()
     found = _Sure(nothing.logits[:, 0].half(), *nothing.predicted_iou[:, :2].T)
     for xy in grid_points(points, size).to(sam.device).split(budget(REGION_PROMPTS, sam.device)):
-        made = sam.decode(embedding, point_each(xy, size))
+        made = sam.decode(embeddings, point_each(xy, size))
         logits, predicted_iou = made.logits.flatten(0, 1), made.predicted_iou.flatten()
         check_finite(image, "SAM's predicted IoUs", predicted_iou.cpu().numpy())
         check_finite(image, "SAM's mask logits", finite_if_all_are(logits))

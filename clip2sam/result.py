@@ -24,7 +24,7 @@ from clip2sam.errors import ConfigError, LabelError, ModelError
 from clip2sam.joins import mean_by_area, union
 from clip2sam.points import PADDING, pool_grid
 from clip2sam.proposals import CORNERS
-from clip2sam.sam import PromptSAM
+from clip2sam.sam import Cutter
 from clip2sam.sam.rle import encode_masks
 from clip2sam.scoring import shares_of_best
 from clip2sam.types import Prediction, Prompts
@@ -222,7 +222,7 @@ def as_result(
     prediction: Prediction,
     index: int,
     config: Config,
-    sam: PromptSAM,
+    sam: Cutter,
     *,
     image_id: int = 1,
     file_name: str | None = None,
@@ -243,9 +243,7 @@ def as_result(
     )
 
 
-def find_in(
-    image: Image, prediction: Prediction, index: int, config: Config, sam: PromptSAM
-) -> Found:
+def find_in(image: Image, prediction: Prediction, index: int, config: Config, sam: Cutter) -> Found:
     """Bring one image of a batch's prediction to the host: the one place where tensors become
     arrays, and masks become RLE. May run in another thread than the models.
 

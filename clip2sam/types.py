@@ -18,6 +18,10 @@ from clip2sam.data.labels import LabelSet
 Sizes = tuple[tuple[int, int], ...]
 """(height, width) in pixels of each original image."""
 
+Embeddings = tuple[Tensor, ...]
+"""What a cutter computes of a batch of images once for all prompts: one or several tensors of its
+own shapes, (images, ...) each, in fp32."""
+
 
 @dataclass(frozen=True)
 class TokenGrid:

@@ -993,7 +993,7 @@ JOURNAL = [
         ),
         (
             "fingerprint without SAM's weights",
-            ', "sam": state_sha256(sam.sam.state_dict())}',
+            ', "sam": state_sha256(sam.model.state_dict())}',
             "}",
         ),
         (

@@ -105,7 +105,7 @@ def test_the_guard_sees_host_copies(call):
 @pytest.mark.parametrize("presence", [-1e9, 0.0, None])
 def test_nothing_crosses_to_the_host_before_the_masks(models, presence, prompts, monkeypatch):
     """On a device that is no CPU: what depends on values is left out there."""
-    files = ("sam.model", "sam.decoder", "sam.encoder", "kernels.relative", "kernels.attention")
+    files = ("sam.cutter", "sam.decoder", "sam.encoder", "kernels.relative", "kernels.attention")
     files = (*files, "instances")
     for file in files:
         monkeypatch.setattr(f"clip2sam.{file}.on_host", lambda tensor: False)

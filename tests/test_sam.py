@@ -41,7 +41,7 @@ def test_same_as_a_loop_over_the_predictor(monkeypatch, size, on_host):
     """On a CPU, and as it is done elsewhere: in batches, and without a look at values."""
     if not on_host:
         monkeypatch.setitem(PROMPTS_PER_BATCH, "cpu", 7)
-        for file in ("sam.model", "sam.decoder", "sam.encoder", "kernels.relative"):
+        for file in ("sam.cutter", "sam.decoder", "sam.encoder", "kernels.relative"):
             monkeypatch.setattr(f"clip2sam.{file}.on_host", lambda tensor: False)
     model = small_sam()
     sam, predictor, image = PromptSAM(model), SamPredictor(model), noise(*size)

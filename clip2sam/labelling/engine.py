@@ -104,10 +104,10 @@ class SegmenterEngine:
         return {
             "config": plain(asdict(self.config)),
             "locator": locator.name,
-            "precision": str(next(sam.sam.parameters()).dtype).removeprefix("torch."),
+            "precision": str(sam.dtype).removeprefix("torch."),
             "resolution": self.segmenter.view_side,
             "keep_above": self.keep_above,
-            "weights": {**locator.weights(), "sam": state_sha256(sam.sam.state_dict())},
+            "weights": {**locator.weights(), "sam": state_sha256(sam.model.state_dict())},
         }
 
     def prepare(self, image: Image) -> PreparedImage:

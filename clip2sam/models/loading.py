@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from clip2sam.models.locators import (
 )
 from clip2sam.models.presets import EmbeddedWeights, Preset, get_preset
 from clip2sam.pipeline import Segmenter
-from clip2sam.sam import PromptSAM
+from clip2sam.sam import Cutter, PromptSAM
 from clip2sam.tiny.files import embedded_file
 from clip2sam.tiny.models import load_tiny_clip, load_tiny_sam
 
@@ -60,8 +61,8 @@ def load(
             "vit-h-laion", or a `Preset` of your own: missing files are downloaded and verified.
             None if both models are given.
         clip, tokenizer, sam: your own open_clip model (with its tokenizer, if that isn't OpenAI's)
-            and your own segment-anything model, in place of the preset's. They are moved to the
-            device.
+            and your own segment-anything model or `clip2sam.sam.Cutter`, in place of the preset's.
+            They are moved to the device; a `Cutter` keeps its precision.
         config: the settings; by default the preset's. `clip2sam.published()` is the published demo.
         method: how labels are found, in the place of the settings' method: a name of
             `clip2sam.clip.METHODS` or of `clip2sam.models.locators.LOCATORS`, a `Method`, or a
@@ -102,16 +103,12 @@ def load(
         clip, tokenizer = _load_clip(chosen, clip_checkpoint, weights_dir, offline)
     if chosen is not None and sam is None:
         sam = _load_sam(chosen, sam_checkpoint, weights_dir, offline)
-    sam = sam.to(where)
-    # Prompt encoder and mask decoder stay in fp32: they are cheap and decide the mask's edge.
-    sam.image_encoder.to(dtype)
     kept = files.weights_dir(weights_dir)
+    cutter = _as_cutter(sam, where, dtype, kept, compiled=compiled)
     surgery = None
     if clip is not None:
         side, texts = None if chosen is None else chosen.resolution, kept / "text_features"
         surgery = SurgeryCLIP(clip.to(where, dtype), tokenizer, resolution=side, text_folder=texts)
-    attention = fastest(sam.image_encoder, IMAGES_PER_BATCH, kept / "attention.json")
-    cutter = PromptSAM(sam, attention, compiled=compiled)
     locator = make_locator(method, surgery, cutter, offline=offline, weights_dir=weights_dir)
     return Segmenter(surgery, cutter, settings, locator)
 
@@ -131,12 +128,33 @@ def with_method(
     return Segmenter(clip, segmenter.sam, settings_for(method, segmenter.config), locator)
 
 
-def _check_models(**models: Any) -> None:
-    for name, model in models.items():
-        if model is not None and not isinstance(model, torch.nn.Module):
+def _check_models(clip: Any, sam: Any) -> None:
+    for name, model, kinds in (
+        ("clip", clip, (torch.nn.Module,)),
+        ("sam", sam, (torch.nn.Module, Cutter)),
+    ):
+        if model is not None and not isinstance(model, kinds):
             raise ConfigError(
                 f"{name} must be a model (a torch.nn.Module) or None, but got {shown(model)}"
             )
+
+
+def _as_cutter(
+    sam: Any, device: torch.device, dtype: torch.dtype, kept: Path, *, compiled: bool
+) -> Cutter:
+    """A cutter as it is, a segment-anything model in one; on the device.
+
+    Args:
+        kept: the folder that remembers which implementation of attention is the fastest here.
+    """
+    if isinstance(sam, Cutter):
+        sam.model.to(device)
+        return sam
+    sam = sam.to(device)
+    # Prompt encoder and mask decoder stay in fp32: they are cheap and decide the mask's edge.
+    sam.image_encoder.to(dtype)
+    attention = fastest(sam.image_encoder, IMAGES_PER_BATCH, kept / "attention.json")
+    return PromptSAM(sam, attention, compiled=compiled)
 
 
 def _check_paths(kind: str, **paths: Any) -> None:

@@ -15,7 +15,7 @@ from clip2sam.errors import ConfigError, shown
 if TYPE_CHECKING:
     from clip2sam.clip.model import SurgeryCLIP
     from clip2sam.locate import Locator
-    from clip2sam.sam import PromptSAM
+    from clip2sam.sam import Cutter
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def settings_for(method: Any, config: Config) -> Config:
 def make_locator(
     method: Any,
     clip: "SurgeryCLIP | None",
-    sam: "PromptSAM",
+    sam: "Cutter",
     *,
     offline: bool,
     weights_dir: str | os.PathLike[str] | None = None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clip2sam.locate import Locator
-from clip2sam.sam import PromptSAM
+from clip2sam.sam import Cutter
 from clip2sam.trained import clipseg, grounding_dino, groupvit, owlv2, sam3
 from clip2sam.trained.clipseg import CLIPSegLocator
 from clip2sam.trained.grounding_dino import GroundingDinoLocator
@@ -44,7 +44,7 @@ _MAKERS: dict[str, Callable[[Any, Any, str], Locator]] = {
 }
 
 
-def load_trained(name: str, sam: PromptSAM, cache: Path, *, offline: bool) -> Locator:
+def load_trained(name: str, sam: Cutter, cache: Path, *, offline: bool) -> Locator:
     """The locator of that name, on SAM's device and in fp32.
 
     Args:

@@ -17,7 +17,7 @@ from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
 from clip2sam.features import Features
 from clip2sam.locate import Located, check_finds_objects
-from clip2sam.sam import PromptSAM
+from clip2sam.sam import Cutter
 from clip2sam.trained.boxes import Objects, best_objects, check_scores, clipped, located
 from clip2sam.trained.hub import HubModel
 from clip2sam.trained.pair import Pair, check_own_side, texts_of
@@ -52,7 +52,7 @@ class Sam3Locator:
 
     name = "sam3"
 
-    def __init__(self, model: Any, processor: Any, sam: PromptSAM, commit: str = "") -> None:
+    def __init__(self, model: Any, processor: Any, sam: Cutter, commit: str = "") -> None:
         self.pair, self.sam = Pair(model, processor, commit), sam
 
     @property
@@ -126,7 +126,7 @@ class Sam3Locator:
 
 
 def in_frame(
-    sam: PromptSAM, logits: Float[Tensor, "masks rows cols"], size: tuple[int, int]
+    sam: Cutter, logits: Float[Tensor, "masks rows cols"], size: tuple[int, int]
 ) -> Float[Tensor, "masks low low"]:
     """Mask logits that cover a whole image of (height, width) `size`, resampled into SAM's padded
     frame at its low resolution. One cell beyond the image goes on as its border: bilinear resizing
