@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from clip2sam.analysis.evaluate import evaluate
     from clip2sam.analysis.explain import explain, explain_caption, labels_at
+    from clip2sam.analysis.explorer import Explorer
     from clip2sam.analysis.tune import tune
     from clip2sam.clip.methods import Method
     from clip2sam.config import Config, published
@@ -51,6 +52,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Decision",
+    "Explorer",
     "Image",
     "ImageError",
     "ImageRecord",
@@ -87,6 +89,7 @@ _MODULES = {
     "Annotation": "data.records",
     "Config": "config",
     "Decision": "labelling.decide",
+    "Explorer": "analysis.explorer",
     "Image": "data.images",
     "ImageRecord": "data.records",
     "LabelClass": "data.labels",

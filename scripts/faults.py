@@ -1078,12 +1078,23 @@ VIEWS = [
         ("candidates of another object", "masks, order[chosen])", "masks, chosen)"),
     ),
     *faults(
-        "analysis/explorer.py",
+        "analysis/bench.py",
         "explorer",
         ("negative points of one object", "[one[None], negative]", "[one[None]]"),
         ("one object for all points", "each_object=each)", "each_object=False)"),
-        ("slider does not follow", "positive_from  # other", "point_threshold or 0.5  # other"),
+    ),
+    *faults(
+        "analysis/session.py",
+        "session explorer",
         ("points of left out masks hidden", "not in known]", "in known]"),
+        ("accepted twice", "record.image_id) != place]", "record.image_id) is None]"),
+        ("presence of another label", "presence[number],)", "presence[0],)"),
+        ("clicks go with their image", "setdefault(index, bench", "setdefault(0, bench"),
+    ),
+    *faults(
+        "analysis/explorer.py",
+        "explorer",
+        ("slider does not follow", "positive_from  # other", "point_threshold or 0.5  # other"),
     ),
     *faults(
         "tiny/demo.py",

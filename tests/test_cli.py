@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, what it writes, how it exits."""
 
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typing import get_type_hints
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from filelock import FileLock
 from PIL import Image as PILImage
 from pycocotools.coco import COCO
@@ -19,6 +21,7 @@ from typer.main import get_command
 
 import clip2sam
 from clip2sam.cli import app as cli
+from clip2sam.tiny.files import EMBEDDED
 from clip2sam.tiny.scenes import instance_masks, scene, split_seed
 from clip2sam.visualize.overlays import slug
 from tests.documents import ROOT
@@ -595,21 +598,77 @@ def test_validate_names_every_place(run, tmp_path):
     assert "violations" in printed
 
 
-def test_weights_commands(run, tmp_path):
-    code, printed, _ = run("weights", "list", "--weights-dir", "w")
+def states(printed: str) -> dict[str, str]:
+    """What `weights list` or `verify` says of each file, in front of its size."""
+    return dict(re.findall(r"^(\S+\.(?:pth|safetensors))  (.*?), (?:size|[\d,]+ b)", printed, re.M))
+
+
+def test_weights_list_claims_nothing_that_was_not_checked(run, tmp_path):
+    folder = tmp_path / "w"
+    folder.mkdir()
+    clip = "ViT-B-16-quickgelu-openai.safetensors"
+    (folder / clip).write_bytes(safetensors.numpy.save({"a": np.ones(2), "b": np.ones(3)}))
+    (folder / "ViT-B-16-laion2b_s34b_b88k.safetensors").write_bytes(b"<html>log in first")
+    with (folder / "sam_vit_b_01ec64.pth").open("wb") as file:
+        file.truncate(375042383)
+    (folder / "sam_vit_h_4b8939.pth").write_bytes(b"cut")
+    code, printed, errors = run("weights", "list", "--weights-dir", "w")
     assert code == 0
-    assert "sam_vit_h_4b8939.pth" in printed
-    code, printed, _ = run("weights", "path", "vit-h", "--weights-dir", "w")
-    assert code == 0
-    assert str(Path("w") / "sam_vit_h_4b8939.pth") in printed.replace("\n", "")
-    code, _, errors = run("weights", "download", "vit-h", "--offline", "--weights-dir", "w")
-    assert code == 3
-    assert "ViT-B-16" in errors
-    (tmp_path / "w").mkdir()
-    (tmp_path / "w" / "sam_vit_h_4b8939.pth").write_bytes(b"cut")
-    code, _, errors = run("weights", "verify", "--weights-dir", "w")
-    assert code == 1
+    assert states(printed) == {
+        "tiny_clip.safetensors": "here, not verified",
+        "tiny_sam.safetensors": "here, not verified",
+        clip: "here, not verified",
+        "ViT-B-16-laion2b_s34b_b88k.safetensors": "here, not verified",
+        "sam_vit_b_01ec64.pth": "here, not verified",
+        "sam_vit_l_0b3195.pth": "not here",
+        "sam_vit_h_4b8939.pth": "wrong size",
+    }
     assert "expected 2564550879" in errors
+    code, printed, errors = run("weights", "verify", "--weights-dir", "w")
+    assert code == 1
+    found = states(printed)
+    assert (
+        found["tiny_sam.safetensors"] == f"verified, SHA-256 {EMBEDDED['tiny_sam.safetensors'][1]}"
+    )
+    measured = hashlib.sha256((folder / clip).read_bytes()).hexdigest()
+    assert found[clip] == f"no published hash; readable, 2 tensors, SHA-256 {measured}"
+    assert found["sam_vit_l_0b3195.pth"] == "not here"
+    assert found["sam_vit_h_4b8939.pth"] == "damaged"
+    for damaged in ("sam_vit_b_01ec64.pth", "ViT-B-16-laion2b_s34b_b88k.safetensors"):
+        assert found[damaged].startswith("damaged, SHA-256 ")
+    assert "laion2b_s34b_b88k.safetensors can't be read as tensors (" in errors
+
+
+def test_weights_path_says_what_is_missing_beside_the_paths(run, tmp_path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "ViT-B-16-quickgelu-openai.safetensors").write_bytes(b"here")
+    code, printed, errors = run("weights", "path", "vit-h", "--weights-dir", "w")
+    assert code == 0
+    place = Path("w") / "sam_vit_h_4b8939.pth"
+    assert printed.splitlines() == [
+        f"clip: {Path('w') / 'ViT-B-16-quickgelu-openai.safetensors'}",
+        f"sam: {place}",
+    ]
+    url = "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth"
+    assert errors.splitlines() == [
+        f"sam_vit_h_4b8939.pth is missing: get {url} (2,564,550,879 bytes) and put it at {place}",
+        "or run: clip2sam weights download vit-h --weights-dir w",
+    ]
+    assert run("weights", "path", "tiny") == (0, run("weights", "path", "tiny")[1], "")
+
+
+def test_all_missing_weights_are_named_at_once(run, street):
+    missing = ("ViT-B-16-quickgelu-openai.safetensors", "sam_vit_h_4b8939.pth")
+    where = ("--offline", "--weights-dir", "w")
+    for arguments in (
+        ("weights", "download", "vit-h"),
+        ("segment", street, "--label", "cat", "--preset", "vit-h"),
+    ):
+        code, _, errors = run(*arguments, *where)
+        assert code == 3
+        assert len(errors.splitlines()) == 1
+        for file in missing:
+            assert f"put it at {Path('w') / file}" in errors
 
 
 def test_label_and_export(run, street, tmp_path):

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import clip2sam
+from clip2sam.analysis.bench import Bench
 from clip2sam.analysis.budget import budget
 from clip2sam.analysis.compare import threshold_for
 from clip2sam.analysis.evaluate import evaluate, without_thresholds
 from clip2sam.analysis.examples import Example
 from clip2sam.analysis.explain import explain
-from clip2sam.analysis.explorer import Bench
 from clip2sam.analysis.tune import tune
 from clip2sam.coco.rle import decode_rle, encode_mask
 from clip2sam.data.images import Image

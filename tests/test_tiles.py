@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clip2sam
+from clip2sam.analysis.bench import Bench
 from clip2sam.analysis.explain import explain, explain_caption
-from clip2sam.analysis.explorer import Bench
 from clip2sam.coco.rle import decode_rle, encode_mask
 from clip2sam.config import Config
 from clip2sam.data.labels import as_label_set

@@ -531,7 +531,7 @@ def test_offline(server, tmp_path):
     with pytest.raises(WeightsError) as caught:
         fetch_sam(sam_file(server), weights_dir=tmp_path, offline=True)
     place = tmp_path / "sam.pth"
-    advice = f"get {server.url}/sam.pth and put it at {place}"
+    advice = f"get {server.url}/sam.pth (400,000 bytes) and put it at {place}"
     assert str(caught.value) == f"sam.pth is missing: the download is forbidden (offline); {advice}"
     assert server.requested == []
 
@@ -624,11 +624,62 @@ def test_changed_clip_is_refused(hub, tmp_path):
 
 def test_clip_put_there_by_hand(hub, tmp_path):
     place = files.paths("vit-h", weights_dir=tmp_path)["clip"]
-    place.write_bytes(CONTENT)
+    place.write_bytes(safetensors.torch.save({"a": torch.ones(3), "b": torch.ones(2)}))
+    sha256 = hashlib.sha256(place.read_bytes()).hexdigest()
     assert fetch_clip("vit-h", weights_dir=tmp_path, offline=True) == place
     assert hub.requested == []
     (found,) = [row for row in files.verify(tmp_path, ["vit-h"]) if row.kind == "clip"]
-    assert (found.state, found.sha256) == ("present", SHA256), "no SHA-256 is published for it"
+    assert (found.state, found.sha256) == ("present", sha256), "no SHA-256 is published for it"
+    assert found.tensors == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (CONTENT, "header too large"),
+        (b"<html>log in first</html>", "header too large"),
+        (safetensors.torch.save({"a": torch.ones(300)})[:-100], "incomplete"),
+        (safetensors.torch.save({}), "it holds none"),
+        (b"", "header too small"),
+    ],
+)
+def test_what_is_no_clip_is_damaged_though_no_sha256_is_known(tmp_path, content, reason):
+    place = files.paths("vit-h", weights_dir=tmp_path)["clip"]
+    place.write_bytes(content)
+    (found,) = [row for row in files.verify(tmp_path, ["vit-h"]) if row.kind == "clip"]
+    assert found.state == "damaged"
+    assert found.problem.startswith(f"{place} can't be read as tensors (")
+    assert reason in found.problem
+    assert "delete it and run again to get http" in found.problem
+
+
+@pytest.mark.parametrize("call", [fetch, load])
+def test_all_files_that_are_missing_are_named_at_once(hub, tmp_path, call):
+    hub.stop()
+    preset = get_preset("vit-h")
+    for reason in ("offline", "refused"):
+        with pytest.raises(WeightsError) as caught:
+            call(preset, weights_dir=tmp_path, offline=reason == "offline")
+        clip, sam = str(caught.value).split("; sam_vit_h_4b8939.pth is missing too: ")
+        assert clip.startswith("ViT-B-16-quickgelu-openai.safetensors is missing: ")
+        assert reason in clip
+        assert "missing too" not in clip
+        assert sam == f"get {preset.sam.url} (2,564,550,879 bytes) and put it at " + str(
+            tmp_path / preset.sam.file
+        )
+        assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_not_needed_are_not_missing(tmp_path, monkeypatch):
+    """Neither a file in whose place another is given, nor one that is there already."""
+    with pytest.raises(WeightsError) as caught:
+        load("vit-h", clip_checkpoint="mine.pt", weights_dir=tmp_path, offline=True)
+    assert str(caught.value).startswith("sam_vit_h_4b8939.pth is missing: the download is")
+    (tmp_path / "sam_vit_h_4b8939.pth").write_bytes(b"here")
+    with pytest.raises(WeightsError) as caught:
+        fetch("vit-h", weights_dir=tmp_path, offline=True)
+    assert str(caught.value).startswith("ViT-B-16-quickgelu-openai.safetensors is missing: ")
+    assert "sam_vit_h" not in str(caught.value)
 
 
 def test_clip_put_there_by_hand_is_compared_with_a_known_sha256(tmp_path):
@@ -678,7 +729,7 @@ def test_clip_out_of_reach(hub, tmp_path, offline):
     place = tmp_path / "ViT-B-16-quickgelu-openai.safetensors"
     assert message.endswith(
         f"get {hub.url}/timm/vit_base_patch16_clip_224.openai/resolve/main/"
-        f"open_clip_model.safetensors and put it at {place}"
+        f"open_clip_model.safetensors (size unknown) and put it at {place}"
     )
     assert "\n" not in message
 

@@ -13,6 +13,7 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from clip2sam.cli import completion
 from clip2sam.cli.console import err, out
 from clip2sam.cli.options import (
     AllowUnknown,
@@ -240,7 +241,9 @@ def evaluate(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"{', '.join((*METHODS, *LOCATORS))}; repeat it to compare.", show_default=False
+            help=f"{', '.join((*METHODS, *LOCATORS))}; repeat it to compare.",
+            show_default=False,
+            autocompletion=completion.methods,
         ),
     ] = None,
     no_feature_surgery: PlainSimilarity = False,

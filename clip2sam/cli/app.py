@@ -66,7 +66,6 @@ app = typer.Typer(
     help="clip2sam: typed labels in, masks out, with no training.",
     epilog=EXIT_CODES_HELP,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

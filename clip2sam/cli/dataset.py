@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 from rich.text import Text
 
+from clip2sam.cli import completion
 from clip2sam.cli.console import err, out
 from clip2sam.cli.options import (
     AllowUnknown,
@@ -216,7 +217,12 @@ def export(
         Path,
         path_option("A file (coco, results, labelstudio) or a folder (yolo, png)."),
     ],
-    format: Annotated[str, typer.Option(help="coco, results, yolo, labelstudio or png.")] = "coco",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="coco, results, yolo, labelstudio or png.", autocompletion=completion.formats
+        ),
+    ] = "coco",
     presence_threshold: Annotated[
         float | None,
         number_option("Presence score that every class must reach; else the run's own."),

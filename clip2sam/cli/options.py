@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clip2sam.cli import completion
 from clip2sam.clip.methods import METHODS
 from clip2sam.errors import LabelError
 from clip2sam.models.locators import LOCATORS, checked_method, settings_for
@@ -119,6 +120,7 @@ Preset = Annotated[
         help="Models: tiny, vit-b, vit-l, vit-h or vit-h-laion. By default the first of vit-h, "
         "vit-l, vit-b and vit-h-laion whose weights are here, else tiny (drawn shapes only).",
         show_default=False,
+        autocompletion=completion.presets,
     ),
 ]
 AllowUnknown = Annotated[
@@ -127,10 +129,19 @@ AllowUnknown = Annotated[
 ]
 PresetName = Annotated[
     str,
-    typer.Argument(metavar="PRESET", help="tiny, vit-b, vit-l, vit-h or vit-h-laion."),
+    typer.Argument(
+        metavar="PRESET",
+        help="tiny, vit-b, vit-l, vit-h or vit-h-laion.",
+        autocompletion=completion.presets,
+    ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Device = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda, cuda:N or mps.", autocompletion=completion.devices),
+]
+Precision = Annotated[
+    str, typer.Option(help="fp32, bf16 or fp16.", autocompletion=completion.precisions)
+]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Apply torch.compile to SAM's image encoder.")
 ]
@@ -152,7 +163,11 @@ Published = Annotated[
     ),
 ]
 Method = Annotated[
-    str | None, typer.Option(help=f"How labels are found: {', '.join((*METHODS, *LOCATORS))}.")
+    str | None,
+    typer.Option(
+        help=f"How labels are found: {', '.join((*METHODS, *LOCATORS))}.",
+        autocompletion=completion.methods,
+    ),
 ]
 PlainSimilarity = Annotated[
     bool,

@@ -1,12 +1,13 @@
 """The commands `weights list`, `download`, `verify` and `path`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import typer
 from rich.text import Text
 
-from clip2sam.cli.console import out, print_error
+from clip2sam.cli.console import err, out, print_error
 from clip2sam.cli.options import Offline, PresetName, WeightsDir
 
 if TYPE_CHECKING:
@@ -17,14 +18,17 @@ app = typer.Typer(help="List, download, verify and find the models' weights.", n
 
 @app.command("list")
 def list_files(weights_dir: WeightsDir = None) -> None:
-    """List the files of every preset: where they are, and where they come from."""
+    """List the files of every preset: whether and where they are, and where they come from.
+
+    No file is read: verify does that.
+    """
     from clip2sam.models import files
     from clip2sam.models.presets import PRESETS
 
     out.print(Text(f"weights folder: {files.weights_dir(weights_dir)}"))
     for preset in PRESETS.values():
         out.print(Text(f"  {preset.name}: {preset.description}"))
-    _print_files(files.status(weights_dir))
+    _print_files(files.status(weights_dir), _seen)
 
 
 @app.command()
@@ -45,26 +49,56 @@ def verify(weights_dir: WeightsDir = None) -> None:
     from clip2sam.models import files
 
     found = files.verify(weights_dir)
-    _print_files(found)
+    _print_files(found, _read)
     raise typer.Exit(1 if any(file.state == "damaged" for file in found) else 0)
 
 
 @app.command()
 def path(preset: PresetName, weights_dir: WeightsDir = None) -> None:
-    """Print where a preset's files are or, if they are missing, where to put them by hand."""
+    """Print where a preset's files are or, if they are missing, where to put them by hand.
+
+    Which are missing, and where they come from, goes to standard error.
+    """
     from clip2sam.models import files
 
-    for kind, place in files.paths(preset, weights_dir=weights_dir).items():
-        out.print(Text(f"{kind}: {place}"))
+    found = files.status(weights_dir, [preset])
+    for file in found:
+        out.print(Text(f"{file.kind}: {file.path}"))
+    missing = [file for file in found if file.state == "missing"]
+    for file in missing:
+        advice = files.by_hand(file.url, file.size, file.path)
+        err.print(Text(f"{file.file} is missing: {advice}", style="yellow"))
+    if missing:
+        chosen = "" if weights_dir is None else f" --weights-dir {quote(str(weights_dir))}"
+        err.print(Text(f"or run: clip2sam weights download {preset}{chosen}", style="yellow"))
 
 
-def _print_files(files: "Sequence[FileStatus]") -> None:
+def _print_files(files: "Sequence[FileStatus]", state: "Callable[[FileStatus], str]") -> None:
+    from clip2sam.models.files import size_text
+
     for file in files:
-        size = "size unknown" if file.size is None else f"{file.size:,} bytes"
-        facts = f"  {file.state}, {size}, {file.licence}, for {', '.join(file.presets)}"
+        facts = f"  {state(file)}, {size_text(file.size)}, {file.licence}"
         place = f"    at {file.path}" + (f"\n    from {file.url}" if file.url else "")
-        out.print(Text(file.file, style="bold") + Text(facts))
+        out.print(Text(file.file, style="bold") + Text(f"{facts}, for {', '.join(file.presets)}"))
         out.print(Text(place, style="dim"))
     for file in files:
         if file.problem:
             print_error(file.problem)
+
+
+def _seen(file: "FileStatus") -> str:
+    """What is known of a file that isn't read."""
+    if file.state == "damaged":
+        return "wrong size" if file.sha256 is None and file.path.is_file() else "damaged"
+    states = {"missing": "not here", "present": "here, not verified", "verified": "here"}
+    return states[file.state]
+
+
+def _read(file: "FileStatus") -> str:
+    """What reading a file has shown."""
+    if file.state == "missing":
+        return "not here"
+    if file.state == "present":
+        tensors = "" if file.tensors is None else f"readable, {file.tensors} tensors, "
+        return f"no published hash; {tensors}SHA-256 {file.sha256}"
+    return f"{file.state}, SHA-256 {file.sha256}" if file.sha256 else file.state

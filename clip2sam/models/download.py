@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from clip2sam.data.files import file_sha256
 from clip2sam.errors import WeightsError, one_line
-from clip2sam.models.files import ENVIRONMENT, local_file
+from clip2sam.models.files import ENVIRONMENT, Kind, by_hand, local_file, status
 from clip2sam.models.presets import (
     ClipWeights,
     EmbeddedWeights,
@@ -52,17 +52,40 @@ def fetch(
     weights_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
     progress: bool = True,
-) -> dict[str, Path]:
-    """Both files of a preset, verified, downloaded if need be: {"clip": path, "sam": path}.
+    kinds: Iterable[Kind] = ("clip", "sam"),
+) -> dict[Kind, Path]:
+    """The files of a preset, verified, downloaded if need be: {"clip": path, "sam": path}.
+
+    Args:
+        kinds: those that are needed.
 
     Raises:
         ConfigError: no such preset.
-        WeightsError: as `fetch_clip` and `fetch_sam`.
+        WeightsError: as `fetch_clip` and `fetch_sam`; it also names the other files that are
+            missing, so that all can be got at once.
     """
-    return {
-        "clip": fetch_clip(preset, weights_dir=weights_dir, offline=offline),
-        "sam": fetch_sam(preset, weights_dir=weights_dir, offline=offline, progress=progress),
-    }
+    chosen, left = get_preset(preset), list(kinds)
+    found: dict[Kind, Path] = {}
+    while left:
+        kind = left.pop(0)
+        try:
+            if kind == "clip":
+                found[kind] = fetch_clip(chosen, weights_dir=weights_dir, offline=offline)
+            else:
+                found[kind] = fetch_sam(
+                    chosen, weights_dir=weights_dir, offline=offline, progress=progress
+                )
+        except WeightsError as error:
+            others = [file for file in status(weights_dir, [chosen]) if file.kind in left]
+            also = [
+                f"{file.file} is missing too: {by_hand(file.url, file.size, file.path)}"
+                for file in others
+                if file.state == "missing"
+            ]
+            if not also:
+                raise
+            raise WeightsError("; ".join([str(error), *also])) from error
+    return found
 
 
 def fetch_sam(
@@ -156,7 +179,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def _missing(weights: ClipWeights | SamWeights, path: Path, reason: str, again: str = "") -> str:
-    return f"{weights.file} is missing: {reason}; {again}get {weights.url} and put it at {path}"
+    advice = by_hand(weights.url, weights.size, path)
+    return f"{weights.file} is missing: {reason}; {again}{advice}"
 
 
 def _lock(path: Path) -> Any:

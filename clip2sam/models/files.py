@@ -16,9 +16,10 @@ from typing import Literal
 
 import pooch
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError, safe_open
 
 from clip2sam.data.files import file_sha256, write_atomically
-from clip2sam.errors import WeightsError
+from clip2sam.errors import WeightsError, one_line
 from clip2sam.models.presets import (
     HUB_FILES,
     PRESETS,
@@ -76,6 +77,8 @@ class FileStatus:
     licence: str
     problem: str = ""
     """What is wrong with a damaged file and what to do."""
+    tensors: int | None = None
+    """The number of tensors in a file whose SHA-256 nobody states, once `verify` opened it."""
 
 
 def status(
@@ -94,7 +97,8 @@ def verify(
     weights_dir: str | os.PathLike[str] | None = None,
     presets: Iterable[str | Preset] = tuple(PRESETS),
 ) -> list[FileStatus]:
-    """As `status`, but every file that exists is read and hashed, whatever its note says.
+    """As `status`, but every file that exists is read and hashed, whatever its note says. One whose
+    SHA-256 nobody states (a CLIP that was put there by hand) is opened: it must hold tensors.
 
     Raises:
         ConfigError: no such preset.
@@ -136,7 +140,7 @@ def _status_of(
     weights, path = local.weights, local.path
     size = weights.size
     state: State = "missing"
-    sha256, problem = None, ""
+    sha256, tensors, problem = None, None, ""
     if path.exists():
         size, state = path.stat().st_size, "present"
         try:
@@ -145,6 +149,8 @@ def _status_of(
             if sha256 is not None:
                 local.check_sha256(sha256)
                 state = "verified" if local.expected_sha256 else "present"
+            if measure and local.expected_sha256 is None:
+                tensors = local.count_tensors()
         except OSError as error:
             state, problem = "damaged", str(error)
     return FileStatus(
@@ -158,7 +164,18 @@ def _status_of(
         weights.url,
         weights.licence,
         problem,
+        tensors,
     )
+
+
+def by_hand(url: str, size: int | None, path: Path) -> str:
+    """What to do about a missing file, for a message."""
+    return f"get {url} ({size_text(size)}) and put it at {path}"
+
+
+def size_text(size: int | None) -> str:
+    """A file's size in bytes as it is printed."""
+    return "size unknown" if size is None else f"{size:,} bytes"
 
 
 # One file
@@ -212,6 +229,29 @@ class LocalFile:
                 f"{path} has SHA-256 {sha256}, expected {expected}: its content changed; "
                 f"delete {wrong} and run again to get {self.weights.url}"
             )
+
+    def count_tensors(self) -> int | None:
+        """The number of tensors in a safetensors file, whose header must agree with its size; None
+        for files of other forms, which aren't opened.
+
+        Raises:
+            WeightsError: it isn't safetensors, is cut, or holds no tensors.
+        """
+        if self.path.suffix != ".safetensors":
+            return None
+        try:
+            with safe_open(self.path, framework="numpy") as file:
+                count = len(file.keys())
+        except SafetensorError as error:
+            reason = one_line(error)
+        else:
+            if count:
+                return count
+            reason = "it holds none"
+        raise WeightsError(
+            f"{self.path} can't be read as tensors ({reason}): it is cut or another file; delete "
+            f"it and run again to get {self.weights.url}"
+        )
 
     @property
     def expected_sha256(self) -> str | None:

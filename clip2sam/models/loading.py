@@ -16,7 +16,8 @@ from clip2sam.kernels.relative import fastest
 from clip2sam.locate import Locator
 from clip2sam.models import files
 from clip2sam.models.checkpoints import load_clip, load_sam
-from clip2sam.models.download import fetch_clip, fetch_sam
+from clip2sam.models.download import fetch
+from clip2sam.models.files import Kind
 from clip2sam.models.locators import (
     checked_method,
     is_training_free,
@@ -27,7 +28,6 @@ from clip2sam.models.locators import (
 from clip2sam.models.presets import EmbeddedWeights, Preset, get_preset
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import Cutter, PromptSAM
-from clip2sam.tiny.files import embedded_file
 from clip2sam.tiny.models import load_tiny_clip, load_tiny_sam
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -99,10 +99,16 @@ def load(
     _check_models(clip=clip, sam=sam)
     _check_paths("file", clip_checkpoint=clip_checkpoint, sam_checkpoint=sam_checkpoint)
     _check_paths("folder", weights_dir=weights_dir)
-    if chosen is not None and clip is None and with_clip:
-        clip, tokenizer = _load_clip(chosen, clip_checkpoint, weights_dir, offline)
-    if chosen is not None and sam is None:
-        sam = _load_sam(chosen, sam_checkpoint, weights_dir, offline)
+    if chosen is not None:
+        needed: list[Kind] = ["clip"] if clip is None and with_clip else []
+        needed += ["sam"] if sam is None else []
+        own = {"clip": clip_checkpoint, "sam": sam_checkpoint}
+        kinds = [kind for kind in needed if own[kind] is None]
+        fetched = fetch(chosen, weights_dir=weights_dir, offline=offline, kinds=kinds)
+        if "clip" in needed:
+            clip, tokenizer = _load_clip(chosen, clip_checkpoint, fetched.get("clip"))
+        if "sam" in needed:
+            sam = _load_sam(chosen, sam_checkpoint or fetched["sam"])
     kept = files.weights_dir(weights_dir)
     cutter = _as_cutter(sam, where, dtype, kept, compiled=compiled)
     surgery = None
@@ -165,33 +171,23 @@ def _check_paths(kind: str, **paths: Any) -> None:
 
 
 def _load_clip(
-    preset: Preset,
-    checkpoint: str | os.PathLike[str] | None,
-    weights_dir: str | os.PathLike[str] | None,
-    offline: bool,
+    preset: Preset, checkpoint: str | os.PathLike[str] | None, fetched: Path | None
 ) -> tuple[Any, Any]:
     """A preset's CLIP and tokenizer, from the user's own file if there is one."""
-    weights = preset.clip
+    weights, path = preset.clip, checkpoint or fetched
+    assert path is not None, "one of the two"
     if isinstance(weights, EmbeddedWeights):
-        return load_tiny_clip(checkpoint or embedded_file(weights.file))
-    if checkpoint is not None:
-        return load_clip(weights.model, checkpoint)
-    path = fetch_clip(weights, weights_dir=weights_dir, offline=offline)
-    return load_clip(weights.model, path, pretrained=weights.pretrained)
+        return load_tiny_clip(path)
+    # whether the activation is the right one is known of the preset's weights only
+    named = weights.pretrained if checkpoint is None else None
+    return load_clip(weights.model, path, pretrained=named)
 
 
-def _load_sam(
-    preset: Preset,
-    checkpoint: str | os.PathLike[str] | None,
-    weights_dir: str | os.PathLike[str] | None,
-    offline: bool,
-) -> Any:
-    """A preset's SAM, from the user's own file if there is one."""
+def _load_sam(preset: Preset, checkpoint: str | os.PathLike[str]) -> Any:
+    """A preset's SAM."""
     weights = preset.sam
     if isinstance(weights, EmbeddedWeights):
-        return load_tiny_sam(checkpoint or embedded_file(weights.file))
-    if checkpoint is None:
-        checkpoint = fetch_sam(weights, weights_dir=weights_dir, offline=offline)
+        return load_tiny_sam(checkpoint)
     return load_sam(weights.model_type, checkpoint)
 
 

@@ -1,0 +1,22 @@
+"""What the shell completes behind an option. Who presses Tab waits for the answer, so names that
+only slow modules know are written here again; `tests/test_completion.py` compares them."""
+
+from collections.abc import Callable, Sequence
+
+
+def _any_of(names: Sequence[str]) -> Callable[[], Sequence[str]]:
+    """For typer's `autocompletion`, which keeps those that begin as typed."""
+    return lambda: names
+
+
+presets = _any_of(("tiny", "vit-b", "vit-l", "vit-h", "vit-h-laion"))
+devices = _any_of(("auto", "cpu", "cuda", "mps"))
+precisions = _any_of(("fp32", "bf16", "fp16"))
+formats = _any_of(("coco", "results", "yolo", "labelstudio", "png"))
+
+
+def methods() -> Sequence[str]:
+    from clip2sam.clip.methods import METHODS
+    from clip2sam.models.locators import LOCATORS
+
+    return (*METHODS, *LOCATORS)
