@@ -905,6 +905,34 @@ def test_clip_out_of_reach(hub, tmp_path, offline, weights):
     assert "\n" not in message
 
 
+# Checkpoints of the user's own
+
+
+def test_checkpoints_are_compared_with_a_sha256_that_the_user_gives(tmp_path):
+    clip, sam = tmp_path / "clip.safetensors", tmp_path / "sam.pth"
+    clip.write_bytes(b"clip")
+    sam.write_bytes(b"sam")
+    of_clip, of_sam = (hashlib.sha256(content).hexdigest() for content in (b"clip", b"sam"))
+    files.check_own_files([clip, sam], ())
+    files.check_own_files([clip, sam], [of_sam.upper(), f" {of_clip}"])
+    files.check_own_files([None, sam], of_sam)
+    with pytest.raises(WeightsError, match=f"{sam} has SHA-256 {of_sam}, expected {of_clip}: it"):
+        files.check_own_files([clip, sam], of_clip)
+    with pytest.raises(ConfigError, match=f"sha256: {of_clip} is of none of the 1 checkpoints"):
+        files.check_own_files([None, sam], [of_sam, of_clip])
+    with pytest.raises(ConfigError, match="expected 64 hexadecimal digits, got 'abc'"):
+        files.check_own_files([sam], "abc")
+    with pytest.raises(WeightsError, match=r"there is no file .*missing\.pth"):
+        files.check_own_files([tmp_path / "missing.pth"], of_sam)
+
+
+def test_load_compares_them_before_it_reads_them(tmp_path):
+    path = tmp_path / "sam.pth"
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(WeightsError, match="it is another file, or was changed"):
+        load("tiny", sam_checkpoint=path, sha256=SHA256)
+
+
 # Loading: seeded checkpoints in the official formats
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from clip2sam.data.files import file_sha256, write_atomically
-from clip2sam.errors import WeightsError, one_line
+from clip2sam.errors import ConfigError, WeightsError, one_line, shown
 from clip2sam.models.network import hub_file
 from clip2sam.models.presets import (
     PRESETS,
@@ -178,6 +178,46 @@ def by_hand(url: str, size: int | None, path: Path) -> str:
 def size_text(size: int | None) -> str:
     """A file's size in bytes as it is printed."""
     return "size unknown" if size is None else f"{size:,} bytes"
+
+
+def check_own_files(
+    checkpoints: Iterable[str | os.PathLike[str] | None], sha256: str | Sequence[str]
+) -> None:
+    """Compare checkpoints of the user's own with the SHA-256 that the user gives.
+
+    Args:
+        checkpoints: their paths; None for those that aren't given.
+        sha256: 64 hexadecimal digits for each file, in any order; none: nothing is compared.
+
+    Raises:
+        ConfigError: it is no SHA-256, or not one for each file.
+        WeightsError: a file is missing, or has none of these.
+    """
+    expected = {one.strip().lower() for one in ((sha256,) if isinstance(sha256, str) else sha256)}
+    if not expected:
+        return
+    wrong = [one for one in expected if not re.fullmatch(r"[0-9a-f]{64}", one)]
+    if wrong:
+        raise ConfigError(
+            f"sha256: expected 64 hexadecimal digits, got {shown(wrong[0])}; print those of a file "
+            "with sha256sum"
+        )
+    files = [Path(path) for path in checkpoints if path is not None]
+    for path in files:
+        if not path.is_file():
+            raise WeightsError(f"there is no file {path}; give the path of a checkpoint")
+    measured = {path: file_sha256(path) for path in files}
+    for path, found in measured.items():
+        if found not in expected:
+            raise WeightsError(
+                f"{path} has SHA-256 {found}, expected {' or '.join(sorted(expected))}: it is "
+                "another file, or was changed; get it again from where that SHA-256 is published"
+            )
+    if unused := expected - set(measured.values()):
+        raise ConfigError(
+            f"sha256: {min(unused)} is of none of the {len(files)} checkpoints that are given; it "
+            "is for --clip-checkpoint and --sam-checkpoint (clip_checkpoint, sam_checkpoint)"
+        )
 
 
 # One file
