@@ -32,6 +32,8 @@ class FileServer(ThreadingHTTPServer):
         self.moved_to = "/found"
         self.headers: dict[str, str] = {}
         """Headers in the place of the server's own."""
+        self.asked: list[str] = []
+        """The address of each HEAD so far."""
         self.requested: list[str] = []
         """The Range header of each GET so far, "" without one."""
         self.encodings: list[str] = []
@@ -65,7 +67,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
     def do_HEAD(self) -> None:
-        self._headers(200, len(self.server.content_at(self.path)))
+        self.server.asked.append(self.path)
+        moved = self.path.endswith("moved")
+        self._headers(302 if moved else 200, len(self.server.content_at(self.path)))
 
     def do_GET(self) -> None:
         server = self.server

@@ -1,5 +1,6 @@
 """Weights: the right files or a clear error, whatever the network, the disk or a file does."""
 
+import dataclasses
 import errno
 import hashlib
 import io
@@ -19,12 +20,13 @@ import open_clip
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import constants
 from segment_anything import sam_model_registry
 
 from clip2sam.clip.methods import MASKCLIP
 from clip2sam.config import Config
 from clip2sam.errors import ConfigError, WeightsError
-from clip2sam.models import checkpoints, download, files
+from clip2sam.models import checkpoints, download, files, network
 from clip2sam.models.checkpoints import check_quickgelu, load_clip, load_sam
 from clip2sam.models.download import fetch, fetch_clip, fetch_sam
 from clip2sam.models.loading import as_device, as_dtype, load
@@ -46,11 +48,14 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def _calm(monkeypatch):
+def _calm(monkeypatch, tmp_path):
     """No waiting between tries, short timeouts, no proxy before the local server."""
     monkeypatch.setattr(download, "FIRST_WAIT", 0.0)
-    monkeypatch.setattr(download, "TIMEOUT", (5.0, 0.3))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for room in (download, network):
+        monkeypatch.setattr(room, "TIMEOUT", (5.0, 0.3))
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", *network.BUNDLES):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "no cache of the hub"))
     monkeypatch.delenv(files.ENVIRONMENT, raising=False)
 
 
@@ -170,10 +175,9 @@ def test_server_that_always_cuts_is_given_up(server, tmp_path):
     server.ranges, server.faults = False, ["cut:300000"] * 20
     message = failure(server, tmp_path)
     assert "the download stopped at 300000 of 400000 bytes" in message
-    assert (
-        f"run again to go on, or get {server.url}/sam.pth and put it at {tmp_path / 'sam.pth'}"
-        in message
-    )
+    place = tmp_path / "sam.pth"
+    advice = f"get {server.url}/sam.pth (400,000 bytes) and put it at {place}"
+    assert f"run again to go on, or {advice}" in message
     assert len(server.requested) == 1 + download.TRIES
 
 
@@ -236,7 +240,9 @@ def test_no_length_told(server, tmp_path):
 def test_not_found(server, tmp_path):
     message = failure(server, tmp_path, url=f"{server.url}/missing")
     assert "404" in message
-    assert f"get {server.url}/missing and put it at {tmp_path / 'sam.pth'}" in message
+    assert (
+        f"get {server.url}/missing (400,000 bytes) and put it at {tmp_path / 'sam.pth'}" in message
+    )
     assert len(server.requested) == 1
 
 
@@ -582,53 +588,215 @@ def test_verify_ignores_the_note(server, tmp_path):
     assert {entry.state for entry in files.verify(tmp_path, [preset])} == {"missing", "damaged"}
 
 
-# CLIP through open_clip
+# Files of the hub
 
 
 @pytest.fixture
 def hub(server, monkeypatch):
     """The model hub's address, answered by the local server."""
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     return server
 
 
-def test_clip_comes_through_open_clip(hub, tmp_path, monkeypatch):
-    path = fetch_clip("vit-h", weights_dir=tmp_path)
+REVISION = "0123456789" * 4
+UNKNOWN = ClipWeights("ViT-B-16", "mine", "me/mine", revision=REVISION)
+"""Neither its size nor its SHA-256 is published."""
+KNOWN = dataclasses.replace(UNKNOWN, size=len(CONTENT), sha256=SHA256)
+
+
+def test_clip_is_pinned():
+    for name in ("vit-b", "vit-l", "vit-h"):
+        clip = get_preset(name).clip
+        assert (clip.size, clip.sha256[:8]) == (598516980, "4b869929")
+        assert clip.url == (
+            "https://huggingface.co/timm/vit_base_patch16_clip_224.openai/resolve/"
+            "977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d/open_clip_model.safetensors"
+        )
+    clip = get_preset("vit-h-laion").clip
+    assert clip.url.endswith(
+        "/7288da5a0d6f0b51c4a2b27c624837a9236d0112/open_clip_model.safetensors"
+    )
+    assert clip.sha256 is None
+
+
+def test_a_file_of_the_hub_comes_as_every_other(hub, tmp_path):
+    hub.faults = ["cut:300000"]
+    path = fetch_clip(KNOWN, weights_dir=tmp_path, progress=False)
+    assert path == tmp_path / KNOWN.file
     assert path.read_bytes() == CONTENT
-    assert path.name == "open_clip_model.safetensors"
-    assert path.is_relative_to(tmp_path / "hub")
-    monkeypatch.setattr(files, "file_sha256", None)
-    before = len(hub.requested)
-    assert fetch_clip("vit-b", weights_dir=tmp_path, offline=True) == path
-    assert len(hub.requested) == before
-    (found,) = [
-        entry
-        for entry in files.status(tmp_path)
-        if "vit-h" in entry.presets and entry.kind == "clip"
-    ]
+    assert hub.requested == ["", "bytes=300000-"]
+    assert hub.asked == [], "all is known of it"
+
+
+def test_what_is_not_published_is_asked_of_the_server(hub, tmp_path, monkeypatch):
+    path = fetch_clip(UNKNOWN, weights_dir=tmp_path, progress=False)
+    assert path.read_bytes() == CONTENT
+    assert hub.asked == [f"/me/mine/resolve/{REVISION}/open_clip_model.safetensors"]
+    preset = Preset("mine", UNKNOWN, get_preset("tiny").sam, "")
+    found = files.status(tmp_path, [preset])[0]
     assert (found.state, found.sha256, found.path) == ("verified", SHA256, path)
+    monkeypatch.setattr(files, "file_sha256", None)
+    assert fetch_clip(UNKNOWN, weights_dir=tmp_path, offline=True) == path
+    assert len(hub.requested) == 1
 
 
-def test_changed_clip_is_refused(hub, tmp_path):
-    path = fetch_clip("vit-h", weights_dir=tmp_path)
-    path.resolve().write_bytes(CONTENT[::-1])
-    with pytest.raises(
-        WeightsError, match=f"expected {SHA256}: its content changed; delete .*/hub/models--timm--"
-    ):
-        fetch_clip("vit-h", weights_dir=tmp_path)
+def test_what_the_server_stated_counts_ever_after(hub, tmp_path):
+    path = fetch_clip(UNKNOWN, weights_dir=tmp_path, progress=False)
+    path.write_bytes(CONTENT[::-1])
+    for _ in range(2):  # measured, then remembered
+        with pytest.raises(WeightsError, match=f"expected {SHA256}: its content changed; delete "):
+            fetch_clip(UNKNOWN, weights_dir=tmp_path, offline=True)
+
+
+def test_the_hubs_own_statement_is_the_first_answers(hub, tmp_path):
+    """The storage to which it redirects states another ETag."""
+    sha256 = "a" * 64
+    hub.headers = {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(CONTENT))}
+    assert network.stated(f"{hub.url}/me/mine/resolve/main/moved") == (
+        network.Stated(len(CONTENT), sha256)
+    )
+    with pytest.raises(WeightsError, match=f"gave a file with SHA-256 {SHA256}, expected {sha256}"):
+        fetch_clip(UNKNOWN, weights_dir=tmp_path, progress=False)
+    assert left_over(tmp_path) == set()
+
+
+def test_a_repository_that_was_renamed(hub):
+    hub.moved_to = "/new/name/resolve/main/x"
+    assert network.stated(f"{hub.url}/old/name/resolve/main/moved").sha256 == SHA256
+    assert hub.asked == ["/old/name/resolve/main/moved", "/new/name/resolve/main/x"]
+
+
+def test_a_server_that_states_nothing(server, tmp_path, caplog):
+    server.headers = {"ETag": '"some other mark"'}
+    weights = {"size": None, "sha256": None}
+    assert fetched(server, tmp_path / "a", **weights).read_bytes() == CONTENT
+    assert f"nobody states the SHA-256 of sam.pth; it has {SHA256}" in caplog.text
+    server.tell_length = False
+    assert "the server does not state its size" in failure(server, tmp_path / "b", **weights)
+
+
+def test_an_unfinished_file_of_which_nothing_is_known_is_not_continued(server, tmp_path):
+    server.headers = {"ETag": '"some other mark"'}
+    (tmp_path / "sam.pth.part").write_bytes(b"of another file")
+    weights = {"size": None, "sha256": None}
+    assert fetched(server, tmp_path, **weights).read_bytes() == CONTENT
+
+
+# Copies in the hub's own cache
+
+
+def in_cache(cache: Path, content: bytes, revision: str = REVISION, sha256: str = SHA256) -> Path:
+    """A file as the hub's client keeps it."""
+    repository = cache / "models--me--mine"
+    blob = repository / "blobs" / sha256
+    link = repository / "snapshots" / revision / "open_clip_model.safetensors"
+    for folder in (blob.parent, link.parent, repository / "refs"):
+        folder.mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text(revision)
+    blob.write_bytes(content)
+    link.symlink_to(f"../../blobs/{sha256}")
+    return link
+
+
+@pytest.mark.parametrize("weights", [KNOWN, UNKNOWN])
+@pytest.mark.parametrize("folder", ["cache", "hub"])
+def test_a_copy_of_the_hubs_client_is_used(hub, tmp_path, monkeypatch, folder, weights):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    copy = in_cache(tmp_path / folder, CONTENT)
+    assert fetch_clip(weights, weights_dir=tmp_path, offline=True) == copy
+    preset = Preset("mine", weights, get_preset("tiny").sam, "")
+    assert files.status(tmp_path, [preset])[0].state == "verified"
+    assert hub.requested == []
+
+
+def test_a_copy_of_another_revision_is_used_if_its_hash_is_right(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    copy = in_cache(tmp_path / "cache", CONTENT, revision="f" * 40)
+    assert fetch_clip(KNOWN, weights_dir=tmp_path, offline=True) == copy
+    with pytest.raises(WeightsError, match="is missing"):
+        fetch_clip(UNKNOWN, weights_dir=tmp_path, offline=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "sha256"),
+    [(CONTENT[1:], SHA256), (CONTENT, "b" * 64), (CONTENT[::-1], SHA256)],
+    ids=["cut", "another", "changed"],
+)
+def test_a_copy_that_is_not_right_is_left_alone(hub, tmp_path, monkeypatch, content, sha256):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    copy = in_cache(tmp_path / "cache", content, sha256=sha256)
+    path = fetch_clip(KNOWN, weights_dir=tmp_path, progress=False)
+    assert path == tmp_path / KNOWN.file
+    assert path.read_bytes() == CONTENT
+    assert copy.read_bytes() == content
+
+
+# The network between
+
+
+def test_a_mirror_of_the_hub(server, tmp_path, monkeypatch):
+    published = f"{network.HUB}/me/mine/resolve/main/sam.pth"
+    monkeypatch.setattr(constants, "ENDPOINT", f"{server.url}/mirror")
+    assert network.address(published) == f"{server.url}/mirror/me/mine/resolve/main/sam.pth"
+    assert network.hub_file(published) == network.hub_file(network.address(published))
+    assert fetched(server, tmp_path, url=published).read_bytes() == CONTENT
+    server.stop()
+    message = failure(server, tmp_path / "other", url=published)
+    assert f"HF_ENDPOINT is {server.url}/mirror; run again to go on, or get {published}" in message
+
+
+def test_other_sites_are_no_hub(server, monkeypatch):
+    url = "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    assert network.address(url) == url
+    assert network.hub_file(url) is None
+    assert network.surroundings(url) == ""
+
+
+def test_a_proxy_is_named_without_its_password(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    message = failure(server, tmp_path)
+    assert "through the proxy http://***@127.0.0.1:9" in message
+    assert "secret" not in message
+
+
+def test_certificates_of_the_environment(tmp_path, monkeypatch):
+    own, url = tmp_path / "own.pem", "https://example.com/x"
+    monkeypatch.setenv("SSL_CERT_FILE", str(own))
+    with pytest.raises(WeightsError, match=f"SSL_CERT_FILE names the certificates {own}, but"):
+        network.session()
+    own.write_text("")
+    assert network.session().verify == str(own)
+    assert network.surroundings(url) == f"certificates of SSL_CERT_FILE={own}"
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    assert network.session().verify == str(tmp_path)
+    assert network.surroundings(url) == f"certificates of REQUESTS_CA_BUNDLE={tmp_path}"
+
+
+@pytest.mark.parametrize("size", [len(CONTENT), None])
+def test_a_web_page_is_called_that(server, tmp_path, size):
+    server.headers = {"Content-Type": "text/html; charset=utf-8"}
+    message = failure(server, tmp_path, size=size)
+    assert message.startswith(f"{server.url}/sam.pth gave a web page where weights were expected")
+    assert "the network may want a login" in message
+
+
+# CLIP's file put there by hand
 
 
 def test_clip_put_there_by_hand(hub, tmp_path):
-    place = files.paths("vit-h", weights_dir=tmp_path)["clip"]
-    place.write_bytes(safetensors.torch.save({"a": torch.ones(3), "b": torch.ones(2)}))
-    sha256 = hashlib.sha256(place.read_bytes()).hexdigest()
-    assert fetch_clip("vit-h", weights_dir=tmp_path, offline=True) == place
+    content = safetensors.torch.save({"a": torch.ones(3), "b": torch.ones(2)})
+    preset = Preset("mine", UNKNOWN, get_preset("tiny").sam, "")
+    place = tmp_path / UNKNOWN.file
+    place.write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert fetch_clip(preset, weights_dir=tmp_path, offline=True) == place
     assert hub.requested == []
-    (found,) = [row for row in files.verify(tmp_path, ["vit-h"]) if row.kind == "clip"]
+    found = files.verify(tmp_path, [preset])[0]
     assert (found.state, found.sha256) == ("present", sha256), "no SHA-256 is published for it"
     assert found.tensors == 2
 
@@ -644,9 +812,10 @@ def test_clip_put_there_by_hand(hub, tmp_path):
     ],
 )
 def test_what_is_no_clip_is_damaged_though_no_sha256_is_known(tmp_path, content, reason):
-    place = files.paths("vit-h", weights_dir=tmp_path)["clip"]
+    place = tmp_path / UNKNOWN.file
     place.write_bytes(content)
-    (found,) = [row for row in files.verify(tmp_path, ["vit-h"]) if row.kind == "clip"]
+    preset = Preset("mine", UNKNOWN, get_preset("tiny").sam, "")
+    found = files.verify(tmp_path, [preset])[0]
     assert found.state == "damaged"
     assert found.problem.startswith(f"{place} can't be read as tensors (")
     assert reason in found.problem
@@ -703,35 +872,65 @@ def test_clip_put_there_by_hand_is_compared_with_a_known_sha256(tmp_path):
 
 
 def test_clip_put_there_by_hand_comes_before_the_hubs(hub, tmp_path):
-    assert fetch_clip("vit-h", weights_dir=tmp_path).name == "open_clip_model.safetensors"
-    place = tmp_path / "ViT-B-16-quickgelu-openai.safetensors"
+    copy = in_cache(tmp_path / "hub", CONTENT)
+    assert fetch_clip(KNOWN, weights_dir=tmp_path) == copy
+    place = tmp_path / KNOWN.file
     place.write_bytes(CONTENT)
-    assert fetch_clip("vit-h", weights_dir=tmp_path) == place
+    assert fetch_clip(KNOWN, weights_dir=tmp_path) == place
 
 
 def test_the_hubs_own_offline_switch(hub, tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match=r"the download is forbidden \(offline\)"):
         fetch_clip("vit-h", weights_dir=tmp_path)
     assert hub.requested == []
+    sam = sam_file(hub, url=f"{hub.url}/sam.pth")
+    assert fetch_sam(sam, weights_dir=tmp_path, progress=False).exists(), "it is not of the hub"
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_clip_out_of_reach(hub, tmp_path, offline):
+@pytest.mark.parametrize("weights", [KNOWN, UNKNOWN])
+def test_clip_out_of_reach(hub, tmp_path, offline, weights):
     hub.stop()
     with pytest.raises(WeightsError) as caught:
-        fetch_clip("vit-h", weights_dir=tmp_path, offline=offline)
+        fetch_clip(weights, weights_dir=tmp_path, offline=offline)
     message = str(caught.value)
-    assert message.startswith("ViT-B-16-quickgelu-openai.safetensors is missing: ")
+    assert message.startswith("ViT-B-16-mine.safetensors is missing: ")
     assert ("(offline)" if offline else "refused") in message
-    place = tmp_path / "ViT-B-16-quickgelu-openai.safetensors"
+    size = "size unknown" if weights is UNKNOWN else "400,000 bytes"
     assert message.endswith(
-        f"get {hub.url}/timm/vit_base_patch16_clip_224.openai/resolve/main/"
-        f"open_clip_model.safetensors (size unknown) and put it at {place}"
+        f"get {hub.url}/me/mine/resolve/{REVISION}/open_clip_model.safetensors ({size}) and put it "
+        f"at {tmp_path / weights.file}"
     )
     assert "\n" not in message
+
+
+# Checkpoints of the user's own
+
+
+def test_checkpoints_are_compared_with_a_sha256_that_the_user_gives(tmp_path):
+    clip, sam = tmp_path / "clip.safetensors", tmp_path / "sam.pth"
+    clip.write_bytes(b"clip")
+    sam.write_bytes(b"sam")
+    of_clip, of_sam = (hashlib.sha256(content).hexdigest() for content in (b"clip", b"sam"))
+    files.check_own_files([clip, sam], ())
+    files.check_own_files([clip, sam], [of_sam.upper(), f" {of_clip}"])
+    files.check_own_files([None, sam], of_sam)
+    with pytest.raises(WeightsError, match=f"{sam} has SHA-256 {of_sam}, expected {of_clip}: it"):
+        files.check_own_files([clip, sam], of_clip)
+    with pytest.raises(ConfigError, match=f"sha256: {of_clip} is of none of the 1 checkpoints"):
+        files.check_own_files([None, sam], [of_sam, of_clip])
+    with pytest.raises(ConfigError, match="expected 64 hexadecimal digits, got 'abc'"):
+        files.check_own_files([sam], "abc")
+    with pytest.raises(WeightsError, match=r"there is no file .*missing\.pth"):
+        files.check_own_files([tmp_path / "missing.pth"], of_sam)
+
+
+def test_load_compares_them_before_it_reads_them(tmp_path):
+    path = tmp_path / "sam.pth"
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(WeightsError, match="it is another file, or was changed"):
+        load("tiny", sam_checkpoint=path, sha256=SHA256)
 
 
 # Loading: seeded checkpoints in the official formats

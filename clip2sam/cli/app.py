@@ -24,6 +24,7 @@ from clip2sam.cli.console import out, print_error, print_every_character, print_
 from clip2sam.cli.dataset import export, label
 from clip2sam.cli.demo import demo
 from clip2sam.cli.dense import dense
+from clip2sam.cli.doctor import doctor
 from clip2sam.cli.segment import segment
 from clip2sam.errors import (
     Clip2SamError,
@@ -69,7 +70,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (segment, classify, dense, label, export, explain, tune, evaluate, validate, demo)
+COMMANDS = (
+    segment,
+    classify,
+    dense,
+    label,
+    export,
+    explain,
+    tune,
+    evaluate,
+    validate,
+    demo,
+    doctor,
+)
 for command in COMMANDS:
     app.command(epilog=EXIT_CODES_HELP)(command)
 app.add_typer(weights.app, name="weights", epilog=EXIT_CODES_HELP)

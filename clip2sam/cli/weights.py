@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
+from clip2sam.cli import completion
 from clip2sam.cli.console import err, out, print_error
 from clip2sam.cli.options import Offline, PresetName, WeightsDir
 
@@ -32,12 +33,36 @@ def list_files(weights_dir: WeightsDir = None) -> None:
 
 
 @app.command()
-def download(preset: PresetName, weights_dir: WeightsDir = None, offline: Offline = False) -> None:
-    """Download and verify a preset's files. Files that are there and right are left alone."""
-    from clip2sam.models.download import fetch
+def download(
+    presets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PRESET...",
+            help="Presets, see clip2sam weights list.",
+            show_default=False,
+            autocompletion=completion.presets,
+        ),
+    ],
+    weights_dir: WeightsDir = None,
+    offline: Offline = False,
+) -> None:
+    """Download and verify the files of presets. Files that are there and right are left alone.
 
-    for kind, path in fetch(preset, weights_dir=weights_dir, offline=offline).items():
-        out.print(Text(f"{kind}: {path}"))
+    Example: clip2sam weights download vit-b vit-h
+    """
+    from clip2sam.models.download import fetch
+    from clip2sam.models.files import local_file
+    from clip2sam.models.presets import get_preset
+
+    for preset in [get_preset(name) for name in presets]:
+        fetch(preset, weights_dir=weights_dir, offline=offline)
+        for weights in (preset.clip, preset.sam):
+            local = local_file(weights, weights_dir)
+            expected = local.expected_sha256
+            known = f"SHA-256 {expected}" if expected else "no published SHA-256"
+            out.print(Text(f"{local.path}\n  {known}"))
+    chosen = "" if weights_dir is None else f" --weights-dir {quote(str(weights_dir))}"
+    out.print(Text(f"next: clip2sam segment IMAGE --label person --preset {presets[0]}{chosen}"))
 
 
 @app.command()

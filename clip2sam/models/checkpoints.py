@@ -1,4 +1,10 @@
-"""From checkpoint files to models. Only tensors are read: safetensors, or `weights_only=True`."""
+"""From checkpoint files to models. Only tensors are read.
+
+safetensors can hold nothing else. A file of `torch.save` is a pickle: it goes through PyTorch's
+restricted reader (`weights_only=True`), which refuses what isn't on its list. That is as safe as
+the reader is: holes in it were found and closed (CVE-2025-32434 in PyTorch 2.6, CVE-2026-24747 in
+2.10), so clip2sam requires 2.11; of a file from a stranger, safetensors are the form to ask for.
+"""
 
 import os
 import pickle
@@ -28,8 +34,8 @@ def load_clip(
 ) -> tuple[nn.Module, Callable[..., Tensor]]:
     """Build one of open_clip's models and fill it from a file.
 
-    Only tensors are read from the file, so a file from an unknown source runs no code. No hash is
-    checked here, `fetch_clip` does that.
+    Only tensors are read from the file, see this module. No hash is checked here, `fetch_clip` does
+    that.
 
     Args:
         model: open_clip's name of the architecture, such as "ViT-B-16-quickgelu".
@@ -92,9 +98,8 @@ def load_sam(model_type: str, checkpoint: str | os.PathLike[str]) -> Any:
     """Build segment-anything's `Sam` and fill it from a file, with one copy of the weights in
     memory.
 
-    The file is memory-mapped: pages are read when they are used. Only tensors are read from it
-    (`weights_only=True`), so a file from an unknown source runs no code. No hash is checked here,
-    `fetch_sam` does that.
+    The file is memory-mapped: pages are read when they are used. Only tensors are read from it, see
+    this module. No hash is checked here, `fetch_sam` does that.
 
     Args:
         model_type: "vit_b", "vit_l" or "vit_h".

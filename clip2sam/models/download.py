@@ -1,8 +1,7 @@
 """Missing weight files from the network, verified before they get their name.
 
-SAM's checkpoints are fetched into `<file>.part`, resumed where the server can, and renamed once
-their size and SHA-256 are right. CLIP's come through open_clip into the
-Hugging Face hub's cache.
+All come the same way: into `<file>.part`, resumed where the server can, and renamed once size and
+SHA-256 are right, those that are published or else those that the server states. Imports no torch.
 """
 
 import logging
@@ -12,7 +11,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +24,28 @@ from tqdm import tqdm
 from clip2sam.data.files import file_sha256
 from clip2sam.errors import WeightsError, one_line
 from clip2sam.models.files import ENVIRONMENT, Kind, by_hand, local_file, status
+from clip2sam.models.network import (
+    TIMEOUT,
+    address,
+    check_no_page,
+    hub_file,
+    may_pass,
+    session,
+    stated,
+    surroundings,
+)
 from clip2sam.models.presets import (
     ClipWeights,
     EmbeddedWeights,
     Preset,
     SamWeights,
+    Weights,
     get_preset,
 )
 from clip2sam.tiny.files import embedded_file
 
 _log = logging.getLogger(__name__)
 
-TIMEOUT = (10.0, 60.0)
-"""Seconds to connect, and seconds of silence; a slow but steady transfer may take any time."""
 TRIES = 4
 """Connections in a row that bring nothing new before a download is given up."""
 FIRST_WAIT = 1.0
@@ -69,12 +77,10 @@ def fetch(
     while left:
         kind = left.pop(0)
         try:
-            if kind == "clip":
-                found[kind] = fetch_clip(chosen, weights_dir=weights_dir, offline=offline)
-            else:
-                found[kind] = fetch_sam(
-                    chosen, weights_dir=weights_dir, offline=offline, progress=progress
-                )
+            weights = chosen.clip if kind == "clip" else chosen.sam
+            found[kind] = fetch_file(
+                weights, weights_dir=weights_dir, offline=offline, progress=progress
+            )
         except WeightsError as error:
             others = [file for file in status(weights_dir, [chosen]) if file.kind in left]
             also = [
@@ -95,38 +101,17 @@ def fetch_sam(
     offline: bool = False,
     progress: bool = True,
 ) -> Path:
-    """The verified SAM file of a preset, downloaded if it is missing.
-
-    An interrupted download is resumed, at once or at the next start. Of several processes one
-    downloads and the others wait for it.
+    """The verified SAM file of a preset, downloaded if it is missing. Arguments and errors: see
+    `fetch_file`.
 
     Args:
         which: a preset, its name, or the weights themselves.
-        weights_dir: the weights folder, see `clip2sam.models.files.weights_dir`.
-        offline: never use the network.
-        progress: show a bar (on a terminal only).
 
     Raises:
         ConfigError: no such preset.
-        WeightsError: the file is missing and can't be downloaded, or is not the published one. A
-            wrong file that exists already is neither used nor replaced.
     """
     weights = which if isinstance(which, SamWeights) else get_preset(which).sam
-    if isinstance(weights, EmbeddedWeights):
-        return embedded_file(weights.file)
-    local = local_file(weights, weights_dir)
-    path = local.path
-    with _disk_errors(path):
-        if path.exists():
-            return local.check()
-        if offline:
-            raise WeightsError(_missing(weights, path, "the download is forbidden (offline)"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path.with_name(f".{weights.file}.lock")):
-            if not path.exists():
-                _download(weights, path, progress)
-                local.remember(weights.sha256)
-            return local.check()
+    return fetch_file(weights, weights_dir=weights_dir, offline=offline, progress=progress)
 
 
 def fetch_clip(
@@ -134,34 +119,56 @@ def fetch_clip(
     *,
     weights_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
+    progress: bool = True,
 ) -> Path:
-    """The CLIP file of a preset, downloaded by open_clip into `hub/` of the weights folder if it is
-    missing.
+    """The verified CLIP file of a preset, as `fetch_sam`."""
+    weights = which if isinstance(which, ClipWeights) else get_preset(which).clip
+    return fetch_file(weights, weights_dir=weights_dir, offline=offline, progress=progress)
 
-    A file that a user put into the weights folder under `ClipWeights.file` takes precedence; its
-    content is checked only if `ClipWeights.sha256` is known. The hub's own file is compared with
-    the SHA-256 that the hub names.
+
+def fetch_file(
+    weights: Weights,
+    *,
+    weights_dir: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    progress: bool = True,
+) -> Path:
+    """The verified file, downloaded if it is missing.
+
+    A copy in the hub's own cache is used if it is the right one. An interrupted download is
+    resumed, at once or at the next start. Of several processes one downloads and the others wait
+    for it.
 
     Args:
-        which: a preset, its name, or the weights themselves.
         weights_dir: the weights folder, see `clip2sam.models.files.weights_dir`.
-        offline: never use the network (HF_HUB_OFFLINE has the same effect).
+        offline: never use the network (HF_HUB_OFFLINE has the same effect for files of the hub).
+        progress: show a bar (on a terminal only).
 
     Raises:
-        ConfigError: no such preset.
-        WeightsError: the file is missing and can't be downloaded, or changed after its download.
+        WeightsError: the file is missing and can't be downloaded, or is not the published one. A
+            wrong file that exists already is neither used nor replaced.
     """
-    weights = which if isinstance(which, ClipWeights) else get_preset(which).clip
     if isinstance(weights, EmbeddedWeights):
         return embedded_file(weights.file)
     local = local_file(weights, weights_dir)
-    if not local.path.exists():
-        if offline or constants.HF_HUB_OFFLINE:
+    with _disk_errors(local.place):
+        if local.path != local.place:
+            try:
+                return local.check()
+            except WeightsError as error:  # the file of another program: it is left as it is
+                _log.warning("%s; it is not used", error)
+                local = replace(local, path=local.place)
+        if local.path.exists():
+            return local.check()
+        if offline or (constants.HF_HUB_OFFLINE and hub_file(weights.url) is not None):
             reason = "the download is forbidden (offline)"
             raise WeightsError(_missing(weights, local.path, reason))
-        local = replace(local, path=_download_clip(weights, local.path))
-    with _disk_errors(local.path):
-        return local.check()
+        local.path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(local.path.with_name(f".{weights.file}.lock")):
+            if not local.path.exists():
+                wanted = _wanted(weights, local.path)
+                local.remember(_download(wanted, local.path, progress), wanted.sha256)
+            return local.check()
 
 
 @contextmanager
@@ -178,9 +185,10 @@ def _disk_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _missing(weights: ClipWeights | SamWeights, path: Path, reason: str, again: str = "") -> str:
-    advice = by_hand(weights.url, weights.size, path)
-    return f"{weights.file} is missing: {reason}; {again}{advice}"
+def _missing(wanted: "Published", path: Path, reason: str, again: str = "") -> str:
+    around = surroundings(wanted.url)
+    reason = f"{reason}; {around}" if around and "offline" not in reason else reason
+    return f"{wanted.file} is missing: {reason}; {again}{by_hand(wanted.url, wanted.size, path)}"
 
 
 def _lock(path: Path) -> Any:
@@ -195,32 +203,53 @@ def _lock(path: Path) -> Any:
         return lock.acquire()
 
 
-def _download_clip(weights: ClipWeights, by_hand: Path) -> Path:
-    """Let open_clip download into the hub's cache beside `by_hand`; return the file's path."""
-    from open_clip.pretrained import (
-        download_pretrained,
-    )  # imports torch, which `fetch_sam` needs not
+@dataclass(frozen=True)
+class _Wanted:
+    """A file to download, with all that is known of it."""
 
-    try:
-        # The hub's client retries an address that does not answer for most of a minute. One
-        # request of our own fails sooner.
-        requests.head(weights.url, timeout=TIMEOUT).close()
-        cache = by_hand.with_name("hub")
-        # The slash at the end: a repository, in which open_clip looks for its own file names.
-        return Path(download_pretrained({"hf_hub": f"{weights.hub}/"}, cache_dir=str(cache)))
-    except Exception as error:  # the hub's client and its two HTTP libraries have no common base
-        reason = f"the download failed ({one_line(error)})"
-        raise WeightsError(_missing(weights, by_hand, reason)) from error
+    file: str
+    url: str
+    """As published."""
+    size: int
+    """Bytes."""
+    sha256: str | None
+    """None: nobody states it."""
 
 
-def _download(weights: SamWeights, path: Path, progress: bool) -> None:
+Published = ClipWeights | SamWeights | _Wanted
+
+
+def _wanted(weights: ClipWeights | SamWeights, path: Path) -> _Wanted:
+    """What is published of a file; what isn't is asked of the server."""
+    size, sha256 = weights.size, weights.sha256
+    if size is None or sha256 is None:
+        try:
+            told = stated(weights.url)
+        except requests.RequestException as error:
+            reason = f"the download failed ({one_line(error)})"
+            raise WeightsError(_missing(weights, path, reason)) from error
+        size, sha256 = size or told.size, sha256 or told.sha256
+        _log.info("%s: the server states %s bytes, SHA-256 %s", weights.url, size, sha256)
+    if size is None:
+        reason = "the server does not state its size, so it can't be known when it is whole"
+        raise WeightsError(_missing(weights, path, reason))
+    return _Wanted(weights.file, weights.url, size, sha256)
+
+
+def _download(weights: _Wanted, path: Path, progress: bool) -> str:
     """Download a file to `path`, resuming from `.part` if an earlier download left one.
 
     If a resumed file has the wrong hash it is downloaded once more from the start: the content of
     an old `.part` is not known, and it may be too long.
+
+    Returns:
+        Its SHA-256.
     """
     part = path.with_name(path.name + ".part")
     left = _check_part(part)
+    if left and weights.sha256 is None:
+        part.unlink()  # it may be of another file, which nothing would show
+        left = 0
     free = shutil.disk_usage(path.parent).free
     if free < weights.size - left:
         raise WeightsError(
@@ -229,20 +258,23 @@ def _download(weights: SamWeights, path: Path, progress: bool) -> None:
         )
     _transfer(weights, path, part, progress)
     sha256 = file_sha256(part)
-    if sha256 != weights.sha256 and left:
+    if weights.sha256 not in (None, sha256) and left:
         part.unlink()
         _transfer(weights, path, part, progress)
         sha256 = file_sha256(part)
-    if sha256 != weights.sha256:
+    if weights.sha256 not in (None, sha256):
         part.unlink()
         raise WeightsError(
             f"{weights.url} gave a file with SHA-256 {sha256}, expected {weights.sha256}; it was "
             f"deleted. Try another network, or get it elsewhere and put it at {path}"
         )
+    if weights.sha256 is None:
+        _log.warning("nobody states the SHA-256 of %s; it has %s", weights.file, sha256)
     os.replace(part, path)
+    return sha256
 
 
-def _transfer(weights: SamWeights, path: Path, part: Path, progress: bool) -> None:
+def _transfer(weights: _Wanted, path: Path, part: Path, progress: bool) -> None:
     """Fill `part` to the expected size over any number of connections, until TRIES of them in a row
     bring nothing new."""
     furthest = reached = _check_part(part)
@@ -266,7 +298,7 @@ def _transfer(weights: SamWeights, path: Path, part: Path, progress: bool) -> No
             # a server redirects to
             except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
                 reason = one_line(error)
-                if not _may_pass(error):
+                if not may_pass(error):
                     failed = f"the download failed ({reason})"
                     raise WeightsError(_missing(weights, path, failed)) from error
             reached = _check_part(part)
@@ -279,28 +311,17 @@ def _transfer(weights: SamWeights, path: Path, part: Path, progress: bool) -> No
         os.fsync(file.fileno())
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether another try may succeed."""
-    if isinstance(error, requests.HTTPError):
-        return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    lost = (
-        requests.ConnectionError,
-        requests.Timeout,
-        urllib3.exceptions.ProtocolError,
-        urllib3.exceptions.TimeoutError,
-    )
-    return isinstance(error, lost) and not isinstance(error, requests.exceptions.SSLError)
-
-
-def _connect(weights: SamWeights, part: Path, bar: "tqdm[Any]") -> None:
+def _connect(weights: _Wanted, part: Path, bar: "tqdm[Any]") -> None:
     """One connection: append the missing bytes to `part`, or start again if the server can't
     resume."""
-    with _open_part(part) as file, requests.Session() as session:
+    with session() as connection, _open_part(part) as file:
         have = file.seek(0, os.SEEK_END)
         # identity: a compressed answer would have another length.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        with session.get(weights.url, headers=headers, timeout=TIMEOUT, stream=True) as response:
+        where = address(weights.url)
+        with connection.get(where, headers=headers, timeout=TIMEOUT, stream=True) as response:
             response.raise_for_status()
+            check_no_page(response, weights.url)
             _check_headers(response, weights, part, have)
             if response.status_code != 206:
                 file.truncate(0)
@@ -318,7 +339,7 @@ def _connect(weights: SamWeights, part: Path, bar: "tqdm[Any]") -> None:
                 bar.update(position - bar.n)
 
 
-def _check_headers(response: requests.Response, weights: SamWeights, part: Path, have: int) -> None:
+def _check_headers(response: requests.Response, weights: _Wanted, part: Path, have: int) -> None:
     """Compare the announced length with the expected one before any content is read.
 
     Raises:

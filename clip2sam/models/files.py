@@ -1,31 +1,33 @@
 """Weight files: where they are, and whether they are the right ones. Imports no torch.
 
-Layout of the weights folder: SAM's files under their own names; CLIP's in `hub/`, the cache of the
-Hugging Face hub, or under `ClipWeights.file` where a user put them by hand. Beside them, the note
-`<file>.verified` holds the SHA-256 that was measured and the file's size, times and inode at that
-moment, so that gigabytes are not hashed at each start.
+Layout of the weights folder: each file under its own name. Beside it, the note `<file>.verified`
+holds the SHA-256 that was measured and the file's size, times and inode at that moment, so that
+gigabytes are not hashed at each start; and the SHA-256 that the server stated at the download. A
+file of the hub that is not there is taken from the hub's own caches, if they have it.
 """
 
 import json
 import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pooch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
 from clip2sam.data.files import file_sha256, write_atomically
-from clip2sam.errors import WeightsError, one_line
+from clip2sam.errors import ConfigError, WeightsError, one_line, shown
+from clip2sam.models.network import hub_file
 from clip2sam.models.presets import (
-    HUB_FILES,
     PRESETS,
     ClipWeights,
     EmbeddedWeights,
     Preset,
+    SamWeights,
     Weights,
     get_preset,
 )
@@ -178,6 +180,46 @@ def size_text(size: int | None) -> str:
     return "size unknown" if size is None else f"{size:,} bytes"
 
 
+def check_own_files(
+    checkpoints: Iterable[str | os.PathLike[str] | None], sha256: str | Sequence[str]
+) -> None:
+    """Compare checkpoints of the user's own with the SHA-256 that the user gives.
+
+    Args:
+        checkpoints: their paths; None for those that aren't given.
+        sha256: 64 hexadecimal digits for each file, in any order; none: nothing is compared.
+
+    Raises:
+        ConfigError: it is no SHA-256, or not one for each file.
+        WeightsError: a file is missing, or has none of these.
+    """
+    expected = {one.strip().lower() for one in ((sha256,) if isinstance(sha256, str) else sha256)}
+    if not expected:
+        return
+    wrong = [one for one in expected if not re.fullmatch(r"[0-9a-f]{64}", one)]
+    if wrong:
+        raise ConfigError(
+            f"sha256: expected 64 hexadecimal digits, got {shown(wrong[0])}; print those of a file "
+            "with sha256sum"
+        )
+    files = [Path(path) for path in checkpoints if path is not None]
+    for path in files:
+        if not path.is_file():
+            raise WeightsError(f"there is no file {path}; give the path of a checkpoint")
+    measured = {path: file_sha256(path) for path in files}
+    for path, found in measured.items():
+        if found not in expected:
+            raise WeightsError(
+                f"{path} has SHA-256 {found}, expected {' or '.join(sorted(expected))}: it is "
+                "another file, or was changed; get it again from where that SHA-256 is published"
+            )
+    if unused := expected - set(measured.values()):
+        raise ConfigError(
+            f"sha256: {min(unused)} is of none of the {len(files)} checkpoints that are given; it "
+            "is for --clip-checkpoint and --sam-checkpoint (clip_checkpoint, sam_checkpoint)"
+        )
+
+
 # One file
 
 
@@ -188,6 +230,8 @@ class LocalFile:
     weights: Weights
     path: Path
     """Where it is, or belongs when it is missing."""
+    place: Path
+    """Where it belongs; `path` is another one if the hub's cache has it."""
     note: Path | None
     """The file that remembers its SHA-256; None for embedded files: an installed package is not
     written to, and they are small enough to be hashed each time."""
@@ -223,11 +267,9 @@ class LocalFile:
         if isinstance(self.weights, EmbeddedWeights) and expected is not None:
             check_embedded_sha256(path, sha256)
         elif expected not in (None, sha256):
-            # In the hub's cache the repository's folder: the link and its blob belong together.
-            wrong = path.parents[2] if path.is_symlink() and path.name in HUB_FILES else path
             raise WeightsError(
                 f"{path} has SHA-256 {sha256}, expected {expected}: its content changed; "
-                f"delete {wrong} and run again to get {self.weights.url}"
+                f"delete {path} and run again to get {self.weights.url}"
             )
 
     def count_tensors(self) -> int | None:
@@ -258,20 +300,25 @@ class LocalFile:
         """The SHA-256 that the file must have, None when none is known."""
         if self.weights.sha256 is not None:
             return self.weights.sha256
-        # In the hub's cache the name is a link to a blob, which is named after its SHA-256.
-        blob = Path(os.readlink(self.path)).name if self.path.is_symlink() else ""
-        return blob if len(blob) == 64 and not set(blob) - set("0123456789abcdef") else None
+        return _blob_sha256(self.path) or self._memory().get("stated")
 
     def remembered(self) -> str | None:
         """The SHA-256 in the note if the file is unchanged since, else None."""
+        memory = self._memory()
+        return memory["sha256"] if memory and memory["stamp"] == self._stamp() else None
+
+    def _memory(self) -> dict[str, Any]:
+        """The note; empty if there is none that can be read."""
         if self.note is None or not self.note.is_file():
-            return None
+            return {}
         try:
             memory = json.loads(self.note.read_bytes())
-            return memory["sha256"] if memory["stamp"] == self._stamp() else None
-        except (ValueError, KeyError, TypeError) as error:
+            return {key: memory[key] for key in ("sha256", "stamp")} | {
+                "stated": memory.get("stated")
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             _log.info("%s can't be read (%s): measuring %s again", self.note, error, self.path)
-            return None
+            return {}
 
     def measure(self) -> str:
         """The file's SHA-256, read from the disk and written into the note.
@@ -285,16 +332,21 @@ class LocalFile:
             raise WeightsError(
                 f"{self.path} changed while it was read; run again when nothing writes to it"
             )
-        self.remember(sha256)
+        self.remember(sha256, self._memory().get("stated"))
         return sha256
 
-    def remember(self, sha256: str) -> None:
+    def remember(self, sha256: str, stated: str | None = None) -> None:
         """Write the note. In a folder without write permission there is none: then the file is
-        hashed at each start."""
+        hashed at each start.
+
+        Args:
+            sha256: as measured.
+            stated: what the server stated at the download.
+        """
         if self.note is None:
             return
         try:
-            memory = json.dumps({"sha256": sha256, "stamp": self._stamp()})
+            memory = json.dumps({"sha256": sha256, "stamp": self._stamp(), "stated": stated})
             write_atomically(self.note, memory.encode())
         except OSError as error:
             _log.info("can't remember that %s was measured: %s", self.path, error)
@@ -313,17 +365,37 @@ def local_file(weights: Weights, folder: str | os.PathLike[str] | None = None) -
         folder: the weights folder, see `weights_dir`.
     """
     if isinstance(weights, EmbeddedWeights):
-        return LocalFile(weights, embedded_path(weights.file), None)
+        path = embedded_path(weights.file)
+        return LocalFile(weights, path, path, None)
     inside = weights_dir(folder)
-    path = inside / weights.file
-    if isinstance(weights, ClipWeights) and not path.exists():
-        path = _in_hub_cache(weights, inside) or path
-    return LocalFile(weights, path, inside / f"{weights.file}.verified")
+    place = inside / weights.file
+    path = place if place.exists() else _in_hub_cache(weights, inside) or place
+    return LocalFile(weights, path, place, inside / f"{weights.file}.verified")
 
 
-def _in_hub_cache(weights: ClipWeights, folder: Path) -> Path | None:
-    for name in HUB_FILES:
-        found = try_to_load_from_cache(weights.hub, name, cache_dir=folder / "hub")
-        if isinstance(found, str):
-            return Path(found)
+def _in_hub_cache(weights: ClipWeights | SamWeights, folder: Path) -> Path | None:
+    """A copy that the hub's client has downloaded, for another program (HF_HOME, HF_HUB_CACHE) or
+    into `hub/` of the weights folder. With another size or hash it is not the file."""
+    wanted = hub_file(weights.url)
+    if wanted is None:
+        return None
+    # With a SHA-256 to compare with, the newest revision may do as well.
+    revisions = {wanted.revision: None, **({"main": None} if weights.sha256 else {})}
+    for cache in (folder / "hub", Path(constants.HF_HUB_CACHE)):
+        for revision in revisions:
+            found = try_to_load_from_cache(
+                wanted.repository, wanted.name, cache_dir=cache, revision=revision
+            )
+            if not isinstance(found, str) or weights.size not in (None, os.path.getsize(found)):
+                continue
+            blob = _blob_sha256(Path(found))
+            if None in (weights.sha256, blob) or weights.sha256 == blob:
+                return Path(found)
     return None
+
+
+def _blob_sha256(path: Path) -> str | None:
+    """In the hub's cache a name is a link to a blob, which is named after its SHA-256; None for
+    other files."""
+    blob = Path(os.readlink(path)).name if path.is_symlink() else ""
+    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None

@@ -1,6 +1,7 @@
 """From a preset, or from your own models, to a segmenter on a device."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def load(
     resolution: int | None = None,
     clip_checkpoint: str | os.PathLike[str] | None = None,
     sam_checkpoint: str | os.PathLike[str] | None = None,
+    sha256: str | Sequence[str] = (),
     weights_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
 ) -> Segmenter:
@@ -75,6 +77,7 @@ def load(
             preset's, else the model's own.
         clip_checkpoint, sam_checkpoint: files of your own for the preset's architectures; only
             tensors are read from them.
+        sha256: of these files, 64 hexadecimal digits each: a file with another one is refused.
         weights_dir: the weights folder; by default CLIP2SAM_WEIGHTS, else the user's cache folder.
         offline: never use the network.
 
@@ -99,6 +102,7 @@ def load(
     _check_models(clip=clip, sam=sam)
     _check_paths("file", clip_checkpoint=clip_checkpoint, sam_checkpoint=sam_checkpoint)
     _check_paths("folder", weights_dir=weights_dir)
+    files.check_own_files([clip_checkpoint, sam_checkpoint], sha256)
     if chosen is not None:
         needed: list[Kind] = ["clip"] if clip is None and with_clip else []
         needed += ["sam"] if sam is None else []

@@ -13,8 +13,8 @@ from clip2sam.errors import ConfigError, shown
 from clip2sam.tiny.files import CLIP_FILE, EMBEDDED, SAM_FILE
 from clip2sam.tiny.scenes import COLOURS, SHAPES
 
-HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-"""Names of the weights in a repository of open_clip's form; open_clip prefers the first."""
+HUB_FILE = "open_clip_model.safetensors"
+"""Name of the weights in a repository of open_clip's form."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class ClipWeights:
     """The repository: "owner/name"."""
     licence: str = "MIT"
     size: int | None = None
-    """Bytes of the file; None: not known."""
+    """Bytes of the file; None: what the hub states."""
     sha256: str | None = None
-    """64 hexadecimal digits. None: not known; a file from the hub is still compared with the
-    SHA-256 that the hub names."""
+    """64 hexadecimal digits. None: not published; a download is compared with what the hub states,
+    and the file with that ever after."""
+    revision: str = "main"
+    """The repository's commit, or a branch."""
 
     @property
     def file(self) -> str:
@@ -42,7 +44,7 @@ class ClipWeights:
     @property
     def url(self) -> str:
         """Where the file is published."""
-        return hf_hub_url(self.hub, HUB_FILES[0])
+        return hf_hub_url(self.hub, HUB_FILE, revision=self.revision)
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ class SamWeights:
     """segment-anything's name of the architecture: "vit_b", "vit_l" or "vit_h"."""
     file: str
     """Its name in the weights folder."""
-    size: int
-    """Bytes."""
-    sha256: str
-    """64 hexadecimal digits."""
+    size: int | None
+    """Bytes; None: what the server states."""
+    sha256: str | None
+    """64 hexadecimal digits. None: as in `ClipWeights`."""
     url: str
     licence: str = "Apache-2.0"
 
@@ -128,8 +130,21 @@ _SAM_H = _official_sam(
 )
 # The published method's CLIP for every SAM: a larger CLIP is not better at localisation (L/14 is
 # often worse).
-_OPENAI = ClipWeights("ViT-B-16-quickgelu", "openai", "timm/vit_base_patch16_clip_224.openai")
-_LAION = ClipWeights("ViT-B-16", "laion2b_s34b_b88k", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K")
+_OPENAI = ClipWeights(
+    "ViT-B-16-quickgelu",
+    "openai",
+    "timm/vit_base_patch16_clip_224.openai",
+    size=598516980,
+    sha256="4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f",
+    revision="977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
+)
+_LAION = ClipWeights(
+    "ViT-B-16",
+    "laion2b_s34b_b88k",
+    "laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
+    size=598516980,
+    revision="7288da5a0d6f0b51c4a2b27c624837a9236d0112",
+)
 
 # All shapes, colours and their pairs: with them as background prompts, a label's scores hardly
 # depend on the other labels requested.

@@ -109,7 +109,7 @@ def run_demo(segmenter: Segmenter, output: Path) -> Report:
         with atomic_file(path) as file:
             PILImage.fromarray(image.pixels).save(file, "PNG")
         result = segmenter(path, demo_labels(image))
-        rows += [_compare(path.name, image, result, label) for label in result.class_names]
+        rows += [compare(path.name, image, result, label) for label in result.class_names]
         overview = output / f"scene-{i}.png"
         save_figure(result.show(), overview)
         overlays = draw_overlays(result, output / "overlays" / path.name, "found")
@@ -117,7 +117,8 @@ def run_demo(segmenter: Segmenter, output: Path) -> Report:
     return Report(tuple(rows), tuple(written))
 
 
-def _compare(name: str, image: Scene, result: Result, label: str) -> Row:
+def compare(name: str, image: Scene, result: Result, label: str) -> Row:
+    """A label of a scene as it was drawn and as it was found."""
     truth = instance_masks(image, label)
     masks = [m for m, of in zip(result.masks, result.labels, strict=True) if of == label]
     presence = float(result.presence[result.class_names.index(label)])
