@@ -167,6 +167,15 @@ def test_labels_file_polygons_and_all_overlays(run, street, tmp_path):
     assert [p.name for p in (tmp_path / "out" / "overlays").iterdir()] == [
         "street.png.01-Ding-1.png"
     ]
+    corners = []
+    for extra in (("--polygons",), ("--polygons", "--tolerance", "0")):
+        assert run("segment", street, "--labels", "labels.yaml", *extra)[0] == 0
+        document = json.loads((tmp_path / "out" / "annotations.json").read_text())
+        corners.append(sum(len(p) for a in document["annotations"] for p in a["segmentation"]))
+    assert corners[1] > 2 * corners[0] > 0
+    code, _, errors = run("segment", street, "--labels", "labels.yaml", "--tolerance", "2")
+    assert code == 2
+    assert "the tolerance 2 is for polygons; give --polygons" in errors
 
 
 def test_a_bad_image_costs_that_image(run, street, tmp_path):
@@ -635,6 +644,16 @@ def test_label_and_export(run, street, tmp_path):
     rows = json.loads((tmp_path / "r.json").read_text())
     assert printed == f"1 of 2 images, {len(rows)} masks, 1 failed, to r.json\n"
     assert rows
+    fits = []
+    for extra in ((), ("--tolerance", "0"), ("--tolerance", "4")):
+        code, printed, _ = run("export", "run", "--polygons", *extra, "--output", "p.json")
+        assert (code, len(printed.splitlines())) == (0, 2)
+        fits.append(printed.splitlines()[1])
+    assert fits[1] == (
+        "polygons: IoU with their masks 1.000 in the median, 1.000 at worst, "
+        f"0 of {len(rows)} below 0.9"
+    )
+    assert len(set(fits)) == 3
     wanted = ("export", "run", "--output", "none.json", "--class-threshold")
     for label in labels:
         wanted += (f"{label}=9", "--class-threshold")

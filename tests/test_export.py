@@ -125,6 +125,65 @@ def test_neither_torch_nor_matplotlib_is_loaded_for_data_coco_and_export():
     assert done.stdout.split() == []
 
 
+# --- polygons
+
+DISK = np.hypot(*(np.mgrid[:200, :300] - 100.0)) < 70
+ROUND = (
+    ImageRecord(1, "disk.png", (200, 300), annotations=(found(CAT, DISK),)),
+    replace(RECORDS[0], image_id=2),
+)
+"""A mask that gets fewer corners, and those that keep theirs."""
+
+
+def drawn(polygons, size):
+    """What pycocotools makes of polygons."""
+    return mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(polygons, *size))) > 0
+
+
+def polygons_of(name, output):
+    """The polygons that a format has written of the disk."""
+    if name == "coco":
+        return json.loads(output.read_text())["annotations"][0]["segmentation"]
+    if name == "yolo":
+        (line,) = (output / "labels" / "disk.txt").read_text().splitlines()
+        points = np.reshape(np.array(line.split()[1:], float), (-1, 2)) * (300, 200)
+    else:
+        (region,) = json.loads(output.read_text())[0]["predictions"][0]["result"]
+        points = np.array(region["value"]["points"]) / 100 * (300, 200)
+    return [points.ravel().tolist()]
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo", "labelstudio"])
+def test_polygons_have_few_corners_and_say_how_well_they_fit(tmp_path, name):
+    options = {"polygons": True} if name == "coco" else {}
+    fits, written = [], []
+    for tolerance in (None, 0.0, 4.0):
+        exporter = exporter_for(name, tolerance=tolerance, **options)
+        fits.append(exporter.write(iter(ROUND), CLASSES, tmp_path / f"out-{tolerance}"))
+        written.append(polygons_of(name, tmp_path / f"out-{tolerance}"))
+    assert [fit.masks for fit in fits] == [3, 3, 3]
+    assert fits[1].worst == 1.0
+    usual, exact, coarse = [sum(map(len, polygons)) // 2 for polygons in written]
+    assert exact > 4 * usual
+    assert usual > coarse
+    np.testing.assert_array_equal(drawn(written[1], DISK.shape), DISK)
+    for fit, polygons in zip(fits, written, strict=True):
+        back = drawn(polygons, DISK.shape)
+        assert fit.worst == pytest.approx((back & DISK).sum() / (back | DISK).sum(), abs=1e-3)
+        assert (fit.median, fit.poor) == (1.0, 0), "the squares"
+
+
+@pytest.mark.parametrize("name", ["coco", "results", "png"])
+def test_without_polygons_there_is_no_fit(tmp_path, name):
+    assert exporter_for(name).write(iter(ROUND), CLASSES, tmp_path / "out") is None
+
+
+@pytest.mark.parametrize("name", ["yolo", "labelstudio"])
+def test_a_tolerance_below_0_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"the tolerance must be 0 pixels or more, but got -1.0"):
+        exporter_for(name, tolerance=-1.0).write(ROUND, CLASSES, tmp_path / "out")
+
+
 # --- COCO
 
 
@@ -320,6 +379,18 @@ def test_a_run_that_is_merged_again_adds_nothing(tmp_path, polygons):
             f"{tmp_path}/run.json had 5 of 5 annotations already (same image, category and mask); "
             "they are not added again"
         ]
+
+
+def test_what_was_simplified_is_known_again(tmp_path):
+    """Its pixels are not the mask's any more."""
+    CocoExporter(polygons=True).write(ROUND, CLASSES, tmp_path / "run.json")
+    once = json.loads((tmp_path / "run.json").read_text())
+    for options in ({"polygons": True}, {"polygons": False}):
+        twice, warned = merged(tmp_path, tmp_path / "run.json", ROUND, **options)
+        assert twice == once
+        assert "had 3 of 3 annotations already" in warned[0]
+    other, warned = merged(tmp_path, tmp_path / "run.json", ROUND, polygons=True, tolerance=4.0)
+    assert len(other["annotations"]) == 4, "another outline of the disk"
 
 
 def test_only_what_is_there_already_is_left_out(tmp_path):

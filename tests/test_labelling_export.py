@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clip2sam.coco.document import coco_document
+from clip2sam.coco.outlines import Fit
 from clip2sam.coco.rle import decode_rle, encode_mask
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import Annotation, ImageRecord
@@ -357,6 +358,19 @@ def test_export_takes_options_and_objects(make_run, tmp_path):
     assert [len(r.annotations) for r in seen.records] == [2, 3, 0]
 
 
+def test_an_export_says_how_well_its_polygons_fit(make_run, tmp_path):
+    disk = np.hypot(*(np.mgrid[:200, :200] - 100.0)) < 70
+    record = replace(RECORDS[0], size=(200, 200), annotations=(found(CAT, disk),))
+    run = make_run((record,))
+    fits = [
+        export_run(run.path, tmp_path / "out.json", polygons=True, tolerance=tolerance).polygons
+        for tolerance in (None, 0.0, 5.0)
+    ]
+    assert fits[1] == Fit(1, 1.0, 1.0, 0)
+    assert 0.95 < fits[2].worst < fits[0].worst < 1
+    assert export_run(run.path, tmp_path / "out.json").polygons is None
+
+
 def test_a_run_can_be_exported_while_it_is_at_work(make_run, tmp_path):
     run = make_run()
     data = run.journal.read_bytes()
@@ -392,6 +406,13 @@ def test_what_export_can_not_do_is_refused(make_run, tmp_path):
         ("voc", {}, "no format is called 'voc'; choose one of coco, results"),
         ("yolo", {"polygons": True}, "the option polygons is for the format coco, not yolo"),
         ("png", {"merge": tmp_path / "x"}, "the option merge is for the format coco"),
+        (
+            "png",
+            {"tolerance": 2.0},
+            "tolerance is for the format coco or yolo or labelstudio",
+        ),
+        ("coco", {"tolerance": 2.0}, "the tolerance 2 is for polygons; give --polygons"),
+        ("coco", {"polygons": True, "tolerance": -2.0}, "must be 0 pixels or more, but got -2.0"),
         ("coco", {"image_prefix": "x"}, "image_prefix is for the format labelstudio"),
         (CocoExporter(), {"polygons": True}, "polygons: an exporter object has its options"),
     ):

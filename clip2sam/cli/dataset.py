@@ -36,6 +36,7 @@ from clip2sam.cli.options import (
     Source,
     Tile,
     TileOverlap,
+    Tolerance,
     WeightsDir,
     as_path,
     given_labels,
@@ -244,6 +245,7 @@ def export(
         ),
     ] = "keep",
     polygons: Polygons = False,
+    tolerance: Tolerance = None,
     merge: Annotated[
         Path | None, path_option("coco: add to this file's rows, which stay as they are.")
     ] = None,
@@ -279,12 +281,15 @@ def export(
         format,
         decision,
         polygons=polygons,
+        tolerance=tolerance,
         merge=merge,
         image_prefix=image_prefix,
     )
     images, masks = summary.done + summary.empty, sum(c.masks for c in summary.classes)
     counts = f"{images} of {summary.listed} images, {masks} masks, {summary.failed} failed, to "
     out.print(Text(counts) + Text(str(output), style="bold"))
+    if summary.polygons is not None:
+        out.print(str(summary.polygons))
 
 
 def _name_and_score(text: str) -> tuple[str, float]:

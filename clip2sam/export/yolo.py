@@ -4,6 +4,7 @@ Source of the format: https://docs.ultralytics.com/datasets/segment/
 """
 
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from clip2sam.coco.document import CheckedMask, checked_masks
-from clip2sam.coco.polygons import joined_polygons, rle_to_polygons
+from clip2sam.coco.outlines import TOLERANCE, Fit, Outline, fit_of, outline_of
+from clip2sam.coco.polygons import joined_polygons
 from clip2sam.data.files import write_atomically
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
@@ -32,10 +34,16 @@ class YoloExporter:
     such names, as their images must be renamed alike.
     """
 
+    tolerance: float = TOLERANCE
+    """Of the polygons, in pixels, see `outline_of`; 0: exact."""
+
     def write(
         self, records: Iterable[ImageRecord], classes: Sequence[LabelClass], output: Path
-    ) -> None:
+    ) -> Fit | None:
         """Write the folder `output`.
+
+        Returns:
+            How well the polygons fit their masks; None if there are none.
 
         Raises:
             ConfigError: two images differ only in their suffix, which this format can't tell apart.
@@ -43,6 +51,7 @@ class YoloExporter:
             OutputError: a file can't be written.
         """
         first: dict[str, str] = {}
+        ious = array("d")
         file_names = FileNames()
         for record in records:
             name = record.file_name
@@ -52,7 +61,11 @@ class YoloExporter:
                     f"YOLO's label files leave out the suffix of their image: {first[stem]!r} and "
                     f"{name!r} would share one; rename one of them"
                 )
-            lines = [_line(mask, *record.size) for mask in checked_masks(record, classes)]
+            lines = []
+            for mask in checked_masks(record, classes):
+                outline = outline_of(mask.annotation.rle, self.tolerance)
+                ious.append(outline.iou)
+                lines.append(_line(mask, outline, *record.size))
             path = file_names.path(output / "labels", stem, ".txt")
             write_atomically(path, "".join(lines).encode())
         names = {i: c.name for i, c in enumerate(classes)}
@@ -60,8 +73,9 @@ class YoloExporter:
         text = yaml.safe_dump(data, allow_unicode=True, sort_keys=False)
         write_atomically(output / "data.yaml", text.encode())
         file_names.write_list(output)
+        return fit_of(ious)
 
 
-def _line(mask: CheckedMask, height: int, width: int) -> str:
-    corners = joined_polygons(rle_to_polygons(mask.annotation.rle)) / (width, height)
+def _line(mask: CheckedMask, outline: Outline, height: int, width: int) -> str:
+    corners = joined_polygons(outline.polygons) / (width, height)
     return f"{mask.number - 1} " + " ".join(f"{v:.6g}" for v in corners.ravel()) + "\n"

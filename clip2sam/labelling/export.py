@@ -4,6 +4,7 @@ import os
 import warnings
 from pathlib import Path
 
+from clip2sam.coco.outlines import tolerance_of
 from clip2sam.data.images import printable
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter, exporter_for
@@ -20,6 +21,7 @@ def export_run(
     decision: Decision | None = None,
     *,
     polygons: bool = False,
+    tolerance: float | None = None,
     merge: str | os.PathLike[str] | None = None,
     image_prefix: str | None = None,
 ) -> Summary:
@@ -31,11 +33,13 @@ def export_run(
         exporter: coco, results, yolo, labelstudio, png, or an `Exporter` of your own.
         decision: which masks are kept; by default those that the run itself decided to keep.
         polygons: for coco: polygons instead of RLE.
+        tolerance: of polygons (coco, yolo, labelstudio), in pixels, see `clip2sam.coco.outlines`:
+            by default 1; 0: exact.
         merge: for coco: a file to which is added; its own rows stay as they are.
         image_prefix: for labelstudio: what stands in front of an image's name.
 
     Returns:
-        The counts of what was written.
+        The counts of what was written, and how well polygons fit their masks.
 
     Raises:
         ConfigError: an unknown format, an option of another one, an output that would overwrite
@@ -45,9 +49,16 @@ def export_run(
         CocoError: the file to merge with can't be used.
         OutputError: the output can't be written.
     """
-    options = {"polygons": polygons or None, "merge": merge, "image_prefix": image_prefix}
+    options = {
+        "polygons": polygons or None,
+        "tolerance": tolerance,
+        "merge": merge,
+        "image_prefix": image_prefix,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     folder, target = open_run(Path(run)), Path(output)
+    if exporter == "coco":
+        tolerance_of(tolerance, polygons=polygons or merge is not None)
     if isinstance(exporter, str):
         own = {"info": run_info(folder)} if exporter == "coco" else {}
         exporter = exporter_for(exporter, **given, **own)

@@ -11,6 +11,7 @@ from typing import Any
 
 from clip2sam import __version__
 from clip2sam.coco.document import file_name_fault, made_by
+from clip2sam.coco.outlines import TOLERANCE
 from clip2sam.config import PROMPTS
 from clip2sam.data.images import Image, printable
 from clip2sam.data.labels import LabelSet
@@ -38,6 +39,7 @@ def segment_images(
     *,
     overlays: Overlays = "found",
     polygons: bool = False,
+    tolerance: float = TOLERANCE,
     on_image: OnImage | None = None,
 ) -> list[ImageRecord]:
     """Segment images and write `annotations.json` and `overlays/` into the output folder.
@@ -52,6 +54,7 @@ def segment_images(
         labels: checked labels.
         overlays: which labels are drawn: "found", "all" or "none".
         polygons: write polygons instead of RLE.
+        tolerance: of the polygons, in pixels, see `clip2sam.coco.outlines`; 0: exact.
         on_image: called after each image.
 
     Returns:
@@ -92,7 +95,8 @@ def segment_images(
                 on_image(record, result, drawn)
     finally:
         good = [record for record in records if record.state != "failed"]
-        CocoExporter(polygons=polygons, info=_info(segmenter, labels)).write(
+        info = _info(segmenter, labels)
+        CocoExporter(polygons=polygons, tolerance=tolerance, info=info).write(
             good, labels.wanted, folder / "annotations.json"
         )
     return records

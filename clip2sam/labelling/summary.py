@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clip2sam.coco.document import made_by
+from clip2sam.coco.outlines import Fit
 from clip2sam.config import PROMPTS
 from clip2sam.data.files import as_json, atomic_file, write_atomically
 from clip2sam.data.images import printable
@@ -75,6 +76,8 @@ class Summary:
     unknown_labels: tuple[str, ...] = ()
     """Of a run with the preset tiny: labels that it doesn't know, distractors and parts of joined
     ones too. What it found of them means nothing."""
+    polygons: Fit | None = None
+    """Of what was written as polygons, if anything was."""
     labelled_now: int = 0
     """Images of this start; those of earlier ones are in the journal. The rest is about this start
     alone."""
@@ -176,13 +179,13 @@ def write_files(
     thresholds, counts = decided_thresholds(run, decision), _Counts(run)
     decision = decided_for(run, decision)
     counted = _decided(run, index, decision, thresholds, counts)
-    records = counted
+    records, fit = counted, None
     for path, exporter in exporters.items():
-        exporter.write(records, run.classes, path)
+        fit = exporter.write(records, run.classes, path) or fit
         records = _decided(run, index, decision, thresholds)
     for _ in counted:
         """Count what the first exporter has left, and everything if there is none."""
-    return counts.summary()
+    return replace(counts.summary(), polygons=fit)
 
 
 def as_row(summary: Summary) -> dict[str, Any]:
