@@ -665,6 +665,15 @@ def test_label_and_export(run, street, tmp_path):
     code, _, errors = run("export", "run", "--format", "yolo", "--polygons", "--output", "yolo")
     assert code == 2
     assert "the option polygons is for the format coco, not yolo" in errors
+    yolo = ("export", "run", "--format", "yolo", "--val-share", "0")
+    assert run(*yolo, "--output", "yolo")[0] == 0
+    assert (tmp_path / "yolo" / "images" / "train" / "a.png").exists()
+    assert len(list((tmp_path / "yolo" / "labels" / "train").iterdir())) == 1, "b.jpg has failed"
+    assert run(*yolo, "--images", "none", "--output", "labels")[0] == 0
+    assert not (tmp_path / "labels" / "images").exists()
+    code, _, errors = run(*yolo, "--images", "move", "--output", "yolo")
+    assert code == 2
+    assert "images must be one of copy, link, none, but got 'move'" in errors
 
 
 def test_every_setting_reaches_the_run(run, street):
@@ -875,7 +884,7 @@ def test_dense_writes_label_maps_and_their_classes(run, street, tmp_path):
     arguments.append("--allow-unknown")
     code, printed, _ = run("dense", street, *arguments, "--output", "maps")
     assert code == 0
-    found = np.array(PILImage.open(tmp_path / "maps" / "street.png.png"))
+    found = np.array(PILImage.open(tmp_path / "maps" / "street.png"))
     assert found.shape == (224, 224)
     assert set(np.unique(found)) == {0, 1, 2, 3}
     shares = [f"{label}: {(found == i).mean():.1%}" for i, label in enumerate(labels, 1)]
@@ -888,7 +897,7 @@ def test_dense_writes_label_maps_and_their_classes(run, street, tmp_path):
         *enumerate(["background", *labels, "traffic light"])
     ]
     assert classes[0]["color"] == [0, 0, 0]
-    colours = np.array(PILImage.open(tmp_path / "maps" / "street.png.png").convert("RGB"))
+    colours = np.array(PILImage.open(tmp_path / "maps" / "street.png").convert("RGB"))
     for i, label in enumerate(labels, 1):
         assert classes[i]["color"] == colours[found == i][0].tolist()
         true = np.any(instance_masks(drawn(), label), axis=0)
@@ -900,7 +909,7 @@ def test_the_settings_of_dense_reach_the_map(run, street, tmp_path):
 
     def pixels(*more):
         assert run("dense", street, *arguments, *more)[0] == 0
-        return np.array(PILImage.open(tmp_path / "out" / "street.png.png"))
+        return np.array(PILImage.open(tmp_path / "out" / "street.png"))
 
     plain = pixels("--no-refine")
     assert (pixels() != plain).any()
@@ -921,7 +930,7 @@ def test_dense_goes_on_after_a_bad_image(run, street, tmp_path):
     assert "  failed: a.png: expected an image" in errors
     assert "2 images, 1 labels, 1 failed; wrote 1 label maps into out" in printed
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["b.png.png", "classes.json"]
+    assert names == ["b.png", "classes.json"]
     code, _, errors = run("dense", "images", "--label", "heart", "--output", "images/maps")
     assert code == 2
     assert "which is never written to" in errors

@@ -14,7 +14,7 @@ from clip2sam.coco.rle import decode_rle, encode_mask
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.data.sources import FileSource
-from clip2sam.errors import ConfigError, RunError
+from clip2sam.errors import ConfigError, ImageError, RunError
 from clip2sam.export import Exporter
 from clip2sam.export.coco import CocoExporter
 from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thresholds
@@ -371,6 +371,49 @@ def test_an_export_says_how_well_its_polygons_fit(make_run, tmp_path):
     assert export_run(run.path, tmp_path / "out.json").polygons is None
 
 
+def test_yolo_takes_the_images_of_the_run(make_run, tmp_path):
+    """Those that failed are left out, and counted."""
+    run = make_run()
+    for record in RECORDS:
+        path = tmp_path / "images" / record.file_name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(record.file_name.encode())
+    summary = export_run(run.path, tmp_path / "yolo", "yolo", val_share=0.5)
+    images = {
+        p.relative_to(tmp_path / "yolo" / "images"): p
+        for p in tmp_path.glob("yolo/images/*/**/*.png")
+    }
+    assert sorted(str(p.relative_to(p.parts[0])) for p in images) == [
+        "a.png",
+        "sub/b ü.png",
+        "sub/c.png",
+    ]
+    assert {p.parts[0] for p in images} == {"train", "val"}
+    assert (summary.listed, summary.done, summary.empty, summary.failed) == (4, 2, 1, 1)
+    assert summary.polygons.masks == 4
+    (link,) = tmp_path.glob("yolo/images/*/a.png")
+    assert not link.samefile(tmp_path / "images" / "a.png")
+    export_run(run.path, tmp_path / "links", "yolo", val_share=0.5, images="link")
+    (link,) = tmp_path.glob("links/images/*/a.png")
+    assert link.samefile(tmp_path / "images" / "a.png")
+    (tmp_path / "images").rename(tmp_path / "other")
+    with pytest.raises(
+        ImageError, match=r"a.png: the image is not in .*images any more; if the im"
+    ):
+        export_run(run.path, tmp_path / "new", "yolo")
+    export_run(run.path, tmp_path / "new", "yolo", val_share=0.5, images="none")
+    assert not (tmp_path / "new" / "images").exists()
+
+
+def test_yolo_of_a_source_of_ones_own_needs_images_none(make_run, tmp_path):
+    run = make_run()
+    manifest = json.loads((run.path / "manifest.json").read_bytes())
+    (run.path / "manifest.json").write_text(json.dumps({**manifest, "root": None}))
+    with pytest.raises(ConfigError, match=r"images 'copy' needs the folder .* give --images none"):
+        export_run(run.path, tmp_path / "yolo", "yolo")
+    export_run(run.path, tmp_path / "yolo", "yolo", images="none", val_share=0.5)
+
+
 def test_a_run_can_be_exported_while_it_is_at_work(make_run, tmp_path):
     run = make_run()
     data = run.journal.read_bytes()
@@ -414,6 +457,8 @@ def test_what_export_can_not_do_is_refused(make_run, tmp_path):
         ("coco", {"tolerance": 2.0}, "the tolerance 2 is for polygons; give --polygons"),
         ("coco", {"polygons": True, "tolerance": -2.0}, "must be 0 pixels or more, but got -2.0"),
         ("coco", {"image_prefix": "x"}, "image_prefix is for the format labelstudio"),
+        ("png", {"images": "copy"}, "the option images is for the format yolo, not png"),
+        ("coco", {"val_share": 0.2}, "the option val_share is for the format yolo, not coco"),
         (CocoExporter(), {"polygons": True}, "polygons: an exporter object has its options"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -256,6 +256,16 @@ def export(
             "/data/local-files/?d=."
         ),
     ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="yolo: copy, link (hard links) or none; else copy.", metavar="copy|link|none"
+        ),
+    ] = None,
+    val_share: Annotated[
+        float | None,
+        number_option("yolo: share of the images for validation, chosen by name; else 0.1."),
+    ] = None,
 ) -> None:
     """Decide a run's masks again, also by other thresholds, and write them. Needs no model.
 
@@ -284,9 +294,11 @@ def export(
         tolerance=tolerance,
         merge=merge,
         image_prefix=image_prefix,
+        images=images,
+        val_share=val_share,
     )
-    images, masks = summary.done + summary.empty, sum(c.masks for c in summary.classes)
-    counts = f"{images} of {summary.listed} images, {masks} masks, {summary.failed} failed, to "
+    written, masks = summary.done + summary.empty, sum(c.masks for c in summary.classes)
+    counts = f"{written} of {summary.listed} images, {masks} masks, {summary.failed} failed, to "
     out.print(Text(counts) + Text(str(output), style="bold"))
     if summary.polygons is not None:
         out.print(str(summary.polygons))

@@ -3,6 +3,7 @@
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 from clip2sam.coco.outlines import tolerance_of
 from clip2sam.data.images import printable
@@ -24,6 +25,8 @@ def export_run(
     tolerance: float | None = None,
     merge: str | os.PathLike[str] | None = None,
     image_prefix: str | None = None,
+    images: str | None = None,
+    val_share: float | None = None,
 ) -> Summary:
     """Write what a run has in its journal, finished or not.
 
@@ -37,6 +40,8 @@ def export_run(
             by default 1; 0: exact.
         merge: for coco: a file to which is added; its own rows stay as they are.
         image_prefix: for labelstudio: what stands in front of an image's name.
+        images: for yolo: "copy" (the default), "link" (hard links) or "none".
+        val_share: for yolo: the share of the images that are for validation; by default 0.1.
 
     Returns:
         The counts of what was written, and how well polygons fit their masks.
@@ -44,6 +49,7 @@ def export_run(
     Raises:
         ConfigError: an unknown format, an option of another one, an output that would overwrite
             the run or its images, or thresholds that the journal has no masks for.
+        ImageError: for yolo: an image is not there any more.
         RunError: the folder is no run, or one of another version, or no line of its journal can be
             read. Where some can't, a `UserWarning` says how many were passed over.
         CocoError: the file to merge with can't be used.
@@ -54,14 +60,15 @@ def export_run(
         "tolerance": tolerance,
         "merge": merge,
         "image_prefix": image_prefix,
+        "images": images,
+        "val_share": val_share,
     }
     given = {name: value for name, value in options.items() if value is not None}
     folder, target = open_run(Path(run)), Path(output)
     if exporter == "coco":
         tolerance_of(tolerance, polygons=polygons or merge is not None)
     if isinstance(exporter, str):
-        own = {"info": run_info(folder)} if exporter == "coco" else {}
-        exporter = exporter_for(exporter, **given, **own)
+        exporter = exporter_for(exporter, **{**_of_run(folder, exporter), **given})
     elif given:
         raise ConfigError(
             f"{', '.join(given)}: an exporter object has its options already; leave them out here"
@@ -70,6 +77,13 @@ def export_run(
     index = read_index(folder.journal, folder.ids)
     _check_lines(folder, index)
     return write_files(folder, index, decision or Decision(), {target: exporter})
+
+
+def _of_run(run: RunFolder, exporter: str) -> dict[str, Any]:
+    """What an exporter is told of a run."""
+    if exporter == "coco":
+        return {"info": run_info(run)}
+    return {"images": "copy", "root": run.root} if exporter == "yolo" else {}
 
 
 def _check_lines(run: RunFolder, index: Index) -> None:
