@@ -1027,7 +1027,8 @@ def test_regions_as_a_method_of_all_commands(run, street, tmp_path):
     code, printed, errors = run("segment", street, *method, "--output", "out")
     assert (code, errors) == (0, ""), printed
     document = json.loads(Path("out/annotations.json").read_text())
-    assert document["info"]["presence_threshold"] == 0.057
+    assert set(document["info"]["presence_thresholds"].values()) == {0.057}
+    assert (document["info"]["method"], document["info"]["preset"]) == ("regions", "tiny")
     masks = len(document["annotations"])
     assert masks
     assert run("label", street, *method, "--output", "run")[0] == 0

@@ -162,6 +162,7 @@ def segment(
                 overlays=overlays,  # type: ignore[arg-type]  # checked above
                 polygons=polygons,
                 tolerance=pixels,
+                preset=preset,
                 on_image=on_image,
             )
         except KeyboardInterrupt:

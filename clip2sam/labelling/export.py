@@ -10,9 +10,10 @@ from clip2sam.data.images import printable
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter, exporter_for
 from clip2sam.labelling.decide import Decision
+from clip2sam.labelling.info import run_info
 from clip2sam.labelling.journal import Index, read_index
 from clip2sam.labelling.manifest import RunFolder, open_run
-from clip2sam.labelling.summary import Summary, run_info, write_files
+from clip2sam.labelling.summary import Summary, write_files
 
 
 def export_run(
@@ -68,7 +69,7 @@ def export_run(
     if exporter == "coco":
         tolerance_of(tolerance, polygons=polygons or merge is not None)
     if isinstance(exporter, str):
-        exporter = exporter_for(exporter, **{**_of_run(folder, exporter), **given})
+        exporter = exporter_for(exporter, **{**_of_run(folder, exporter, decision), **given})
     elif given:
         raise ConfigError(
             f"{', '.join(given)}: an exporter object has its options already; leave them out here"
@@ -79,10 +80,10 @@ def export_run(
     return write_files(folder, index, decision or Decision(), {target: exporter})
 
 
-def _of_run(run: RunFolder, exporter: str) -> dict[str, Any]:
+def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[str, Any]:
     """What an exporter is told of a run."""
     if exporter == "coco":
-        return {"info": run_info(run)}
+        return {"info": run_info(run, decision)}
     return {"images": "copy", "root": run.root} if exporter == "yolo" else {}
 
 
