@@ -681,7 +681,7 @@ def test_any_wrong_value_in_a_manifest_is_a_damaged_manifest(manifest, value):
     whole = path.read_bytes()
     class_rows = rows["classes"]
     damaged = [value, *({**rows, name: value} for name in rows)]
-    damaged += [{k: v for k, v in rows.items() if k != name} for name in rows]
+    damaged += [{k: v for k, v in rows.items() if k != name} for name in rows if name != "started"]
     damaged += [
         {**rows, "classes": [{**class_rows[0], name: value}, *class_rows[1:]]}
         for name in class_rows[0]
