@@ -734,6 +734,15 @@ def test_names_too_long_by_their_bytes_cost_nothing(tmp_path, exporter, place, e
     ]
 
 
+@pytest.mark.parametrize("name", ["../a.png", "sub/../../a.png", "/tmp/a.png"])
+@pytest.mark.parametrize("exporter", [YoloExporter(), PngExporter()])
+def test_no_name_leads_out_of_the_output(tmp_path, exporter, name):
+    record = replace(RECORDS[0], file_name=name)
+    with pytest.raises(CocoError, match=r"a\.png: expected a path below the dataset's root, so"):
+        exporter.write([record], CLASSES, tmp_path / "new" / "out")
+    assert not list(tmp_path.rglob("a.*"))
+
+
 @pytest.mark.parametrize(
     ("exporter", "place", "ending"),
     [(YoloExporter(val_share=0.0), "labels/train/", ".txt"), (PngExporter(), "", ".png")],

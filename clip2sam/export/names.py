@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clip2sam.data.files import NAME_BYTES, cut_to_bytes, fitting_name, write_atomically
 from clip2sam.data.images import printable
+from clip2sam.errors import CocoError
 
 LIST_NAME = "renamed.csv"
 
@@ -38,7 +39,15 @@ class FileNames:
         Args:
             name: POSIX path of the image, with its suffix.
             ending: the longest that the files have.
+
+        Raises:
+            CocoError: the name leads out of the output folder.
         """
+        if name.startswith("/") or ".." in name.split("/"):
+            raise CocoError(
+                f"{printable(name)}: expected a path below the dataset's root, so nothing is "
+                "written for it; rename the image"
+            )
         above, slash, last = os.path.splitext(name)[0].rpartition("/")
         if self._reserved:
             parts = (f"{part}_" if part in self._reserved else part for part in above.split("/"))
