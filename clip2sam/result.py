@@ -14,6 +14,7 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from clip2sam.coco.document import coco_document, made_by
+from clip2sam.coco.outlines import TOLERANCE
 from clip2sam.coco.rle import decode_rle
 from clip2sam.config import Config
 from clip2sam.data.images import Image
@@ -124,10 +125,20 @@ class Result:
         table[:, 2:] += table[:, :2]
         return table
 
-    def to_coco(self, *, polygons: bool = False) -> dict[str, Any]:
-        """This image as a COCO dataset; `clip2sam.coco.write.write_coco` writes it."""
-        info = made_by(caption=self.label_set.caption)
-        return coco_document([self.record], self.label_set.wanted, polygons=polygons, info=info)
+    def to_coco(self, *, polygons: bool = False, tolerance: float = TOLERANCE) -> dict[str, Any]:
+        """This image as a COCO dataset; `clip2sam.coco.write.write_coco` writes it.
+
+        Args:
+            polygons: give polygons instead of RLE.
+            tolerance: of the polygons, in pixels, see `clip2sam.coco.outlines`; 0: exact.
+        """
+        return coco_document(
+            [self.record],
+            self.label_set.wanted,
+            polygons=polygons,
+            tolerance=tolerance,
+            info=made_by(caption=self.label_set.caption),
+        )
 
     def to_numpy(self) -> dict[str, np.ndarray]:
         """Everything as plain arrays, all of them fit for `numpy.savez` without pickling.

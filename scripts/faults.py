@@ -590,9 +590,26 @@ COCO = [
     *faults(
         "coco/polygons.py",
         "coco",
-        ("holes are filled", "_cut_out(rings[i], inner)", "_cut_out(rings[i], [])"),
+        ("holes are filled", "[cut_out(ring, holes)", "[cut_out(ring, [])"),
         ("polygons at the origin", "ring[:, 0] / 2), (x, y))", "ring[:, 0] / 2), (0, 0))"),
         ("parts joined without the way back", "(ring, ring[:1], start)", "(ring, start)"),
+    ),
+    *faults(
+        "coco/outlines.py",
+        "outlines",
+        ("outlines that fit badly stay", "if outline.iou >= LEAST_IOU:", "if outline:"),
+        ("a mask of specks vanishes", ", largest)", ", 1e9)"),
+        (
+            "corners farther away than allowed",
+            "[:, None], tolerance, True)",
+            "[:, None], 2 * tolerance, True)",
+        ),
+        (
+            "lines one pixel wide collapse",
+            "fewer if 2 * _area(fewer) > _area(ring) else ring",
+            "fewer",
+        ),
+        ("pinholes stay", " if _area(hole) >= least]", "]"),
     ),
     *faults(
         "coco/document.py",
@@ -676,13 +693,18 @@ EXPORT = [
         ),
         (
             "merge: masks in one box are the same",
-            '            and _is_same(row["segmentation"], mask)\n',
-            "",
+            "any(_is_same(segmentation, mask) for segmentation in near)",
+            "near",
         ),
         (
             "merge: masks of any class are the same",
-            'row["category_id"] == category_id\n            and all(',
-            "all(",
+            ' if r["category_id"] == category_id]',
+            "]",
+        ),
+        (
+            "merge: simplified polygons are not known again",
+            "return bool(drawn) and",
+            "return False and",
         ),
         ("merge: new id for an old image", 'return int(there["id"])', 'return int(row["id"])'),
         (
@@ -712,10 +734,26 @@ EXPORT = [
             "for i, c in enumerate(classes, 1)}",
         ),
         (
-            "YOLO: one file for two images",
-            "first.setdefault(stem, name) != name",
-            "first.setdefault(name, name) != name",
+            "YOLO: split by the image's number",
+            "split_of(record.file_name",
+            "split_of(str(record.image_id)",
         ),
+        ("YOLO: folders that hide the label file", 'reserved=("images",)', ""),
+        ("YOLO: an image stays in both splits", "old.unlink(missing_ok=True)", "pass"),
+    ),
+    *faults(
+        "export/names.py",
+        "export",
+        (
+            "names: one file for two images",
+            "if above + slash + fitted in self._taken:",
+            "if not name:",
+        ),
+    ),
+    *faults(
+        "export/placing.py",
+        "export",
+        ("YOLO: links that break", "os.link(source, beside)", "os.symlink(source, beside)"),
     ),
     *faults(
         "export/label_studio.py",
@@ -737,8 +775,8 @@ EXPORT = [
         ),
         (
             "Label Studio: first part only",
-            "for part, polygon in enumerate(rle_to_polygons(mask.rle))",
-            "for part, polygon in enumerate(rle_to_polygons(mask.rle)[:1])",
+            "for part, polygon in enumerate(polygons[i])",
+            "for part, polygon in enumerate(polygons[i][:1])",
         ),
     ),
     *faults(

@@ -17,6 +17,7 @@ torch.set_num_threads(1)  # the models are small: threads cost more than they gi
 def _own_folder(tmp_path_factory) -> Iterator[None]:
     """Nothing is read from, or left in, the user's own folder of weights and text features."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOURCE_DATE_EPOCH", "1700000000")  # files are compared to the byte
         patch.setenv("CLIP2SAM_WEIGHTS", str(tmp_path_factory.mktemp("weights")))
         yield
 

@@ -170,6 +170,15 @@ def test_labels_file_polygons_and_all_overlays(run, street, tmp_path):
     assert [p.name for p in (tmp_path / "out" / "overlays").iterdir()] == [
         "street.png.01-Ding-1.png"
     ]
+    corners = []
+    for extra in (("--polygons",), ("--polygons", "--tolerance", "0")):
+        assert run("segment", street, "--labels", "labels.yaml", *extra)[0] == 0
+        document = json.loads((tmp_path / "out" / "annotations.json").read_text())
+        corners.append(sum(len(p) for a in document["annotations"] for p in a["segmentation"]))
+    assert corners[1] > 2 * corners[0] > 0
+    code, _, errors = run("segment", street, "--labels", "labels.yaml", "--tolerance", "2")
+    assert code == 2
+    assert "the tolerance 2 is for polygons; give --polygons" in errors
 
 
 def test_a_bad_image_costs_that_image(run, street, tmp_path):
@@ -694,6 +703,16 @@ def test_label_and_export(run, street, tmp_path):
     rows = json.loads((tmp_path / "r.json").read_text())
     assert printed == f"1 of 2 images, {len(rows)} masks, 1 failed, to r.json\n"
     assert rows
+    fits = []
+    for extra in ((), ("--tolerance", "0"), ("--tolerance", "4")):
+        code, printed, _ = run("export", "run", "--polygons", *extra, "--output", "p.json")
+        assert (code, len(printed.splitlines())) == (0, 2)
+        fits.append(printed.splitlines()[1])
+    assert fits[1] == (
+        "polygons: IoU with their masks 1.000 in the median, 1.000 at worst, "
+        f"0 of {len(rows)} below 0.9"
+    )
+    assert len(set(fits)) == 3
     wanted = ("export", "run", "--output", "none.json", "--class-threshold")
     for label in labels:
         wanted += (f"{label}=9", "--class-threshold")
@@ -705,6 +724,15 @@ def test_label_and_export(run, street, tmp_path):
     code, _, errors = run("export", "run", "--format", "yolo", "--polygons", "--output", "yolo")
     assert code == 2
     assert "the option polygons is for the format coco, not yolo" in errors
+    yolo = ("export", "run", "--format", "yolo", "--val-share", "0")
+    assert run(*yolo, "--output", "yolo")[0] == 0
+    assert (tmp_path / "yolo" / "images" / "train" / "a.png").exists()
+    assert len(list((tmp_path / "yolo" / "labels" / "train").iterdir())) == 1, "b.jpg has failed"
+    assert run(*yolo, "--images", "none", "--output", "labels")[0] == 0
+    assert not (tmp_path / "labels" / "images").exists()
+    code, _, errors = run(*yolo, "--images", "move", "--output", "yolo")
+    assert code == 2
+    assert "images must be one of copy, link, none, but got 'move'" in errors
 
 
 def test_every_setting_reaches_the_run(run, street):
@@ -915,7 +943,7 @@ def test_dense_writes_label_maps_and_their_classes(run, street, tmp_path):
     arguments.append("--allow-unknown")
     code, printed, _ = run("dense", street, *arguments, "--output", "maps")
     assert code == 0
-    found = np.array(PILImage.open(tmp_path / "maps" / "street.png.png"))
+    found = np.array(PILImage.open(tmp_path / "maps" / "street.png"))
     assert found.shape == (224, 224)
     assert set(np.unique(found)) == {0, 1, 2, 3}
     shares = [f"{label}: {(found == i).mean():.1%}" for i, label in enumerate(labels, 1)]
@@ -928,7 +956,7 @@ def test_dense_writes_label_maps_and_their_classes(run, street, tmp_path):
         *enumerate(["background", *labels, "traffic light"])
     ]
     assert classes[0]["color"] == [0, 0, 0]
-    colours = np.array(PILImage.open(tmp_path / "maps" / "street.png.png").convert("RGB"))
+    colours = np.array(PILImage.open(tmp_path / "maps" / "street.png").convert("RGB"))
     for i, label in enumerate(labels, 1):
         assert classes[i]["color"] == colours[found == i][0].tolist()
         true = np.any(instance_masks(drawn(), label), axis=0)
@@ -940,7 +968,7 @@ def test_the_settings_of_dense_reach_the_map(run, street, tmp_path):
 
     def pixels(*more):
         assert run("dense", street, *arguments, *more)[0] == 0
-        return np.array(PILImage.open(tmp_path / "out" / "street.png.png"))
+        return np.array(PILImage.open(tmp_path / "out" / "street.png"))
 
     plain = pixels("--no-refine")
     assert (pixels() != plain).any()
@@ -961,7 +989,7 @@ def test_dense_goes_on_after_a_bad_image(run, street, tmp_path):
     assert "  failed: a.png: expected an image" in errors
     assert "2 images, 1 labels, 1 failed; wrote 1 label maps into out" in printed
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["b.png.png", "classes.json"]
+    assert names == ["b.png", "classes.json"]
     code, _, errors = run("dense", "images", "--label", "heart", "--output", "images/maps")
     assert code == 2
     assert "which is never written to" in errors
@@ -1058,7 +1086,8 @@ def test_regions_as_a_method_of_all_commands(run, street, tmp_path):
     code, printed, errors = run("segment", street, *method, "--output", "out")
     assert (code, errors) == (0, ""), printed
     document = json.loads(Path("out/annotations.json").read_text())
-    assert document["info"]["presence_threshold"] == 0.057
+    assert set(document["info"]["presence_thresholds"].values()) == {0.057}
+    assert (document["info"]["method"], document["info"]["preset"]) == ("regions", "tiny")
     masks = len(document["annotations"])
     assert masks
     assert run("label", street, *method, "--output", "run")[0] == 0

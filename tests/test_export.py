@@ -2,13 +2,17 @@
 
 import copy
 import csv
+import errno
+import glob
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -27,13 +31,13 @@ from clip2sam.coco.write import write_coco
 from clip2sam.data.files import fitting_name
 from clip2sam.data.labels import LabelClass, as_label_set
 from clip2sam.data.records import Annotation, ImageRecord
-from clip2sam.errors import CocoError, ConfigError, LabelError, OutputError
+from clip2sam.errors import CocoError, ConfigError, ImageError, LabelError, OutputError
 from clip2sam.export import EXPORTERS, Exporter, exporter_for
 from clip2sam.export.coco import CocoExporter
 from clip2sam.export.label_studio import LabelStudioExporter
 from clip2sam.export.png import PngExporter
 from clip2sam.export.results import ResultsExporter
-from clip2sam.export.yolo import YoloExporter
+from clip2sam.export.yolo import YoloExporter, split_of
 
 # pycocotools' arrays, under numpy 2
 pytestmark = pytest.mark.filterwarnings(
@@ -123,6 +127,65 @@ def test_neither_torch_nor_matplotlib_is_loaded_for_data_coco_and_export():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     assert done.stdout.split() == []
+
+
+# --- polygons
+
+DISK = np.hypot(*(np.mgrid[:200, :300] - 100.0)) < 70
+ROUND = (
+    ImageRecord(1, "disk.png", (200, 300), annotations=(found(CAT, DISK),)),
+    replace(RECORDS[0], image_id=2),
+)
+"""A mask that gets fewer corners, and those that keep theirs."""
+
+
+def drawn(polygons, size):
+    """What pycocotools makes of polygons."""
+    return mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(polygons, *size))) > 0
+
+
+def polygons_of(name, output):
+    """The polygons that a format has written of the disk."""
+    if name == "coco":
+        return json.loads(output.read_text())["annotations"][0]["segmentation"]
+    if name == "yolo":
+        (line,) = next(output.glob("labels/*/disk.txt")).read_text().splitlines()
+        points = np.reshape(np.array(line.split()[1:], float), (-1, 2)) * (300, 200)
+    else:
+        (region,) = json.loads(output.read_text())[0]["predictions"][0]["result"]
+        points = np.array(region["value"]["points"]) / 100 * (300, 200)
+    return [points.ravel().tolist()]
+
+
+@pytest.mark.parametrize("name", ["coco", "yolo", "labelstudio"])
+def test_polygons_have_few_corners_and_say_how_well_they_fit(tmp_path, name):
+    options = {"coco": {"polygons": True}, "yolo": {"val_share": 0.0}}.get(name, {})
+    fits, written = [], []
+    for tolerance in (None, 0.0, 4.0):
+        exporter = exporter_for(name, tolerance=tolerance, **options)
+        fits.append(exporter.write(iter(ROUND), CLASSES, tmp_path / f"out-{tolerance}"))
+        written.append(polygons_of(name, tmp_path / f"out-{tolerance}"))
+    assert [fit.masks for fit in fits] == [3, 3, 3]
+    assert fits[1].worst == 1.0
+    usual, exact, coarse = [sum(map(len, polygons)) // 2 for polygons in written]
+    assert exact > 4 * usual
+    assert usual > coarse
+    np.testing.assert_array_equal(drawn(written[1], DISK.shape), DISK)
+    for fit, polygons in zip(fits, written, strict=True):
+        back = drawn(polygons, DISK.shape)
+        assert fit.worst == pytest.approx((back & DISK).sum() / (back | DISK).sum(), abs=1e-3)
+        assert (fit.median, fit.poor) == (1.0, 0), "the squares"
+
+
+@pytest.mark.parametrize("name", ["coco", "results", "png"])
+def test_without_polygons_there_is_no_fit(tmp_path, name):
+    assert exporter_for(name).write(iter(ROUND), CLASSES, tmp_path / "out") is None
+
+
+@pytest.mark.parametrize("name", ["yolo", "labelstudio"])
+def test_a_tolerance_below_0_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=r"the tolerance must be 0 pixels or more, but got -1.0"):
+        exporter_for(name, tolerance=-1.0).write(ROUND, CLASSES, tmp_path / "out")
 
 
 # --- COCO
@@ -216,9 +279,13 @@ def test_masks_without_a_pixel_are_in_no_format(tmp_path, name):
     with_empty = replace(RECORDS[0], annotations=(empty, *RECORDS[0].annotations, empty))
     outputs = []
     for folder, record in (("one", RECORDS[0]), ("two", with_empty)):
-        exporter_for(name).write([record], CLASSES, tmp_path / folder / "out.json")
+        options = {"val_share": 0.0} if name == "yolo" else {}
+        exporter_for(name, **options).write([record], CLASSES, tmp_path / folder / "out.json")
         files = sorted(p for p in (tmp_path / folder).rglob("*") if p.is_file())
-        outputs.append([(p.relative_to(tmp_path / folder), p.read_bytes()) for p in files])
+        data = [p.read_bytes().replace(b"/two/", b"/one/") for p in files]  # a YAML file's path
+        outputs.append(
+            [(p.relative_to(tmp_path / folder), d) for p, d in zip(files, data, strict=True)]
+        )
     assert outputs[0] == outputs[1]
 
 
@@ -322,6 +389,18 @@ def test_a_run_that_is_merged_again_adds_nothing(tmp_path, polygons):
         ]
 
 
+def test_what_was_simplified_is_known_again(tmp_path):
+    """Its pixels are not the mask's any more."""
+    CocoExporter(polygons=True).write(ROUND, CLASSES, tmp_path / "run.json")
+    once = json.loads((tmp_path / "run.json").read_text())
+    for options in ({"polygons": True}, {"polygons": False}):
+        twice, warned = merged(tmp_path, tmp_path / "run.json", ROUND, **options)
+        assert twice == once
+        assert "had 3 of 3 annotations already" in warned[0]
+    other, warned = merged(tmp_path, tmp_path / "run.json", ROUND, polygons=True, tolerance=4.0)
+    assert len(other["annotations"]) == 4, "another outline of the disk"
+
+
 def test_only_what_is_there_already_is_left_out(tmp_path):
     CocoExporter().write(RECORDS[:1], CLASSES, tmp_path / "run.json")
     there = json.loads((tmp_path / "run.json").read_text())
@@ -408,49 +487,194 @@ def test_merging_needs_a_valid_dataset_of_the_same_images(tmp_path, content, mes
 # --- YOLO
 
 
-def test_yolo_follows_its_rules_and_loads_in_supervision(tmp_path):
-    YoloExporter().write(iter(RECORDS), CLASSES, tmp_path / "yolo")
-    data = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
-    assert data["names"] == {0: CAT, 1: DOG}
-    lines = (tmp_path / "yolo" / "labels" / "a.txt").read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["0", "1"]
-    for line in lines:
-        shares = np.array(line.split()[1:], float)
-        assert len(shares) % 2 == 0
-        assert len(shares) >= 6
-        assert ((shares >= 0) & (shares <= 1)).all()
-    corners = np.array(lines[0].split()[1:], float).reshape(-1, 2)
-    assert sorted(map(tuple, corners)) == [(0, 0), (0, 0.25), (0.333333, 0), (0.333333, 0.25)], (
-        "x by the width, 20 of 60, and y by the height, 10 of 40"
-    )
-    assert (tmp_path / "yolo" / "labels" / "sub" / "c.txt").read_text() == ""
+def as_ultralytics_reads(yaml_file):
+    """For each split the images that it finds, with the lines of the label file of each; None: it
+    finds no label file, and takes the image for one without objects.
 
+    Written after its documentation: `path` or else the YAML file's folder, all files in `train` and
+    `val` whose suffix it knows, hidden ones left out, and in each path `labels` for the last
+    `images`, `.txt` for the suffix.
+    """
+    data = yaml.safe_load(yaml_file.read_bytes())
+    top = data.get("path") or str(yaml_file.parent)
+    splits = {}
+    for split in ("train", "val"):
+        found = glob.glob(os.path.join(top, data[split], "**", "*.*"), recursive=True)
+        found = [f for f in found if f.rsplit(".", 1)[1].lower() in ("bmp", "jpg", "png", "tiff")]
+        texts = {}
+        for file in found:
+            before, _, after = file.rpartition(f"{os.sep}images{os.sep}")
+            label = os.path.join(before, "labels", after.rsplit(".", 1)[0] + ".txt")
+            text = Path(label).read_text().splitlines() if os.path.exists(label) else None
+            texts[os.path.relpath(file, os.path.join(top, data[split]))] = text
+        splits[split] = texts
+    return splits
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """The records' images, and others: (records, their folder)."""
+    names = ["a.png", "sub/b ü.png", "sub/c.png", "images/a.png", "x/images/y/a.JPG", "sub/a.jpg"]
+    names += [f"more/{i}.bmp" for i in range(40)]
+    size = {"sub/c.png": (10, 10)}
+    for i, name in enumerate(names):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", size.get(name, (60, 40)), (i, 0, 0)).save(path)
+    known = {r.file_name: r for r in RECORDS}
+    first = RECORDS[0]
+    return (
+        [known.get(n, replace(first, image_id=100 + i, file_name=n)) for i, n in enumerate(names)],
+        tmp_path / "photos",
+    )
+
+
+def content(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("how", ["copy", "link"])
+def test_yolo_is_a_whole_dataset(tmp_path, photos, how):
+    records, root = photos
+    before = content(root)
+    exporter = YoloExporter(how, root, val_share=0.3)
+    exporter.write(iter(records), CLASSES, tmp_path / "out" / "yolo")
+    assert content(root) == before
+    splits = as_ultralytics_reads(tmp_path / "out" / "yolo" / "data.yaml")
+    written = {**splits["train"], **splits["val"]}
+    assert len(written) == len(splits["train"]) + len(splits["val"]) == len(records)
+    assert 5 <= len(splits["val"]) <= 20, "30 % of 46"
+    for record in records:
+        name = record.file_name.replace("images/", "images_/")
+        lines = written[name]
+        assert [int(line.split()[0]) for line in lines] == [
+            (CAT, DOG).index(a.label) for a in record.annotations
+        ]
+        for line, one in zip(lines, record.annotations, strict=True):
+            shares = np.array(line.split()[1:], float)
+            assert ((shares >= 0) & (shares <= 1)).all()
+            height, width = record.size
+            corners = np.reshape(shares, (-1, 2)) * (width, height)
+            assert (drawn([corners.ravel().tolist()], record.size) == decode_rle(one.rle)).all()
+        split = "val" if name in splits["val"] else "train"
+        assert split == split_of(record.file_name, 0.3)
+        image = tmp_path / "out" / "yolo" / "images" / split / name
+        assert image.read_bytes() == before[record.file_name]
+        assert image.samefile(root / record.file_name) == (how == "link")
+        assert not image.is_symlink()
+    assert written["sub/c.png"] == [], "a file without a line, as an image without a mask"
+    names = yaml.safe_load((tmp_path / "out" / "yolo" / "data.yaml").read_text())["names"]
+    assert names == {0: CAT, 1: DOG}
+
+    # moved, with the line of its path deleted; the photographs are moved too
+    root.rename(tmp_path / "elsewhere")
+    (tmp_path / "out" / "yolo").rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / "data.yaml"
+    lines = moved.read_text().splitlines(keepends=True)
+    moved.write_text("".join(line for line in lines if not line.startswith("path:")))
+    assert as_ultralytics_reads(moved) == splits
+
+
+def test_a_yolo_dataset_written_again_has_nothing_twice(tmp_path, photos):
+    records, root = photos
+    before = content(root)
+    for how, share in (("link", 0.1), ("link", 0.6), ("link", 0.6), ("copy", 0.3), ("link", 0.3)):
+        YoloExporter(how, root, share).write(records, CLASSES, tmp_path / "yolo")
+        splits = as_ultralytics_reads(tmp_path / "yolo" / "data.yaml")
+        assert not set(splits["train"]) & set(splits["val"])
+        assert len(splits["train"]) + len(splits["val"]) == len(records)
+        assert len(list(tmp_path.glob("yolo/labels/**/*.txt"))) == len(records)
+        assert list(tmp_path.glob("yolo/**/.*")) == [], "nothing is left of writing"
+    assert content(root) == before
+
+
+def test_where_an_image_belongs_depends_on_its_name_alone():
+    names = [f"photos/{i}.jpg" for i in range(2000)]
+    val = {share: {n for n in names if split_of(n, share) == "val"} for share in (0.0, 0.1, 0.3)}
+    assert not val[0.0]
+    assert val[0.1] < val[0.3]
+    assert 160 < len(val[0.1]) < 240
+    assert 540 < len(val[0.3]) < 660
+    assert [split_of(f"{i}.jpg", 0.1) for i in range(30)].index("val") == 26, "for ever"
+
+
+def test_yolo_without_validation_images_validates_on_those_of_training(tmp_path):
+    for share in (0.0, 0.001):
+        output = tmp_path / str(share)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            YoloExporter(val_share=share).write(RECORDS, CLASSES, output)
+        data = yaml.safe_load((output / "data.yaml").read_text())
+        assert data["train"] == data["val"] == "images/train"
+        said = [str(w.message) for w in caught]
+        wanted = "none of 3 images is in val, so data.yaml has train in its place; give a larger"
+        assert [text[: len(wanted)] for text in said] == ([wanted] if share else [])
+
+
+def test_yolo_says_which_images_are_passed_over(tmp_path):
+    records = [RECORDS[0], replace(RECORDS[1], file_name="b.gif"), replace(RECORDS[2])]
+    with pytest.warns(UserWarning, match="1 images have a suffix that ultralytics passes over"):
+        YoloExporter(val_share=0.0).write(records, CLASSES, tmp_path / "yolo")
+
+
+def test_images_that_are_not_there_are_named(tmp_path, photos):
+    records, root = photos
+    (root / "sub" / "c.png").unlink()
+    with pytest.raises(
+        ImageError, match=r"sub/c\.png: the image is not in .*photos any more; .*none"
+    ):
+        YoloExporter("copy", root).write(records, CLASSES, tmp_path / "yolo")
+    YoloExporter("none", root).write(records, CLASSES, tmp_path / "labels alone")
+    assert not (tmp_path / "labels alone" / "images").exists()
+
+
+def test_a_link_to_another_file_system_is_refused(tmp_path, photos, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(
+        ConfigError, match=r"a\.png: can't be a hard link to .*; give --images copy"
+    ):
+        YoloExporter("link", photos[1]).write(photos[0], CLASSES, tmp_path / "yolo")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": "move", "root": "x"}, "images must be one of copy, link, none, but got 'move'"),
+        ({"images": "copy"}, "images 'copy' needs the folder that they are in, .* --images none"),
+        ({"val_share": 1.0}, r"val_share must be 0 or more and below 1, but got 1\.0"),
+        ({"val_share": float("nan")}, "val_share must be 0 or more and below 1, but got nan"),
+    ],
+)
+def test_yolo_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        exporter_for("yolo", **options)
+
+
+def test_supervision_reads_yolo(tmp_path):
     supervision = pytest.importorskip("supervision")
+    YoloExporter(val_share=0.0).write(iter(RECORDS), CLASSES, tmp_path / "yolo")
     (tmp_path / "images").mkdir()
     PILImage.new("RGB", (60, 40)).save(tmp_path / "images" / "a.png")
     dataset = supervision.DetectionDataset.from_yolo(
         str(tmp_path / "images"),
-        str(tmp_path / "yolo" / "labels"),
+        str(tmp_path / "yolo" / "labels" / "train"),
         str(tmp_path / "yolo" / "data.yaml"),
         force_masks=True,
     )
     assert dataset.classes == [CAT, DOG]
     (_, _, detections), *_ = list(dataset)
     assert detections.class_id.tolist() == [0, 1]
-    ring = np.array(lines[1].split()[1:], float).reshape(-1, 2) * (60, 40)
-    drawn = cv2.polylines(RING.astype(np.uint8), [ring.astype(np.int32)], True, 1)
-    grown = cv2.dilate(drawn, np.ones((3, 3), np.uint8)).astype(bool)
+    line = (tmp_path / "yolo" / "labels" / "train" / "a.txt").read_text().splitlines()[1]
+    ring = np.array(line.split()[1:], float).reshape(-1, 2) * (60, 40)
+    outline = cv2.polylines(RING.astype(np.uint8), [ring.astype(np.int32)], True, 1)
+    grown = cv2.dilate(outline, np.ones((3, 3), np.uint8)).astype(bool)
     assert (detections.mask[1] >= RING).all()
     assert (detections.mask[1] <= grown).all(), (
         "it fills the pixels on the outline and on the joining line, no others"
     )
-
-
-def test_yolo_cannot_tell_suffixes_apart(tmp_path):
-    records = (RECORDS[0], replace(RECORDS[1], file_name="a.jpg"))
-    with pytest.raises(ConfigError, match=r"'a\.png' and 'a\.jpg' would share one"):
-        YoloExporter().write(records, CLASSES, tmp_path / "yolo")
-    assert not (tmp_path / "yolo" / "data.yaml").exists()
 
 
 # --- labels
@@ -487,27 +711,65 @@ def test_every_accepted_label_survives_in_every_file_of_names(tmp_path_factory, 
 
 @pytest.mark.parametrize(
     ("exporter", "place", "ending"),
-    [(YoloExporter(), "labels/", ".txt"), (PngExporter(), "", ".png")],
+    [(YoloExporter(val_share=0.0), "labels/train/", ".txt"), (PngExporter(), "", ".png")],
 )
 def test_names_too_long_by_their_bytes_cost_nothing(tmp_path, exporter, place, ending):
     stems = ["犬" * 84, "猫" * 84 + "b", os.fsdecode(b"\xe9" * 252), "x" * 250]
-    names = [f"sub/{stem}" for stem in stems]
+    names = [f"sub/{stem}.png" for stem in stems]
     records = [RECORDS[0], *(replace(RECORDS[0], file_name=name) for name in names)]
-    with pytest.warns(UserWarning, match=r"3 names are too long .*shortened_names\.csv lists them"):
+    with pytest.warns(UserWarning, match=r"^3 names were changed, .*renamed\.csv lists them"):
         exporter.write(records, CLASSES, tmp_path / "out")
-    folder = tmp_path / "out" / place / "sub"
-    content = (tmp_path / "out" / place / ("a.txt" if place else "a.png.png")).read_bytes()
-    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    folder = tmp_path / "out" / place
+    content = (folder / f"a{ending}").read_bytes()
+    written = {path.name: path.read_bytes() for path in (folder / "sub").iterdir()}
     expected = [fitting_name(stem, ending) for stem in stems]
     assert written == dict.fromkeys(expected, content)
     assert expected[3] == "x" * 250 + ending
-    text = (tmp_path / "out" / "shortened_names.csv").read_bytes()
+    text = (tmp_path / "out" / "renamed.csv").read_bytes()
     rows = list(csv.reader(text.decode("utf-8", "surrogateescape").splitlines()))
     assert rows[0] == ["name", "written_as"]
     assert rows[1:] == [
-        [f"{name}{ending}", f"sub/{fitted}"]
+        [name, f"sub/{fitted.removesuffix(ending)}"]
         for name, fitted in zip(names[:3], expected, strict=False)
     ]
+
+
+@pytest.mark.parametrize("name", ["../a.png", "sub/../../a.png", "/tmp/a.png"])
+@pytest.mark.parametrize("exporter", [YoloExporter(), PngExporter()])
+def test_no_name_leads_out_of_the_output(tmp_path, exporter, name):
+    record = replace(RECORDS[0], file_name=name)
+    with pytest.raises(CocoError, match=r"a\.png: expected a path below the dataset's root, so"):
+        exporter.write([record], CLASSES, tmp_path / "new" / "out")
+    assert not list(tmp_path.rglob("a.*"))
+
+
+@pytest.mark.parametrize(
+    ("exporter", "place", "ending"),
+    [(YoloExporter(val_share=0.0), "labels/train/", ".txt"), (PngExporter(), "", ".png")],
+)
+def test_images_that_differ_in_their_suffix_alone_stay_apart(tmp_path, exporter, place, ending):
+    names = ["a/x.jpg", "a/x.png", "b/x.png", "x.png", "a/x.png.png", "a/" + "y" * 251 + ".jpg"]
+    names += ["a/" + "y" * 251 + ".png"]
+    records = [
+        replace(RECORDS[0], file_name=name, annotations=(found(CAT, box(i, 0, 5, 5)),))
+        for i, name in enumerate(names)
+    ]
+    with pytest.warns(UserWarning, match=r"^2 names were changed, as another image has the same"):
+        exporter.write(records, CLASSES, tmp_path / "out")
+    with open(tmp_path / "out" / "renamed.csv", newline="") as file:
+        renamed = dict(list(csv.reader(file))[1:])
+    assert list(renamed) == [names[1], names[6]]
+    assert re.fullmatch(r"a/x~[0-9a-f]{8}", renamed["a/x.png"])
+    assert re.fullmatch(r"a/y{240,242}~[0-9a-f]{8}", renamed[names[6]])
+    stems = [renamed.get(name, os.path.splitext(name)[0]) for name in names]
+    written = [(tmp_path / "out" / place / (stem + ending)).read_bytes() for stem in stems]
+    assert len(set(written)) == len(names)
+    assert len(list((tmp_path / "out" / place).rglob(f"*{ending}"))) == len(names)
+    alone = type(exporter)() if ending == ".png" else exporter
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alone.write(records[1:2], CLASSES, tmp_path / "alone")
+    assert (tmp_path / "alone" / place / f"a/x{ending}").exists(), "where it is the only one"
 
 
 # --- Label Studio
@@ -565,12 +827,12 @@ def test_label_studios_own_checker_takes_it(tmp_path):
 
 def test_pngs_hold_class_numbers(tmp_path):
     PngExporter().write(iter(RECORDS), CLASSES, tmp_path / "png")
-    with PILImage.open(tmp_path / "png" / "a.png.png") as image:
+    with PILImage.open(tmp_path / "png" / "a.png") as image:
         assert image.mode == "P"
         assert image.getpalette()[:6] == [0, 0, 0, 0x00, 0x9E, 0x73]
         index = np.array(image)
     np.testing.assert_array_equal(index, np.where(box(0, 0, 20, 10), 1, np.where(RING, 2, 0)))
-    with PILImage.open(tmp_path / "png" / "sub" / "b ü.png.png") as image:
+    with PILImage.open(tmp_path / "png" / "sub" / "b ü.png") as image:
         assert np.array(image)[15, 15] == 1, "the better score is on top"
     assert (tmp_path / "png" / "classes.txt").read_text() == f"1 cat\n2 {DOG}\n"
 
@@ -580,5 +842,5 @@ def test_pngs_of_more_than_255_classes_have_16_bits(tmp_path, count):
     classes = tuple(LabelClass(f"c{i}", (f"c{i}",)) for i in range(count))
     record = replace(RECORDS[0], annotations=(found(f"c{count - 1}", RING),))
     PngExporter().write([record], classes, tmp_path)
-    with PILImage.open(tmp_path / "a.png.png") as image:
+    with PILImage.open(tmp_path / "a.png") as image:
         np.testing.assert_array_equal(np.array(image), RING * count)

@@ -3,24 +3,32 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
 
+from clip2sam import __version__
 from clip2sam.coco.document import coco_document
+from clip2sam.coco.outlines import Fit
 from clip2sam.coco.rle import decode_rle, encode_mask
-from clip2sam.data.labels import LabelClass
+from clip2sam.coco.validate import validate
+from clip2sam.config import Config
+from clip2sam.data.labels import LabelClass, LabelSet
 from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.data.sources import FileSource
-from clip2sam.errors import ConfigError, RunError
+from clip2sam.errors import ConfigError, ImageError, RunError
 from clip2sam.export import Exporter
 from clip2sam.export.coco import CocoExporter
 from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thresholds
 from clip2sam.labelling.export import export_run
+from clip2sam.labelling.fingerprint import fingerprint, plain
+from clip2sam.labelling.info import run_info
 from clip2sam.labelling.journal import Journal, read_index, read_records
-from clip2sam.labelling.manifest import begin_run, open_run
-from clip2sam.labelling.summary import ClassSummary, as_row, run_info, write_files
+from clip2sam.labelling.manifest import begin_run, open_run, time_now
+from clip2sam.labelling.summary import ClassSummary, as_row, write_files
 from clip2sam.visualize.histogram import presence_figure
 
 CLASSES = (
@@ -332,13 +340,90 @@ def test_a_run_says_of_itself_how_its_masks_were_made(make_run):
     assert run_info(run) == {
         "description": "Made with clip2sam",
         "version": "1.0",
+        "date_created": "2023-11-14T22:13:20Z",
+        "prompts": {},
         "min_share": 0.5,
         "presence_thresholds": {CAT: 0.1, DOG: 0.3},
     }
-    config = {"engine": {"config": {"prompts": "object"}}, "version": "0.1.0", "preset": "tiny"}
-    info = run_info(replace(run, fingerprint=config))
-    assert info["description"] == "Made with clip2sam 0.1.0"
-    assert (info["preset"], info["masks"]) == ("tiny", "one for each object")
+    part = LabelClass("pup", ("a pup",))
+    labels = LabelSet(
+        (
+            LabelClass("cat", ("cat", "a kitten")),
+            LabelClass("dog", ("dog",), joined=(LabelClass("dog", ("dog",)), part)),
+            LabelClass("sky", ("the sky",), distractor=True),
+        ),
+        ("a photo of {}",),
+    )
+    config = plain(asdict(Config(presence_threshold=0.2)))
+    marks = fingerprint(
+        {"config": config, "locator": "CLIP"}, labels, preset="tiny", max_pixels=100
+    )
+    info = run_info(replace(run, fingerprint=marks))
+    assert info["description"] == f"Made with clip2sam {__version__}"
+    assert (info["clip2sam"], info["preset"]) == (__version__, "tiny")
+    assert (info["method"], info["masks"]) == ("surgery", "one for each object")
+    assert info["point_threshold"] == 0.5, "what None stands for"
+    assert info["prompts"]["cat"] == ["cat", "a kitten"]
+    assert info["prompts"]["dog"][-1] == "a pup"
+    assert info["distractors"] == {"sky": ["the sky"]}
+    assert info["templates"] == ["a photo of {}"]
+    other = {**marks, "engine": {"config": {**config, "point_threshold": 0.7}, "locator": "SAM 3"}}
+    info = run_info(replace(run, fingerprint=other))
+    assert (info["method"], info["point_threshold"]) == ("SAM 3", 0.7)
+
+
+def test_an_export_says_of_itself_what_it_has_decided(make_run, tmp_path):
+    run = make_run(keep_above=0.0)
+    decision = Decision(0.2, {DOG: 0.25}, min_score=0.1, min_share=0.4, overlap="score")
+    export_run(run.path, tmp_path / "a.json", decision=decision)
+    info = json.loads((tmp_path / "a.json").read_text())["info"]
+    assert (info["presence_thresholds"], info["min_share"]) == ({CAT: 0.2, DOG: 0.25}, 0.4)
+    assert info["decision"] == {"min_score": 0.1, "overlap": "score"}
+    export_run(run.path, tmp_path / "b.json", decision=Decision(classes=(CAT,)))
+    info = json.loads((tmp_path / "b.json").read_text())["info"]
+    assert info["presence_thresholds"] == {CAT: 0.1}
+    assert "decision" not in info
+
+
+def test_the_date_is_that_of_the_runs_beginning(make_run, tmp_path, monkeypatch):
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    before = datetime.now(UTC).replace(microsecond=0)
+    run = make_run()
+    after = datetime.now(UTC)
+    assert before <= datetime.fromisoformat(run.started) <= after
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")  # another day
+    export_run(run.path, tmp_path / "a.json")
+    document = json.loads((tmp_path / "a.json").read_text())
+    assert document["info"]["date_created"] == run.started
+    assert validate(document) == []
+    assert time_now() == "1970-01-01T00:00:00Z"
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "today")
+    with pytest.raises(
+        ConfigError, match="must be a number of seconds since 1970, but got 'today'"
+    ):
+        time_now()
+
+
+def test_a_run_of_before_has_no_date(make_run, tmp_path):
+    run = make_run()
+    manifest = json.loads((run.path / "manifest.json").read_bytes())
+    del manifest["started"]
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+    assert "date_created" not in run_info(open_run(run.path))
+    (run.path / "manifest.json").write_text(json.dumps({**manifest, "started": 5}))
+    with pytest.raises(RunError, match="started: not what a run writes"):
+        open_run(run.path)
+
+
+def test_a_run_merges_whatever_its_info_says(make_run, tmp_path):
+    run = make_run()
+    export_run(run.path, tmp_path / "a.json", decision=Decision(min_score=0.85))
+    with pytest.warns(UserWarning, match="had 2 of 4 annotations already"):
+        export_run(run.path, tmp_path / "b.json", merge=tmp_path / "a.json")
+    first, merged = (COCO(str(tmp_path / name)) for name in ("a.json", "b.json"))
+    assert merged.dataset["info"] == first.dataset["info"]
+    assert (len(first.anns), len(merged.anns)) == (2, 4)
+    assert [a["presence"] for a in merged.anns.values()] == [0.5, 0.15, 0.4, 0.15]
 
 
 def test_export_takes_options_and_objects(make_run, tmp_path):
@@ -355,6 +440,62 @@ def test_export_takes_options_and_objects(make_run, tmp_path):
     assert json.loads((tmp_path / "d.json").read_text())[0]["data"]["image"] == "s3://b/a.png"
     export_run(run.path, tmp_path / "x", seen, Decision(presence_threshold=0.0))
     assert [len(r.annotations) for r in seen.records] == [2, 3, 0]
+
+
+def test_an_export_says_how_well_its_polygons_fit(make_run, tmp_path):
+    disk = np.hypot(*(np.mgrid[:200, :200] - 100.0)) < 70
+    record = replace(RECORDS[0], size=(200, 200), annotations=(found(CAT, disk),))
+    run = make_run((record,))
+    fits = [
+        export_run(run.path, tmp_path / "out.json", polygons=True, tolerance=tolerance).polygons
+        for tolerance in (None, 0.0, 5.0)
+    ]
+    assert fits[1] == Fit(1, 1.0, 1.0, 0)
+    assert 0.95 < fits[2].worst < fits[0].worst < 1
+    assert export_run(run.path, tmp_path / "out.json").polygons is None
+
+
+def test_yolo_takes_the_images_of_the_run(make_run, tmp_path):
+    """Those that failed are left out, and counted."""
+    run = make_run()
+    for record in RECORDS:
+        path = tmp_path / "images" / record.file_name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(record.file_name.encode())
+    summary = export_run(run.path, tmp_path / "yolo", "yolo", val_share=0.5)
+    images = {
+        p.relative_to(tmp_path / "yolo" / "images"): p
+        for p in tmp_path.glob("yolo/images/*/**/*.png")
+    }
+    assert sorted(str(p.relative_to(p.parts[0])) for p in images) == [
+        "a.png",
+        "sub/b ü.png",
+        "sub/c.png",
+    ]
+    assert {p.parts[0] for p in images} == {"train", "val"}
+    assert (summary.listed, summary.done, summary.empty, summary.failed) == (4, 2, 1, 1)
+    assert summary.polygons.masks == 4
+    (link,) = tmp_path.glob("yolo/images/*/a.png")
+    assert not link.samefile(tmp_path / "images" / "a.png")
+    export_run(run.path, tmp_path / "links", "yolo", val_share=0.5, images="link")
+    (link,) = tmp_path.glob("links/images/*/a.png")
+    assert link.samefile(tmp_path / "images" / "a.png")
+    (tmp_path / "images").rename(tmp_path / "other")
+    with pytest.raises(
+        ImageError, match=r"a.png: the image is not in .*images any more; if the im"
+    ):
+        export_run(run.path, tmp_path / "new", "yolo")
+    export_run(run.path, tmp_path / "new", "yolo", val_share=0.5, images="none")
+    assert not (tmp_path / "new" / "images").exists()
+
+
+def test_yolo_of_a_source_of_ones_own_needs_images_none(make_run, tmp_path):
+    run = make_run()
+    manifest = json.loads((run.path / "manifest.json").read_bytes())
+    (run.path / "manifest.json").write_text(json.dumps({**manifest, "root": None}))
+    with pytest.raises(ConfigError, match=r"images 'copy' needs the folder .* give --images none"):
+        export_run(run.path, tmp_path / "yolo", "yolo")
+    export_run(run.path, tmp_path / "yolo", "yolo", images="none", val_share=0.5)
 
 
 def test_a_run_can_be_exported_while_it_is_at_work(make_run, tmp_path):
@@ -392,7 +533,16 @@ def test_what_export_can_not_do_is_refused(make_run, tmp_path):
         ("voc", {}, "no format is called 'voc'; choose one of coco, results"),
         ("yolo", {"polygons": True}, "the option polygons is for the format coco, not yolo"),
         ("png", {"merge": tmp_path / "x"}, "the option merge is for the format coco"),
+        (
+            "png",
+            {"tolerance": 2.0},
+            "tolerance is for the format coco or yolo or labelstudio",
+        ),
+        ("coco", {"tolerance": 2.0}, "the tolerance 2 is for polygons; give --polygons"),
+        ("coco", {"polygons": True, "tolerance": -2.0}, "must be 0 pixels or more, but got -2.0"),
         ("coco", {"image_prefix": "x"}, "image_prefix is for the format labelstudio"),
+        ("png", {"images": "copy"}, "the option images is for the format yolo, not png"),
+        ("coco", {"val_share": 0.2}, "the option val_share is for the format yolo, not coco"),
         (CocoExporter(), {"polygons": True}, "polygons: an exporter object has its options"),
     ):
         with pytest.raises(ConfigError, match=message):

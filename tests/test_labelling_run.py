@@ -31,9 +31,9 @@ from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.tensors import state_sha256
 from clip2sam.labelling.engine import SegmenterEngine
 from clip2sam.labelling.fingerprint import check_same, plain
+from clip2sam.labelling.info import run_info
 from clip2sam.labelling.manifest import begin_run, lock_run, open_run
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
-from clip2sam.labelling.summary import run_info
 from clip2sam.models.presets import PRESETS
 from tests import labelling_worker
 from tests.labelling_fakes import Threshold, small_segmenter, threads_named, write_images
@@ -681,7 +681,7 @@ def test_any_wrong_value_in_a_manifest_is_a_damaged_manifest(manifest, value):
     whole = path.read_bytes()
     class_rows = rows["classes"]
     damaged = [value, *({**rows, name: value} for name in rows)]
-    damaged += [{k: v for k, v in rows.items() if k != name} for name in rows]
+    damaged += [{k: v for k, v in rows.items() if k != name} for name in rows if name != "started"]
     damaged += [
         {**rows, "classes": [{**class_rows[0], name: value}, *class_rows[1:]]}
         for name in class_rows[0]
@@ -697,7 +697,12 @@ def test_any_wrong_value_in_a_manifest_is_a_damaged_manifest(manifest, value):
             accepted.append(one)
         assert "\n" not in said
     path.write_bytes(whole)
-    fits = {"source": ["text"], "root": ["text", None], "fingerprint": [{}, {"a": 1}]}
+    fits = {
+        "source": ["text"],
+        "root": ["text", None],
+        "started": ["text", None],
+        "fingerprint": [{}, {"a": 1}],
+    }
     fits |= {"name": ["text"], "supercategory": ["text"], "presence_threshold": [None, 1.5]}
     fits |= {"prompts": [[], ["a"]], "distractor": [True], "keys": [["a"]]}
     for one in accepted:

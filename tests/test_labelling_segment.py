@@ -58,6 +58,7 @@ def test_those_who_watch_get_record_result_and_drawings(segmenter, images, tmp_p
         out,
         overlays="all",
         polygons=True,
+        preset="small",
         on_image=lambda *one: seen.append(one),
     )
     assert [record for record, _, _ in seen] == records
@@ -72,6 +73,12 @@ def test_those_who_watch_get_record_result_and_drawings(segmenter, images, tmp_p
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     document = json.loads((out / "annotations.json").read_text())
     assert all(isinstance(a["segmentation"], list) for a in document["annotations"])
+    info = document["info"]
+    assert (info["preset"], info["method"]) == ("small", "surgery")
+    assert info["date_created"] == "2023-11-14T22:13:20Z"
+    assert info["prompts"] == {"cat": ["cat"], "dog": ["dog"]}
+    limit = segmenter.config.presence_threshold
+    assert info["presence_thresholds"] == {"cat": limit, "dog": limit}
 
 
 def test_an_interruption_leaves_what_was_done(segmenter, images, tmp_path):

@@ -37,6 +37,7 @@ from clip2sam.cli.options import (
     Source,
     Tile,
     TileOverlap,
+    Tolerance,
     WeightsDir,
     as_path,
     given_labels,
@@ -250,6 +251,7 @@ def export(
         ),
     ] = "keep",
     polygons: Polygons = False,
+    tolerance: Tolerance = None,
     merge: Annotated[
         Path | None, path_option("coco: add to this file's rows, which stay as they are.")
     ] = None,
@@ -259,6 +261,16 @@ def export(
             help="labelstudio: what stands in front of an image's name; by default "
             "/data/local-files/?d=."
         ),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="yolo: copy, link (hard links) or none; else copy.", metavar="copy|link|none"
+        ),
+    ] = None,
+    val_share: Annotated[
+        float | None,
+        number_option("yolo: share of the images for validation, chosen by name; else 0.1."),
     ] = None,
 ) -> None:
     """Decide a run's masks again, also by other thresholds, and write them. Needs no model.
@@ -285,12 +297,17 @@ def export(
         format,
         decision,
         polygons=polygons,
+        tolerance=tolerance,
         merge=merge,
         image_prefix=image_prefix,
+        images=images,
+        val_share=val_share,
     )
-    images, masks = summary.done + summary.empty, sum(c.masks for c in summary.classes)
-    counts = f"{images} of {summary.listed} images, {masks} masks, {summary.failed} failed, to "
+    written, masks = summary.done + summary.empty, sum(c.masks for c in summary.classes)
+    counts = f"{written} of {summary.listed} images, {masks} masks, {summary.failed} failed, to "
     out.print(Text(counts) + Text(str(output), style="bold"))
+    if summary.polygons is not None:
+        out.print(str(summary.polygons))
 
 
 def _name_and_score(text: str) -> tuple[str, float]:

@@ -83,8 +83,8 @@ def dense(
 ) -> None:
     """Give every pixel one label or background: a PNG of class numbers for each image.
 
-    NAME.png, where NAME is the image's whole file name, has 0 for background, 1 for the first
-    label and so on; classes.json has their names and colours.
+    NAME.png, where NAME is the image's file name without suffix, has 0 for background, 1 for the
+    first label and so on; classes.json has their names and colours.
 
     Example: clip2sam dense photos/ --label road --label car --label sky --output maps/
     """

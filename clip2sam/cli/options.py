@@ -219,6 +219,10 @@ Resolution = Annotated[int | None, typer.Option(help="Side of CLIP's square inpu
 # Outputs
 
 Polygons = Annotated[bool, typer.Option("--polygons", help="COCO: write polygons instead of RLE.")]
+Tolerance = Annotated[
+    float | None,
+    number_option("Of polygons: how far they may leave their mask's outline, in pixels; else 1."),
+]
 
 
 def given_labels(

@@ -33,6 +33,7 @@ from clip2sam.cli.options import (
     SamCheckpoint,
     Tile,
     TileOverlap,
+    Tolerance,
     WeightsDir,
     as_path,
     given_labels,
@@ -66,6 +67,7 @@ def segment(
     ),
     overlays: Annotated[str, typer.Option(help="Labels to draw: found, all or none.")] = "found",
     polygons: Polygons = False,
+    tolerance: Tolerance = None,
     preset: Preset = None,
     allow_unknown: AllowUnknown = False,
     published: Published = False,
@@ -93,6 +95,7 @@ def segment(
 
     Example: clip2sam segment street.jpg --label person --label "traffic light" --output out/
     """
+    from clip2sam.coco.outlines import tolerance_of
     from clip2sam.config import PROMPTS
     from clip2sam.data.labels import as_label_set
     from clip2sam.data.sources import check_output, find_source
@@ -103,6 +106,7 @@ def segment(
 
     if overlays not in get_args(Overlays):
         raise ConfigError(f"--overlays must be found, all or none, but got {overlays!r}")
+    pixels = tolerance_of(tolerance, polygons=polygons)
     preset = chosen_preset(preset, weights_dir=weights_dir)
     # mistakes are found before the models are loaded
     label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
@@ -157,6 +161,8 @@ def segment(
                 output,
                 overlays=overlays,  # type: ignore[arg-type]  # checked above
                 polygons=polygons,
+                tolerance=pixels,
+                preset=preset,
                 on_image=on_image,
             )
         except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clip2sam.coco.polygons import rle_to_polygons
+from clip2sam.coco.outlines import TOLERANCE, Outline, outline_of
 from clip2sam.coco.rle import area_and_box, shortly
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import Annotation, ImageRecord
@@ -145,9 +145,10 @@ def checked_masks(record: ImageRecord, classes: Sequence[LabelClass]) -> Iterato
 
 
 def annotation_row(
-    mask: CheckedMask, category_id: int, *, polygons: bool = False
+    mask: CheckedMask, category_id: int, outline: Outline | None = None
 ) -> dict[str, Any]:
-    """A mask, without its own id and its image's. Box and area are the mask's, also of polygons.
+    """A mask, without its own id and its image's; with its outline's polygons, area and box if one
+    is given.
 
     Beside COCO's own keys: `score`; `share`, how strong it is beside its label's best mask in the
     image; `presence`, the label's presence score, if it is known; and `prompt`, the points [x, y,
@@ -160,9 +161,9 @@ def annotation_row(
         known["prompt"] = [list(point) for point in mask.annotation.points]
     return {
         "category_id": category_id,
-        "segmentation": rle_to_polygons(rle) if polygons else rle,
-        "area": mask.area,
-        "bbox": mask.box,
+        "segmentation": rle if outline is None else outline.polygons,
+        "area": mask.area if outline is None else outline.area,
+        "bbox": mask.box if outline is None else outline.box,
         "iscrowd": 0,
         "score": float(mask.annotation.score),
         "share": float(mask.annotation.share),
@@ -175,18 +176,20 @@ def coco_document(
     classes: Sequence[LabelClass],
     *,
     polygons: bool = False,
+    tolerance: float = TOLERANCE,
     info: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A COCO dataset, ready for `write_coco`: the same input gives the same document.
 
     Images keep their ids. Categories are the classes, numbered from 1 in their order; annotations
-    are numbered from 1 in the order of the records. Boxes and areas are the masks'. Masks without a
-    pixel and repeated ones are left out, images without masks are kept. `annotation_row` says what
-    an annotation has beside COCO's own keys.
+    are numbered from 1 in the order of the records. Boxes and areas are those of what is written,
+    RLE or polygons. Masks without a pixel and repeated ones are left out, images without masks are
+    kept. `annotation_row` says what an annotation has beside COCO's own keys.
 
     Args:
         classes: without distractors.
         polygons: give polygons instead of RLE.
+        tolerance: of the polygons, see `outline_of`.
         info: put into the document as it is.
 
     Raises:
@@ -209,7 +212,8 @@ def coco_document(
         ids[number], names[name] = name, number
         images.append(row)
         for mask in checked_masks(record, classes):
-            made = annotation_row(mask, mask.number, polygons=polygons)
+            outline = outline_of(mask.annotation.rle, tolerance) if polygons else None
+            made = annotation_row(mask, mask.number, outline)
             annotations.append({"id": len(annotations) + 1, "image_id": number, **made})
     return {
         **document_head(info),

@@ -12,14 +12,25 @@ from jaxtyping import Bool, Float
 
 from clip2sam.coco.rle import area_and_box, decode_rle
 
+Ring = Float[np.ndarray, "_ 2"]
+"""Corners (x, y) of a closed line, the last of which leads to the first."""
+
 
 def rle_to_polygons(rle: dict[str, Any]) -> list[list[float]]:
     """A mask's outlines along the edges of its pixels: one polygon for each connected part.
 
-    Parts that touch at a corner are one part. A hole is cut out: the outline runs to it along a
-    row, around it, and back along the same row, so that every filling rule leaves it empty. Each
-    polygon has 4 corners or more, at whole numbers, and exactly its pixels' area. An empty mask has
-    no polygon.
+    Parts that touch at a corner are one part. A hole is cut out, see `cut_out`, so that every
+    filling rule leaves it empty. Each polygon has 4 corners or more, at whole numbers, and exactly
+    its pixels' area. An empty mask has no polygon.
+
+    Raises:
+        CocoError: the RLE is damaged.
+    """
+    return [cut_out(ring, holes).ravel().tolist() for ring, holes in mask_rings(rle)]
+
+
+def mask_rings(rle: dict[str, Any]) -> list[tuple[Ring, list[Ring]]]:
+    """The outline of each connected part of a mask, and those of its holes.
 
     Raises:
         CocoError: the RLE is damaged.
@@ -36,14 +47,14 @@ def rle_to_polygons(rle: dict[str, Any]) -> list[list[float]]:
         cv2.dilate(grid, np.ones((3, 3), np.uint8)), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
     )
     rings = [np.add(_with_corners(ring[:, 0] / 2), (x, y)) for ring in found]
-    holes: dict[int, list[np.ndarray]] = {i: [] for i in range(len(rings)) if tree[0, i, 3] < 0}
+    parts: dict[int, list[np.ndarray]] = {i: [] for i in range(len(rings)) if tree[0, i, 3] < 0}
     for ring, (_, _, _, parent) in zip(rings, tree[0], strict=True):
         if parent >= 0:
-            holes[parent].append(ring)
-    return [_cut_out(rings[i], inner).ravel().tolist() for i, inner in holes.items()]
+            parts[parent].append(ring)
+    return [(rings[i], holes) for i, holes in parts.items()]
 
 
-def _with_corners(ring: Float[np.ndarray, "points 2"]) -> Float[np.ndarray, "corners 2"]:
+def _with_corners(ring: Float[np.ndarray, "points 2"]) -> Ring:
     """A contour cuts inner corners off by a diagonal step between two half edges: restore them."""
     after = np.roll(ring, -1, axis=0)
     across = (ring != after).all(axis=1)
@@ -60,11 +71,13 @@ def _whole(points: Float[np.ndarray, "points 2"]) -> Bool[np.ndarray, "points"]:
     return np.asarray((points % 1 == 0).all(axis=1))
 
 
-def _cut_out(
-    ring: Float[np.ndarray, "corners 2"], holes: list[np.ndarray]
-) -> Float[np.ndarray, "more 2"]:
+def cut_out(ring: Ring, holes: list[np.ndarray]) -> Ring:
     """Join holes to the ring around them, from left to right: each by a horizontal cut from its
-    leftmost corner to the nearest edge on its left."""
+    leftmost corner to the nearest edge on its left, and back.
+
+    Raises:
+        ValueError: a hole begins outside the ring, as those of a mask never do.
+    """
     for hole in sorted(holes, key=lambda h: float(h[:, 0].min())):
         hole = np.roll(hole, -int(hole[:, 0].argmin()), axis=0)
         x, y = hole[0]
@@ -73,18 +86,20 @@ def _cut_out(
         at = np.full(len(ring), -np.inf)
         at[crosses] = (x1 + (y - y1) * (x2 - x1) / np.where(crosses, y2 - y1, 1))[crosses]
         at[at > x] = -np.inf
-        edge = int(at.argmax())  # there is one, as the ring is around the hole
+        edge = int(at.argmax())
+        if at[edge] == -np.inf:
+            raise ValueError(f"a hole begins at {x:g}, {y:g}, outside the ring around it")
         bridge = np.array([[at[edge], y]])
         ring = np.concatenate([ring[: edge + 1], bridge, hole, hole[:1], bridge, ring[edge + 1 :]])
     return ring
 
 
-def joined_polygons(polygons: list[list[float]]) -> Float[np.ndarray, "corners 2"]:
+def joined_polygons(polygons: list[list[float]]) -> Ring:
     """One ring of (x, y) through all parts of a mask: from the first corner of the first part to
     each other part and back. The joining lines enclose nothing.
 
     Args:
-        polygons: those of `rle_to_polygons`, at least one.
+        polygons: those of one mask, at least one.
     """
     rings = [np.reshape(p, (-1, 2)) for p in polygons]
     if len(rings) == 1:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from clip2sam.coco.outlines import Fit
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
 from clip2sam.errors import ConfigError
@@ -24,7 +25,7 @@ class Exporter(Protocol):
 
     def write(
         self, records: Iterable[ImageRecord], classes: Sequence[LabelClass], output: Path
-    ) -> None:
+    ) -> Fit | None:
         """Write all records.
 
         Args:
@@ -32,6 +33,9 @@ class Exporter(Protocol):
                 by one: keep none of them, so that memory doesn't grow with the dataset.
             classes: those that the annotations' labels are of, without distractors.
             output: a file or a folder, as the format has it.
+
+        Returns:
+            How well the polygons that were written fit their masks; None if there are none.
 
         Raises:
             OutputError: the output can't be written. CocoError: a record doesn't fit the format.

@@ -8,6 +8,7 @@ import posixpath
 import shutil
 import tempfile
 import warnings
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from clip2sam.coco.document import (
     document_head,
     image_row,
 )
+from clip2sam.coco.outlines import TOLERANCE, Fit, fit_of, outline_of
 from clip2sam.coco.reading import read_json
 from clip2sam.coco.report import in_short
 from clip2sam.coco.rle import area_and_box, decode_rle, encode_mask
@@ -43,24 +45,30 @@ class CocoExporter:
 
     polygons: bool = False
     """Write polygons instead of RLE."""
+    tolerance: float = TOLERANCE
+    """Of polygons, in pixels, see `outline_of`; 0: exact."""
     merge: str | os.PathLike[str] | None = None
     """A COCO file to add to: all its rows stay as they are, in front of the new ones. Images are
     matched by file name (`./a.png` is `a.png`) and categories by name; new ones get the next ids,
-    and so do annotations. An annotation whose image, category and mask, to the pixel, are there is
-    not added again; a `UserWarning` says how many these are. The file itself is only read."""
+    and so do annotations. An annotation whose image, category and mask are there is not added
+    again, be it to the pixel, or as the polygons of this tolerance; a `UserWarning` says how many
+    these are. The file itself is only read."""
     info: Mapping[str, Any] | None = None
     """What the new file's `info` says; None: that clip2sam made it. A file to merge with keeps its
     own."""
 
     def write(
         self, records: Iterable[ImageRecord], classes: Sequence[LabelClass], output: Path
-    ) -> None:
+    ) -> Fit | None:
         """Write the dataset into the file `output`.
+
+        Returns:
+            How well the polygons fit their masks; None without polygons.
 
         Raises:
             CocoError: the file to merge with is not valid COCO, or has an image in another size; or
                 a record doesn't fit (see `image_row` and `checked_masks`).
-            ConfigError: the output is the file to merge with.
+            ConfigError: the output is the file to merge with, or the tolerance is below 0.
             OutputError: the file can't be written.
         """
         old = None if self.merge is None else read_coco(self.merge)
@@ -80,6 +88,7 @@ class CocoExporter:
                 "annotations already (same image, category and mask); they are not added again",
                 stacklevel=2,
             )
+        return fit_of(rows.ious)
 
 
 class _Rows:
@@ -95,9 +104,11 @@ class _Rows:
     ) -> None:
         self.added = self.there = 0
         """Annotations: new ones, and those that the file to merge with has already."""
+        self.ious = array("d")
+        """Of new polygons with their masks."""
         self._file, self._aside, self._classes = file, aside, classes
-        self._polygons = exporter.polygons
-        self._old = None if old is None else _Old(old["images"], old["annotations"])
+        self._polygons, self._tolerance = exporter.polygons, exporter.tolerance
+        self._old = None if old is None else _Old(old, exporter.tolerance)
         images, annotations, categories = ([] if old is None else old[s] for s in _SECTIONS)
         self._categories = list(categories)
         head = document_head(exporter.info)
@@ -133,7 +144,11 @@ class _Rows:
             if self._old is not None and self._old.has(image_id, category_id, mask):
                 self.there += 1
                 continue
-            made = annotation_row(mask, category_id, polygons=self._polygons)
+            outline = None
+            if self._polygons:
+                outline = outline_of(mask.annotation.rle, self._tolerance)
+                self.ious.append(outline.iou)
+            made = annotation_row(mask, category_id, outline)
             check_id(self._next_annotation, f"annotation of {record.file_name!r}")
             self._annotations_out.add({"id": self._next_annotation, "image_id": image_id, **made})
             self._next_annotation += 1
@@ -150,10 +165,11 @@ class _Rows:
 class _Old:
     """What a file to merge with has."""
 
-    def __init__(self, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
-        self._images = {posixpath.normpath(row["file_name"]): row for row in images}
+    def __init__(self, document: dict[str, Any], tolerance: float) -> None:
+        self._tolerance = tolerance
+        self._images = {posixpath.normpath(row["file_name"]): row for row in document["images"]}
         self._annotations: dict[int, list[dict[str, Any]]] = {}
-        for row in annotations:
+        for row in document["annotations"]:
             self._annotations.setdefault(row["image_id"], []).append(row)
 
     def image(self, row: dict[str, Any]) -> int | None:
@@ -174,13 +190,18 @@ class _Old:
         return int(there["id"])
 
     def has(self, image_id: int, category_id: int, mask: CheckedMask) -> bool:
-        """Whether an image has an annotation of this category with exactly these pixels."""
-        return any(
-            row["category_id"] == category_id
-            and all(abs(a - b) < 2 for a, b in zip(row["bbox"], mask.box, strict=True))
-            and _is_same(row["segmentation"], mask)
-            for row in self._annotations.get(image_id, ())
-        )
+        """Whether an image has an annotation of this category with exactly these pixels, or with
+        their polygons."""
+        rows = [r for r in self._annotations.get(image_id, ()) if r["category_id"] == category_id]
+        near = [
+            row["segmentation"]
+            for row in rows
+            if all(abs(a - b) < 2 for a, b in zip(row["bbox"], mask.box, strict=True))
+        ]
+        if any(_is_same(segmentation, mask) for segmentation in near):
+            return True
+        drawn = [row["segmentation"] for row in rows if isinstance(row["segmentation"], list)]
+        return bool(drawn) and outline_of(mask.annotation.rle, self._tolerance).polygons in drawn
 
 
 def _is_same(segmentation: Any, mask: CheckedMask) -> bool:

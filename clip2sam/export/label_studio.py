@@ -4,6 +4,7 @@ Source of the format: https://labelstud.io/guide/predictions
 """
 
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from clip2sam import __version__
 from clip2sam.coco.document import checked_masks
-from clip2sam.coco.polygons import rle_to_polygons
+from clip2sam.coco.outlines import TOLERANCE, Fit, fit_of, outline_of
 from clip2sam.data.files import JsonList, atomic_file, write_atomically
 from clip2sam.data.images import printable
 from clip2sam.data.labels import LabelClass
@@ -35,14 +36,20 @@ class LabelStudioExporter:
 
     image_prefix: str = LOCAL_FILES
     """What stands in front of an image's name; the name is escaped as in a URL."""
+    tolerance: float = TOLERANCE
+    """Of the polygons, in pixels, see `outline_of`; 0: exact."""
 
     def write(
         self, records: Iterable[ImageRecord], classes: Sequence[LabelClass], output: Path
-    ) -> None:
+    ) -> Fit | None:
         """Write the file `output`, and the interface beside it.
 
+        Returns:
+            How well the polygons fit their masks; None if there are none.
+
         Raises:
-            ConfigError: the output ends in .xml, the suffix of the interface.
+            ConfigError: the output ends in .xml, the suffix of the interface, or the tolerance is
+                below 0.
             CocoError: a record doesn't fit, see `checked_masks`.
             OutputError: a file can't be written.
         """
@@ -51,23 +58,32 @@ class LabelStudioExporter:
                 f"{printable(output)}: the labelling interface gets the suffix .xml; give the "
                 "tasks another one, such as .json"
             )
+        ious = array("d")
         with atomic_file(output) as file:
             file.write(b"[")
             tasks = JsonList(file)
             for record in records:
-                tasks.add(self._task(record, classes))
+                masks = [mask.annotation for mask in checked_masks(record, classes)]
+                outlines = [outline_of(mask.rle, self.tolerance) for mask in masks]
+                ious.extend(outline.iou for outline in outlines)
+                tasks.add(self._task(record, masks, [o.polygons for o in outlines]))
             file.write(b"]\n")
         write_atomically(output.with_suffix(".xml"), _interface(classes).encode())
+        return fit_of(ious)
 
-    def _task(self, record: ImageRecord, classes: Sequence[LabelClass]) -> dict[str, Any]:
-        masks = [mask.annotation for mask in checked_masks(record, classes)]
+    def _task(
+        self,
+        record: ImageRecord,
+        masks: Sequence[Annotation],
+        polygons: Sequence[list[list[float]]],
+    ) -> dict[str, Any]:
         prediction = {
             "model_version": f"clip2sam {__version__}",
             "score": min((mask.score for mask in masks), default=0.0),
             "result": [
                 _region(mask, record.size, f"{i}-{part}", polygon)
                 for i, mask in enumerate(masks)
-                for part, polygon in enumerate(rle_to_polygons(mask.rle))
+                for part, polygon in enumerate(polygons[i])
             ],
         }
         image = self.image_prefix + quote(os.fsencode(record.file_name))
@@ -90,7 +106,7 @@ def _region(
         "image_rotation": 0,
         "score": mask.score,
         "value": {
-            "points": [[round(x, 6), round(y, 6)] for x, y in percent.tolist()],
+            "points": np.round(percent, 4).tolist(),  # 0.01 pixels of 10,000
             "closed": True,
             "polygonlabels": [mask.label],
         },

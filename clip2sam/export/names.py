@@ -1,49 +1,82 @@
-"""The names of files that are made for each image: they get an ending, and may be too long then."""
+"""The names of files that are made for each image: its own, without suffix, with another ending."""
 
 import csv
+import hashlib
 import io
+import os
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
-from clip2sam.data.files import fitting_name, write_atomically
+from clip2sam.data.files import NAME_BYTES, cut_to_bytes, fitting_name, write_atomically
 from clip2sam.data.images import printable
+from clip2sam.errors import CocoError
 
-LIST_NAME = "shortened_names.csv"
+LIST_NAME = "renamed.csv"
 
 
 class FileNames:
-    """Gives names, and keeps a list of those that it had to shorten."""
+    """Gives each image a name of its own, and keeps a list of those that had to be changed.
 
-    def __init__(self) -> None:
-        self._shortened: list[tuple[str, str]] = []
+    A name that is too long for a file system with its ending is cut (see `fitting_name`). Where
+    another image has the name already, as x.png has that of x.jpg, "~" and 8 hexadecimal digits of
+    the SHA-256 of its whole name are added: the first image in the source's order keeps it.
+    """
+
+    def __init__(self, reserved: Collection[str] = ()) -> None:
+        """`reserved`: names of folders that mean something to the reader; they get a "_"."""
+        self._reserved = reserved
+        self._taken: set[str] = set()
+        self._renamed: list[tuple[str, str]] = []
 
     def path(self, folder: Path, name: str, ending: str) -> Path:
-        """The path of the file `name` + `ending` in a folder; see `fitting_name`.
+        """The path of an image's file in a folder; see `stem`."""
+        return folder / (self.stem(name, ending) + ending)
+
+    def stem(self, name: str, ending: str) -> str:
+        """What an image's files are called, without ending: a POSIX path. To be called once.
 
         Args:
-            name: POSIX path of an image, with or without its suffix.
+            name: POSIX path of the image, with its suffix.
+            ending: the longest that the files have.
+
+        Raises:
+            CocoError: the name leads out of the output folder.
         """
-        above, slash, last = name.rpartition("/")
-        fitted = fitting_name(last, ending)
-        if fitted != last + ending:
-            self._shortened.append((name + ending, above + slash + fitted))
-        return folder / above / fitted
+        if name.startswith("/") or ".." in name.split("/"):
+            raise CocoError(
+                f"{printable(name)}: expected a path below the dataset's root, so nothing is "
+                "written for it; rename the image"
+            )
+        above, slash, last = os.path.splitext(name)[0].rpartition("/")
+        if self._reserved:
+            parts = (f"{part}_" if part in self._reserved else part for part in above.split("/"))
+            above = "/".join(parts)
+        fitted = fitting_name(last, ending).removesuffix(ending)
+        if above + slash + fitted in self._taken:
+            mark = f"~{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+            fitted = cut_to_bytes(last, NAME_BYTES - len(os.fsencode(mark + ending))) + mark
+        stem = above + slash + fitted
+        self._taken.add(stem)
+        if fitted != last:
+            self._renamed.append((name, stem))
+        return stem
 
     def write_list(self, folder: Path) -> None:
-        """Write the names that had to be shortened, if any, into a list, and warn.
+        """Write the names that had to be changed, if any, into a list, and warn.
 
         Raises:
             OutputError: the list can't be written.
         """
-        if not self._shortened:
+        if not self._renamed:
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([("name", "written_as"), *self._shortened])
+        writer.writerows([("name", "written_as"), *self._renamed])
         path = folder / LIST_NAME
         write_atomically(path, text.getvalue().encode("utf-8", "surrogateescape"))
         warnings.warn(
-            f"{len(self._shortened)} names are too long for a file system with their ending, and "
-            f"were shortened: {printable(path)} lists them",
+            f"{len(self._renamed)} names were changed, as another image has the same without its "
+            f"suffix, or they are too long for a file system: {printable(path)} lists them",
             stacklevel=3,
         )

@@ -20,13 +20,12 @@ from clip2sam.export.names import FileNames
 
 @dataclass(frozen=True)
 class PngExporter:
-    """`NAME.png` for each image, where NAME is its whole file name: 0 is background, 1 the first
-    class, and so on; `classes.txt` has the names.
+    """`NAME.png` for each image, where NAME is its file name without suffix: 0 is background, 1 the
+    first class, and so on; `classes.txt` has the names.
 
     With up to 255 classes 8 bits with a palette, else 16 bits. Where masks of several classes
-    overlap, the one with the best score is on top, unless the decision has separated them. A name
-    that is too long for a file system with .png behind it is shortened (see `fitting_name`), with a
-    `UserWarning`; `shortened_names.csv` lists such names.
+    overlap, the one with the best score is on top, unless the decision has separated them. Names
+    are those of `FileNames`, with a `UserWarning` where they had to be changed.
     """
 
     def write(

@@ -1,9 +1,13 @@
-"""Records as YOLO segmentation labels: a text file for each image.
+"""Records as a YOLO segmentation dataset: images, and a text file for each of them.
 
 Source of the format: https://docs.ultralytics.com/datasets/segment/
 """
 
+import hashlib
 import os
+import warnings
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,57 +15,139 @@ from pathlib import Path
 import yaml
 
 from clip2sam.coco.document import CheckedMask, checked_masks
-from clip2sam.coco.polygons import joined_polygons, rle_to_polygons
-from clip2sam.data.files import write_atomically
+from clip2sam.coco.outlines import TOLERANCE, Fit, Outline, fit_of, outline_of
+from clip2sam.coco.polygons import joined_polygons
+from clip2sam.data.files import output_errors, write_atomically
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
 from clip2sam.errors import ConfigError
 from clip2sam.export.names import FileNames
+from clip2sam.export.placing import place_image
+
+IMAGES = ("copy", "link", "none")
+SPLITS = ("train", "val")
+READ = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""The suffixes of ours that ultralytics reads, in lower case."""
 
 
 @dataclass(frozen=True)
 class YoloExporter:
-    """YOLO segmentation: `labels/NAME.txt` for each image, and `data.yaml`, which expects the
-    images in `images/` beside it.
+    """YOLO segmentation: `images/train/`, `images/val/`, `labels/train/`, `labels/val/`, and
+    `data.yaml`, which leads to them.
 
-    A line is a class (from 0) and a polygon: x and y alternately, as fractions of the image's width
-    and height. A mask of several parts is one line: they are joined by lines there and back, which
-    enclose nothing (a reader that also fills the pixels on an outline shows them one pixel wide).
-    An image without a mask has an empty file. A name that is too long for a file system with .txt
-    behind it is shortened (see `fitting_name`), with a `UserWarning`; `shortened_names.csv` lists
-    such names, as their images must be renamed alike.
+    A line of a label file is a class (from 0) and a polygon: x and y alternately, as fractions of
+    the image's width and height. A mask of several parts is one line: they are joined by lines
+    there and back, which enclose nothing (a reader that also fills the pixels on an outline shows
+    them one pixel wide). An image without a mask has an empty file.
+
+    Names are those of `FileNames`, with a `UserWarning` where they had to be changed; folders stay,
+    but `images` becomes `images_`: readers find a label file by replacing the last `/images/` of
+    its image's path by `/labels/`.
     """
+
+    images: str = "none"
+    """How images are put beside their label files: "copy", "link" (hard links, which stay good
+    wherever the images or the dataset are moved), or "none": not at all."""
+    root: str | os.PathLike[str] | None = None
+    """The folder that the records' names are relative to. Nothing is written there."""
+    val_share: float = 0.1
+    """The share of the images in `val`, 0 or more and below 1. Where an image belongs depends on
+    its name alone: others that come later don't change it."""
+    tolerance: float = TOLERANCE
+    """Of the polygons, in pixels, see `outline_of`; 0: exact."""
+
+    def __post_init__(self) -> None:
+        if self.images not in IMAGES:
+            raise ConfigError(f"images must be one of {', '.join(IMAGES)}, but got {self.images!r}")
+        if self.images != "none" and self.root is None:
+            raise ConfigError(
+                f"images {self.images!r} needs the folder that they are in, but root is None; "
+                'give --images none (images="none")'
+            )
+        if not 0 <= self.val_share < 1:
+            raise ConfigError(
+                f"val_share must be 0 or more and below 1, but got {self.val_share}; give 0.1"
+            )
 
     def write(
         self, records: Iterable[ImageRecord], classes: Sequence[LabelClass], output: Path
-    ) -> None:
-        """Write the folder `output`.
+    ) -> Fit | None:
+        """Write the folder `output`. What an earlier export has written of the same images is
+        replaced, also where an image was in the other split.
+
+        Returns:
+            How well the polygons fit their masks; None if there are none.
 
         Raises:
-            ConfigError: two images differ only in their suffix, which this format can't tell apart.
+            ConfigError: the tolerance is below 0, or images can't be linked.
             CocoError: a record doesn't fit, see `checked_masks`.
+            ImageError: an image is not there any more.
             OutputError: a file can't be written.
         """
-        first: dict[str, str] = {}
-        file_names = FileNames()
+        ious = array("d")
+        names, counts, unread = FileNames(reserved=("images",)), Counter[str](), 0
         for record in records:
-            name = record.file_name
-            stem = os.path.splitext(name)[0]
-            if first.setdefault(stem, name) != name:
-                raise ConfigError(
-                    f"YOLO's label files leave out the suffix of their image: {first[stem]!r} and "
-                    f"{name!r} would share one; rename one of them"
-                )
-            lines = [_line(mask, *record.size) for mask in checked_masks(record, classes)]
-            path = file_names.path(output / "labels", stem, ".txt")
-            write_atomically(path, "".join(lines).encode())
-        names = {i: c.name for i, c in enumerate(classes)}
-        data = {"train": "images", "val": "images", "names": names}
-        text = yaml.safe_dump(data, allow_unicode=True, sort_keys=False)
-        write_atomically(output / "data.yaml", text.encode())
-        file_names.write_list(output)
+            text = ""
+            for mask in checked_masks(record, classes):
+                outline = outline_of(mask.annotation.rle, self.tolerance)
+                ious.append(outline.iou)
+                text += _line(mask, outline, *record.size)
+            suffix = os.path.splitext(record.file_name)[1]
+            stem = names.stem(record.file_name, max(".txt", suffix, key=len))
+            split = split_of(record.file_name, self.val_share)
+            self._write_image(record.file_name, text, output, split, stem)
+            counts[split] += 1
+            unread += suffix.lower() not in READ
+        _write_yaml(output, classes, has_val=counts["val"] > 0)
+        names.write_list(output)
+        if counts["train"] and self.val_share and not counts["val"]:
+            _warn(
+                f"none of {counts['train']} images is in val, so data.yaml has train in its place; "
+                "give a larger --val-share (val_share)"
+            )
+        if unread:
+            _warn(
+                f"{unread} images have a suffix that ultralytics passes over, which reads "
+                f"{', '.join(READ)}; convert them"
+            )
+        return fit_of(ious)
+
+    def _write_image(self, name: str, text: str, output: Path, split: str, stem: str) -> None:
+        suffix = os.path.splitext(name)[1]
+        (other,) = {*SPLITS} - {split}
+        for kind, ending in (("labels", ".txt"), ("images", suffix)):
+            old = output / kind / other / (stem + ending)
+            if kind == "labels" or self.images != "none":
+                with output_errors(old):
+                    old.unlink(missing_ok=True)
+        if self.images != "none" and self.root is not None:
+            target = output / "images" / split / (stem + suffix)
+            place_image(self.root, name, target, link=self.images == "link")
+        write_atomically(output / "labels" / split / f"{stem}.txt", text.encode())
 
 
-def _line(mask: CheckedMask, height: int, width: int) -> str:
-    corners = joined_polygons(rle_to_polygons(mask.annotation.rle)) / (width, height)
+def split_of(name: str, val_share: float) -> str:
+    """Whether an image is in "train" or "val". With a larger share, those in val stay there."""
+    digest = hashlib.sha256(os.fsencode(name)).digest()
+    return "val" if int.from_bytes(digest[:6]) < val_share * 2**48 else "train"
+
+
+def _write_yaml(output: Path, classes: Sequence[LabelClass], *, has_val: bool) -> None:
+    data = {
+        "path": os.path.abspath(output),
+        "train": "images/train",
+        "val": "images/val" if has_val else "images/train",
+        "names": {i: c.name for i, c in enumerate(classes)},
+    }
+    note = "# If this folder is moved: correct path, or delete its line.\n"
+    text = note + yaml.safe_dump(data, allow_unicode=True, sort_keys=False)
+    write_atomically(output / "data.yaml", text.encode())
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
+
+
+def _line(mask: CheckedMask, outline: Outline, height: int, width: int) -> str:
+    corners = joined_polygons(outline.polygons) / (width, height)
     return f"{mask.number - 1} " + " ".join(f"{v:.6g}" for v in corners.ravel()) + "\n"

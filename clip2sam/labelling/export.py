@@ -3,14 +3,17 @@
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
+from clip2sam.coco.outlines import tolerance_of
 from clip2sam.data.images import printable
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter, exporter_for
 from clip2sam.labelling.decide import Decision
+from clip2sam.labelling.info import run_info
 from clip2sam.labelling.journal import Index, read_index
 from clip2sam.labelling.manifest import RunFolder, open_run
-from clip2sam.labelling.summary import Summary, run_info, write_files
+from clip2sam.labelling.summary import Summary, write_files
 
 
 def export_run(
@@ -20,8 +23,11 @@ def export_run(
     decision: Decision | None = None,
     *,
     polygons: bool = False,
+    tolerance: float | None = None,
     merge: str | os.PathLike[str] | None = None,
     image_prefix: str | None = None,
+    images: str | None = None,
+    val_share: float | None = None,
 ) -> Summary:
     """Write what a run has in its journal, finished or not.
 
@@ -31,26 +37,39 @@ def export_run(
         exporter: coco, results, yolo, labelstudio, png, or an `Exporter` of your own.
         decision: which masks are kept; by default those that the run itself decided to keep.
         polygons: for coco: polygons instead of RLE.
+        tolerance: of polygons (coco, yolo, labelstudio), in pixels, see `clip2sam.coco.outlines`:
+            by default 1; 0: exact.
         merge: for coco: a file to which is added; its own rows stay as they are.
         image_prefix: for labelstudio: what stands in front of an image's name.
+        images: for yolo: "copy" (the default), "link" (hard links) or "none".
+        val_share: for yolo: the share of the images that are for validation; by default 0.1.
 
     Returns:
-        The counts of what was written.
+        The counts of what was written, and how well polygons fit their masks.
 
     Raises:
         ConfigError: an unknown format, an option of another one, an output that would overwrite
             the run or its images, or thresholds that the journal has no masks for.
+        ImageError: for yolo: an image is not there any more.
         RunError: the folder is no run, or one of another version, or no line of its journal can be
             read. Where some can't, a `UserWarning` says how many were passed over.
         CocoError: the file to merge with can't be used.
         OutputError: the output can't be written.
     """
-    options = {"polygons": polygons or None, "merge": merge, "image_prefix": image_prefix}
+    options = {
+        "polygons": polygons or None,
+        "tolerance": tolerance,
+        "merge": merge,
+        "image_prefix": image_prefix,
+        "images": images,
+        "val_share": val_share,
+    }
     given = {name: value for name, value in options.items() if value is not None}
     folder, target = open_run(Path(run)), Path(output)
+    if exporter == "coco":
+        tolerance_of(tolerance, polygons=polygons or merge is not None)
     if isinstance(exporter, str):
-        own = {"info": run_info(folder)} if exporter == "coco" else {}
-        exporter = exporter_for(exporter, **given, **own)
+        exporter = exporter_for(exporter, **{**_of_run(folder, exporter, decision), **given})
     elif given:
         raise ConfigError(
             f"{', '.join(given)}: an exporter object has its options already; leave them out here"
@@ -59,6 +78,13 @@ def export_run(
     index = read_index(folder.journal, folder.ids)
     _check_lines(folder, index)
     return write_files(folder, index, decision or Decision(), {target: exporter})
+
+
+def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[str, Any]:
+    """What an exporter is told of a run."""
+    if exporter == "coco":
+        return {"info": run_info(run, decision)}
+    return {"images": "copy", "root": run.root} if exporter == "yolo" else {}
 
 
 def _check_lines(run: RunFolder, index: Index) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ class RunFolder:
     threads: int
     """PyTorch's threads at the start. On a CPU they are part of the arithmetic: another number
     gives other last digits."""
+    started: str | None = None
+    """When the run began, see `time_now`; None if it isn't known."""
 
     @property
     def journal(self) -> Path:
@@ -176,7 +179,7 @@ def begin_run(
 
     Raises:
         RunError: the folder has a journal already.
-        ConfigError: not one threshold and one floor for each class.
+        ConfigError: not one threshold and one floor for each class, or see `time_now`.
         ImageError: the source's ids or keys are not what `Source` asks for.
         OutputError: the manifest can't be written.
     """
@@ -195,6 +198,7 @@ def begin_run(
         "format": FORMAT,
         "fingerprint": fingerprint,
         "threads": threads,
+        "started": time_now(),
         "classes": [class_row(c) for c in classes],
         "thresholds": list(thresholds),
         "floors": list(floors),
@@ -206,6 +210,23 @@ def begin_run(
     }
     write_atomically(path / MANIFEST, as_json(rows).encode() + b"\n")
     return open_run(path)
+
+
+def time_now() -> str:
+    """The time, UTC, to the second: 2026-11-28T18:00:00Z. If the environment has SOURCE_DATE_EPOCH
+    (seconds since 1970), it is that time: then runs of any day give the same files.
+
+    Raises:
+        ConfigError: SOURCE_DATE_EPOCH is no such number.
+    """
+    fixed = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        now = datetime.now(UTC) if fixed is None else datetime.fromtimestamp(int(fixed), UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigError(
+            f"SOURCE_DATE_EPOCH must be a number of seconds since 1970, but got {fixed!r}; unset it"
+        ) from error
+    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def extend_run(run: RunFolder, keys: Sequence[str], ids: Sequence[int]) -> RunFolder:
@@ -282,6 +303,7 @@ def open_run(path: Path) -> RunFolder:
             rows["min_share"],
             rows["fingerprint"],
             rows["threads"],
+            rows.get("started"),
         )
     except OSError as error:
         raise RunError(
@@ -310,6 +332,7 @@ def _check_rows(rows: dict[str, Any]) -> None:
         "min_share": _are_numbers([rows["min_share"]]) and 0 <= rows["min_share"] <= 1,
         "fingerprint": isinstance(rows["fingerprint"], dict),
         "threads": _are([rows["threads"]], int) and rows["threads"] >= 1,
+        "started": isinstance(rows.get("started"), str | None),
     }
     wrong = [name for name, fine in good.items() if not fine]
     if wrong:

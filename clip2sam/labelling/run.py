@@ -30,6 +30,7 @@ from clip2sam.labelling.decode_worker import Budget, DecodeWorker
 from clip2sam.labelling.engine import Engine, SegmenterEngine
 from clip2sam.labelling.fingerprint import check_same, fingerprint
 from clip2sam.labelling.flow import run_flow
+from clip2sam.labelling.info import run_info
 from clip2sam.labelling.journal import Journal
 from clip2sam.labelling.manifest import (
     MANIFEST,
@@ -49,7 +50,6 @@ from clip2sam.labelling.summary import (
     Summary,
     check_exporters,
     publish,
-    run_info,
 )
 from clip2sam.models.loading import load
 from clip2sam.models.presets import Preset

@@ -6,19 +6,22 @@ without run and journal.
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clip2sam import __version__
-from clip2sam.coco.document import file_name_fault, made_by
-from clip2sam.config import PROMPTS
-from clip2sam.data.images import Image, printable
+from clip2sam.coco.document import file_name_fault
+from clip2sam.coco.outlines import TOLERANCE
+from clip2sam.data.images import MAX_PIXELS, Image, printable
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import ImageRecord
 from clip2sam.data.sources import Source, check_output, find_source
 from clip2sam.errors import ImageError
 from clip2sam.export.coco import CocoExporter
 from clip2sam.labelling.each import each_image
+from clip2sam.labelling.fingerprint import fingerprint, plain
+from clip2sam.labelling.info import info_of
+from clip2sam.labelling.manifest import time_now
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import Result
 from clip2sam.visualize.overlays import Overlays, draw_overlays
@@ -38,6 +41,8 @@ def segment_images(
     *,
     overlays: Overlays = "found",
     polygons: bool = False,
+    tolerance: float = TOLERANCE,
+    preset: str = "own models",
     on_image: OnImage | None = None,
 ) -> list[ImageRecord]:
     """Segment images and write `annotations.json` and `overlays/` into the output folder.
@@ -52,6 +57,8 @@ def segment_images(
         labels: checked labels.
         overlays: which labels are drawn: "found", "all" or "none".
         polygons: write polygons instead of RLE.
+        tolerance: of the polygons, in pixels, see `clip2sam.coco.outlines`; 0: exact.
+        preset: what the file calls the models.
         on_image: called after each image.
 
     Returns:
@@ -67,6 +74,7 @@ def segment_images(
     folder = Path(output)
     check_output(source, folder)
     records: list[ImageRecord] = []
+    began = time_now()
 
     def segmented(image: Image, image_id: int, key: str) -> Result:
         if fault := file_name_fault(key):
@@ -92,18 +100,21 @@ def segment_images(
                 on_image(record, result, drawn)
     finally:
         good = [record for record in records if record.state != "failed"]
-        CocoExporter(polygons=polygons, info=_info(segmenter, labels)).write(
+        info = _info(segmenter, labels, preset, began)
+        CocoExporter(polygons=polygons, tolerance=tolerance, info=info).write(
             good, labels.wanted, folder / "annotations.json"
         )
     return records
 
 
-def _info(segmenter: Segmenter, labels: LabelSet) -> dict[str, Any]:
+def _info(segmenter: Segmenter, labels: LabelSet, preset: str, began: str) -> dict[str, Any]:
     """What the COCO file says of itself."""
     config = segmenter.config
-    return {
-        **made_by(__version__, labels.caption),
-        "masks": PROMPTS[config.prompts],
-        "min_share": config.min_share,
-        "presence_threshold": config.presence_threshold,
-    }
+    settings = {"config": plain(asdict(config)), "locator": segmenter.locator.name}
+    thresholds = labels.thresholds(config.presence_threshold)
+    return info_of(
+        fingerprint(settings, labels, preset=preset, max_pixels=MAX_PIXELS),
+        date=began,
+        thresholds=dict(zip((c.name for c in labels.wanted), thresholds, strict=False)),
+        min_share=config.min_share,
+    )

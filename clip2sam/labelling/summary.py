@@ -1,7 +1,8 @@
 """The journal through exporters into files, and counted; and a finished run's own files.
 
-What exporters write depends on the journal's records alone, so it is the same to the byte whatever
-the batch size, the number of threads or interruptions.
+What exporters write depends on the manifest and the journal's records alone, so it is the same to
+the byte whatever the batch size, the number of threads or interruptions, but for the date in COCO's
+`info`, which is that of the run's first start.
 """
 
 import math
@@ -11,8 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clip2sam.coco.document import made_by
-from clip2sam.config import PROMPTS
+from clip2sam.coco.outlines import Fit
 from clip2sam.data.files import as_json, atomic_file, write_atomically
 from clip2sam.data.images import printable
 from clip2sam.data.labels import class_from_row
@@ -21,6 +21,7 @@ from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter
 from clip2sam.labelling import journal
 from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thresholds
+from clip2sam.labelling.info import run_info
 from clip2sam.labelling.journal import Index, read_records
 from clip2sam.labelling.manifest import LOCK, MANIFEST, RunFolder
 from clip2sam.models.locators import LOCATORS
@@ -75,6 +76,8 @@ class Summary:
     unknown_labels: tuple[str, ...] = ()
     """Of a run with the preset tiny: labels that it doesn't know, distractors and parts of joined
     ones too. What it found of them means nothing."""
+    polygons: Fit | None = None
+    """Of what was written as polygons, if anything was."""
     labelled_now: int = 0
     """Images of this start; those of earlier ones are in the journal. The rest is about this start
     alone."""
@@ -100,22 +103,6 @@ def check_exporters(exporters: Mapping[str, Exporter]) -> Mapping[str, Exporter]
                 f"{', '.join(taken)}, got {name!r}"
             )
     return exporters
-
-
-def run_info(run: RunFolder) -> dict[str, Any]:
-    """What a run's COCO file says of itself: the models, and how its masks were decided."""
-    config = run.fingerprint.get("engine", {}).get("config", {})
-    made = {
-        **made_by(
-            run.fingerprint.get("version", ""),
-            run.fingerprint.get("labels", {}).get("caption", ""),
-        ),
-        "preset": run.fingerprint.get("preset"),
-        "masks": PROMPTS.get(config.get("prompts")),
-        "min_share": run.min_share,
-        "presence_thresholds": dict(zip(run.class_names, run.thresholds, strict=True)),
-    }
-    return {key: value for key, value in made.items() if value is not None}
 
 
 def unknown_labels(run: RunFolder) -> tuple[str, ...]:
@@ -176,13 +163,13 @@ def write_files(
     thresholds, counts = decided_thresholds(run, decision), _Counts(run)
     decision = decided_for(run, decision)
     counted = _decided(run, index, decision, thresholds, counts)
-    records = counted
+    records, fit = counted, None
     for path, exporter in exporters.items():
-        exporter.write(records, run.classes, path)
+        fit = exporter.write(records, run.classes, path) or fit
         records = _decided(run, index, decision, thresholds)
     for _ in counted:
         """Count what the first exporter has left, and everything if there is none."""
-    return counts.summary()
+    return replace(counts.summary(), polygons=fit)
 
 
 def as_row(summary: Summary) -> dict[str, Any]:
