@@ -512,6 +512,7 @@ def test_help_names_every_command_and_exit_code(run):
         "evaluate",
         "validate",
         "demo",
+        "doctor",
         "weights",
     ]
     assert set(commands) == set(get_command(cli.app).commands)
