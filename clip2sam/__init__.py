@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         RunError,
         RunLockedError,
         TooManyFailuresError,
+        UnknownLabelWarning,
         WeightsError,
     )
     from clip2sam.labelling.decide import Decision
@@ -66,6 +67,7 @@ __all__ = [
     "RunLockedError",
     "Segmenter",
     "TooManyFailuresError",
+    "UnknownLabelWarning",
     "WeightsError",
     "as_label_set",
     "evaluate",

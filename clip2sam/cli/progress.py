@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clip2sam.cli.options import places
-from clip2sam.cli.presets import listed
+from clip2sam.cli.presets import print_unknown
 from clip2sam.data.presence import recorded_presence
 from clip2sam.data.records import ImageRecord, record_to_row
 from clip2sam.labelling.manifest import RunFolder
@@ -92,11 +92,13 @@ class Display:
         self._found.update(present & {a.label for a in record.annotations})
 
     def finish(self, summary: Summary) -> None:
-        """Print the summary: a table, or one line of JSON."""
+        """Print the summary: a table, or one line of JSON. That labels are unknown is said even
+        when quiet."""
         if self._as_json:
             self._print_json(as_row(summary))
         elif not self._quiet:
             _print_table(self._out, summary, self._run)
+        print_unknown(summary.unknown_labels)
 
     def _show(self) -> None:
         """Update the bar, or print a line if the last one is a while ago."""
@@ -127,9 +129,6 @@ def _print_table(out: Console, summary: Summary, run: RunFolder) -> None:
         name = Text(f"{found.name}{places(c.spans)}")
         table.add_row(name, threshold, str(found.images), str(found.masks), score)
     out.print(table)
-    if summary.unknown_labels:
-        unknown = listed(summary.unknown_labels)
-        out.print(Text(f"the preset tiny doesn't know {unknown}: their results mean nothing"))
     if summary.masks_are:
         out.print(f"masks: {summary.masks_are}")
     out.print(

@@ -40,7 +40,7 @@ from clip2sam.cli.options import (
     places,
     settings,
 )
-from clip2sam.cli.presets import check_known, chosen_preset
+from clip2sam.cli.presets import check_known, chosen_preset, print_unknown
 from clip2sam.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def segment(
     )
     source = find_source(images)
     check_output(source, output)
-    check_known(preset, label_set.classes, method=method, allow=allow_unknown)
+    unknown = check_known(preset, label_set.classes, method=method, allow=allow_unknown)
     segmenter = load(
         preset,
         config=config,
@@ -172,6 +172,7 @@ def segment(
     )
     where = f" and {drawings} drawings in {output / 'overlays'}" if drawings else ""
     out.print(Text(f"{counts}; wrote {output / 'annotations.json'}{where}"))
+    print_unknown(unknown)
     raise typer.Exit(1 if failed else 0)
 
 

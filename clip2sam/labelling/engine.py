@@ -82,6 +82,7 @@ class SegmenterEngine:
     def __init__(
         self, segmenter: Segmenter, labels: LabelSet, keep_above: float | None = None
     ) -> None:
+        segmenter.look_at(labels)
         config, wanted = segmenter.config, len(labels.wanted)
         self.keep_above, self.config, self.labels, self.segmenter = (
             keep_above,
