@@ -29,6 +29,7 @@ from clip2sam.errors import ConfigError, ImageError, OutputError, RunError, RunL
 from clip2sam.export.coco import CocoExporter
 from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.tensors import state_sha256
+from clip2sam.labelling.changes import StartCounts
 from clip2sam.labelling.engine import SegmenterEngine
 from clip2sam.labelling.fingerprint import check_same, plain
 from clip2sam.labelling.manifest import begin_run, lock_run, open_run
@@ -150,7 +151,7 @@ def test_the_files_do_not_depend_on_batches_threads_or_stops(
     assert summary.labelled_now <= 16 - sum(stops)
     assert same_files(tmp_path / "run", finished[0])
     again = label_dataset(images, LABELS, tmp_path / "run", **settings)
-    assert (again.labelled_now, again.images_per_second) == (0, 0.0)
+    assert (again.labelled_now, again.seconds_now) == (0, 0.0)
 
 
 def test_those_who_watch_are_told_of_the_start_and_of_each_image(segmenter, images, tmp_path):
@@ -160,10 +161,10 @@ def test_those_who_watch_are_told_of_the_start_and_of_each_image(segmenter, imag
         LABELS,
         tmp_path / "run",
         segmenter=segmenter,
-        on_start=lambda run, todo: told.append((len(run.keys), run.class_names, todo)),
+        on_start=lambda run, counts: told.append((len(run.keys), run.class_names, counts)),
         on_image=lambda record: told.append(record.file_name),
     )
-    assert told[0] == (16, ("cat", "dog"), 16)
+    assert told[0] == (16, ("cat", "dog"), StartCounts(begins=True, listed=16, todo=16))
     assert sorted(told[1:]) == list(find_source(images).keys)
 
 
@@ -230,6 +231,68 @@ def test_failed_images_are_labelled_again_when_asked(segmenter, tmp_path):
     assert (summary.failed, summary.labelled_now) == (0, 1)
     label_dataset(good, LABELS, tmp_path / "plain", segmenter=segmenter)
     assert same_files(run, tmp_path / "plain")
+
+
+@pytest.mark.filterwarnings("ignore:.*[0-9] images (are|were) ")
+def test_a_start_is_told_what_became_of_the_images(segmenter, tmp_path):
+    good, run, told = write_images(tmp_path / "in", 5), tmp_path / "run", []
+    label = partial(
+        label_dataset,
+        good,
+        LABELS,
+        run,
+        segmenter=segmenter,
+        on_start=lambda _, counts: told.append(counts),
+    )
+    label()
+    label()
+    write_images(good, 2, first=5)
+    (good / "000.png").unlink()
+    (good / "001.png").write_bytes(b"no image")
+    label()
+    label()
+    assert told == [
+        StartCounts(begins=True, listed=5, todo=5),
+        StartCounts(begins=False, listed=5, todo=0),
+        StartCounts(False, listed=7, todo=3, new=2, changed=1, gone=1),
+        StartCounts(False, listed=7, todo=0, new=0, changed=0, gone=1),
+    ]
+
+
+def test_figures_are_about_all_starts_that_worked(segmenter, tmp_path):
+    good, run = write_images(tmp_path / "in", 6), tmp_path / "run"
+    figures = ("seconds", "images_per_second", "waited_for_images", "waited_for_writer")
+
+    def label(**settings):
+        summary = label_dataset(good, LABELS, run, segmenter=segmenter, **settings)
+        written = json.loads((run / "summary.json").read_text())
+        return summary, {name: written[name] for name in figures}
+
+    stopped = len(set_apart(segmenter, good, run))
+    begun = open_run(run).work
+    assert stopped <= begun.images < 6
+    assert begun.seconds > 0
+    first, written = label()
+    assert (first.labelled_now, first.labelled) == (6 - begun.images, 6)
+    assert first.seconds == pytest.approx(begun.seconds + first.seconds_now, abs=0.002)
+    assert first.images_per_second == pytest.approx(6 / first.seconds, rel=0.05)
+    again, later = label()
+    assert (again.labelled_now, again.seconds_now, again.labelled) == (0, 0.0, 6)
+    assert later == written
+    (good / "000.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="were changed"):
+        assert label()[0].labelled == 7
+
+
+def test_a_run_of_before_has_no_figures_and_goes_on(segmenter, tmp_path):
+    good, run = write_images(tmp_path / "in", 2), tmp_path / "run"
+    label_dataset(good, LABELS, run, segmenter=segmenter)
+    rows = json.loads((run / "manifest.json").read_text())
+    del rows["work"]
+    (run / "manifest.json").write_text(json.dumps(rows))
+    write_images(good, 1, first=2)
+    with pytest.warns(UserWarning, match="were added"):
+        assert label_dataset(good, LABELS, run, segmenter=segmenter).labelled == 1
 
 
 def set_apart(segmenter, source, run, **settings):
@@ -615,10 +678,24 @@ def test_a_refused_start_leaves_a_run_as_it_is(segmenter, images, tmp_path):
 
     label_dataset(images / "sub", LABELS, tmp_path / "run", segmenter=segmenter)
     before = tree(tmp_path)
-    assert "run/lock" in before
+    assert "run/lock" not in before
     with pytest.raises(ConfigError, match="no such device"):
         label_dataset(images / "sub", LABELS, tmp_path / "run", segmenter=load)
     assert tree(tmp_path) == before
+
+
+def test_a_lock_of_a_killed_process_is_removed_by_the_next(segmenter, images, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").touch()
+    label_dataset(images / "sub", LABELS, tmp_path / "run", segmenter=segmenter)
+    assert "run/lock" not in tree(tmp_path)
+
+
+def test_a_start_beside_another_leaves_its_lock(images, finished):
+    with FileLock(finished[0] / "lock"):
+        with pytest.raises(RunLockedError):
+            label_dataset(images, LABELS, finished[0], segmenter="tiny")
+        assert (finished[0] / "lock").exists()
 
 
 def test_a_folder_that_cannot_be_locked_is_not_left(tmp_path, monkeypatch):
@@ -680,8 +757,9 @@ def test_any_wrong_value_in_a_manifest_is_a_damaged_manifest(manifest, value):
     path, said = run / "manifest.json", ""
     whole = path.read_bytes()
     class_rows = rows["classes"]
+    needed = rows.keys() - {"work"}  # runs of before don't have it
     damaged = [value, *({**rows, name: value} for name in rows)]
-    damaged += [{k: v for k, v in rows.items() if k != name} for name in rows]
+    damaged += [{k: v for k, v in rows.items() if k != name} for name in needed]
     damaged += [
         {**rows, "classes": [{**class_rows[0], name: value}, *class_rows[1:]]}
         for name in class_rows[0]
@@ -699,7 +777,7 @@ def test_any_wrong_value_in_a_manifest_is_a_damaged_manifest(manifest, value):
     path.write_bytes(whole)
     fits = {"source": ["text"], "root": ["text", None], "fingerprint": [{}, {"a": 1}]}
     fits |= {"name": ["text"], "supercategory": ["text"], "presence_threshold": [None, 1.5]}
-    fits |= {"prompts": [[], ["a"]], "distractor": [True], "keys": [["a"]]}
+    fits |= {"work": [{}], "prompts": [[], ["a"]], "distractor": [True], "keys": [["a"]]}
     for one in accepted:
         places = [n for n in rows if one[n] != rows[n]]
         if places == ["classes"]:
@@ -964,7 +1042,6 @@ def test_a_run_without_exporters_is_counted_all_the_same(segmenter, images, fini
     assert {p.name for p in run.iterdir()} == {
         "manifest.json",
         "journal-0001.jsonl",
-        "lock",
         "summary.json",
         "presence.png",
     }

@@ -31,6 +31,24 @@ class Found:
     """By id: new stamps of files that are the same all the same, see `write_stamps`."""
 
 
+@dataclass(frozen=True)
+class StartCounts:
+    """What a start of a run found, in numbers of images."""
+
+    begins: bool
+    """Whether it is the run's first one."""
+    listed: int
+    """All that the run has."""
+    todo: int
+    """Those that are to be labelled."""
+    new: int = 0
+    """Added to the source since the run began; in the list from this start on."""
+    changed: int = 0
+    """Changed since they were labelled."""
+    gone: int = 0
+    """No longer in the source; what was labelled of them stays."""
+
+
 def find_changes(
     run: RunFolder,
     source: Source,

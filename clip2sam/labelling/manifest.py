@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,24 @@ MANIFEST = "manifest.json"
 LOCK = "lock"
 FORMAT = 3
 """Of the manifest and the journal. Runs in another one are refused."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What starts of a run did."""
+
+    images: int = 0
+    """Labelled; one that was labelled again counts again."""
+    seconds: float = 0.0
+    """From the first image on."""
+    waited_for_images: float = 0.0
+    """Seconds for which the model had no image."""
+    waited_for_writer: float = 0.0
+    """Seconds for which the model had no room for what it made."""
+
+    def __add__(self, other: "Work") -> "Work":
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Work(*(one + more for one, more in pairs))
 
 
 @dataclass(frozen=True)
@@ -57,6 +75,8 @@ class RunFolder:
     threads: int
     """PyTorch's threads at the start. On a CPU they are part of the arithmetic: another number
     gives other last digits."""
+    work: Work = Work()
+    """What all starts did, those that were killed excepted."""
 
     @property
     def journal(self) -> Path:
@@ -86,8 +106,8 @@ class RunFolder:
 def lock_run(path: Path) -> Iterator[None]:
     """Make the run's folder and hold its lock. The lock ends with the process.
 
-    If no run has begun at the end, nothing of this is left: neither the lock's file nor the folders
-    that were made.
+    At the end its file is removed, and so are the folders that were made if no run has begun. Only
+    a process that was killed leaves the file, which then locks nothing.
 
     Raises:
         RunLockedError: another process holds it. It is not waited for.
@@ -113,9 +133,8 @@ def lock_run(path: Path) -> Iterator[None]:
         # While it is held, so that only its owner removes it. Who has opened the file before and
         # gets its lock afterwards is refused by filelock: such a file has no name any more.
         with suppress(OSError):  # on Windows an open file stays
-            if not (path / MANIFEST).exists():
-                (path / LOCK).unlink()
-                _remove_empty(made)
+            (path / LOCK).unlink()
+        _remove_empty(made)
         lock.release()
 
 
@@ -229,6 +248,19 @@ def move_run(run: RunFolder, source: Source) -> RunFolder:
     return replace(run, origin=source.origin, root=root_of(source))
 
 
+def add_work(run: RunFolder, work: Work) -> RunFolder:
+    """Count what a start did. The run's folder must be locked.
+
+    Raises:
+        OutputError: the manifest can't be written; the older one stays.
+    """
+    if not work.images:
+        return run
+    total = run.work + work
+    _rewrite(run, work=asdict(total))
+    return replace(run, work=total)
+
+
 def root_of(source: Source) -> str | None:
     """The folder that a source's keys are relative to; None for a source of the user's own."""
     return source.root if isinstance(source, FileSource) else None
@@ -282,6 +314,7 @@ def open_run(path: Path) -> RunFolder:
             rows["min_share"],
             rows["fingerprint"],
             rows["threads"],
+            Work(**rows.get("work", {})),
         )
     except OSError as error:
         raise RunError(
@@ -310,6 +343,7 @@ def _check_rows(rows: dict[str, Any]) -> None:
         "min_share": _are_numbers([rows["min_share"]]) and 0 <= rows["min_share"] <= 1,
         "fingerprint": isinstance(rows["fingerprint"], dict),
         "threads": _are([rows["threads"]], int) and rows["threads"] >= 1,
+        "work": _is_work(rows.get("work", {})),
     }
     wrong = [name for name, fine in good.items() if not fine]
     if wrong:
@@ -322,6 +356,11 @@ def _are(values: Any, *kinds: type) -> bool:
 
 def _are_numbers(values: Any) -> bool:
     return _are(values, int, float, type(None)) and all(map(math.isfinite, filter(None, values)))
+
+
+def _is_work(row: dict[str, Any]) -> bool:
+    values = list(row.values())
+    return _are_numbers(values) and None not in values and min(values, default=0) >= 0
 
 
 def _is_class(row: dict[str, Any]) -> bool:

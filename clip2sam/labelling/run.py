@@ -20,6 +20,8 @@ from clip2sam.export.coco import CocoExporter
 from clip2sam.export.results import ResultsExporter
 from clip2sam.labelling.changes import (
     Changed,
+    Found,
+    StartCounts,
     check_moved,
     find_changes,
     reading,
@@ -34,6 +36,7 @@ from clip2sam.labelling.journal import Journal
 from clip2sam.labelling.manifest import (
     MANIFEST,
     RunFolder,
+    add_work,
     begin_run,
     check_same_source,
     lock_run,
@@ -66,7 +69,7 @@ TIMEOUT = 60.0
 
 StrPath = str | os.PathLike[str]
 Models = str | Preset | Segmenter | Callable[[], Segmenter]
-OnStart = Callable[[RunFolder, int], Any]
+OnStart = Callable[[RunFolder, StartCounts], Any]
 
 
 def label_dataset(
@@ -107,7 +110,8 @@ def label_dataset(
         exporters: what is written at the end: a file name in `output` for each exporter. By
             default annotations.json (COCO) and results.json (COCO results).
         on_image: called with the record of each image of this start once it is in the journal.
-        on_start: called with the run and the number of images still to do.
+        on_start: called with the run and what this start found: how many images are still to do,
+            new, changed and gone.
         distractors: names that compete with the labels and are never exported.
         root: folder that the names in a list or COCO file are relative to; by default the file's
             own.
@@ -286,28 +290,31 @@ class _Start:
             )
             if begun is not None:
                 check_same(begun.fingerprint, marks)
-                begun = take_in_new(begun, source, self.changed)
-            run = begun or begin_run(
-                self.output,
-                source,
-                self.labels.wanted,
-                marks,
-                thresholds=engine.thresholds,
-                floors=engine.floors,
-                min_share=engine.min_share,
-                threads=torch.get_num_threads(),
+            run = (
+                take_in_new(begun, source, self.changed)
+                if begun
+                else begin_run(
+                    self.output,
+                    source,
+                    self.labels.wanted,
+                    marks,
+                    thresholds=engine.thresholds,
+                    floors=engine.floors,
+                    min_share=engine.min_share,
+                    threads=torch.get_num_threads(),
+                )
             )
             threads = torch.get_num_threads()
             torch.set_num_threads(run.threads)
             try:
-                return (yield from self._label(run, source, engine))
+                return (yield from self._label(run, source, engine, begun))
             finally:
                 torch.set_num_threads(threads)
 
     def _label(
-        self, run: RunFolder, source: Source, engine: Engine
+        self, run: RunFolder, source: Source, engine: Engine, begun: RunFolder | None
     ) -> Generator[ImageRecord, None, Summary]:
-        clock, labelled, budget = Clock(), 0, Budget()
+        clock, budget = Clock(), Budget()
         with closing(Journal(run.journal, run.ids, run.class_names)) as journal:
             moved = self.moved and (source.origin, root_of(source)) != (run.origin, run.root)
             found = find_changes(
@@ -327,8 +334,8 @@ class _Start:
                 if i in found.changed or self._is_todo(journal, i)
             ]
             if self.on_start is not None:
-                self.on_start(run, len(wanted))
-            for record in run_flow(
+                self.on_start(run, _counts(run, begun, found, len(wanted)))
+            flow = run_flow(
                 wanted,
                 reading(source, found.gone),
                 engine,
@@ -339,11 +346,13 @@ class _Start:
                 max_failures=self.max_failures,
                 clock=clock,
                 hashed=self.hash_images,
-            ):
-                labelled += 1
-                yield record
+            )
+            try:
+                yield from flow
+            finally:
+                run = add_work(run, clock.work)
             exporters = _own_exporters(run) if self.exporters is None else self.exporters
-            return publish(run, journal.index, exporters, clock, labelled)
+            return publish(run, journal.index, exporters, clock.work)
 
     def _is_todo(self, journal: Journal, image_id: int) -> bool:
         failed = image_id in journal.index.failed
@@ -386,6 +395,13 @@ class _Start:
         elif not isinstance(models, Segmenter):
             models = models()
         return SegmenterEngine(models, self.labels, self.keep_above)
+
+
+def _counts(run: RunFolder, begun: RunFolder | None, found: Found, todo: int) -> StartCounts:
+    if begun is None:
+        return StartCounts(begins=True, listed=len(run.keys), todo=todo)
+    new = len(run.keys) - len(begun.keys)
+    return StartCounts(False, len(run.keys), todo, new, len(found.changed), len(found.gone))
 
 
 def _own_exporters(run: RunFolder) -> dict[str, Exporter]:
