@@ -936,8 +936,8 @@ JOURNAL = [
         ),
         (
             "no hashes in the journal",
-            "hashed=self.hash_images,\n            ):",
-            "hashed=False,\n            ):",
+            "hashed=self.hash_images,\n            )",
+            "hashed=False,\n            )",
         ),
     ),
     *faults(

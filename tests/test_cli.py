@@ -653,7 +653,7 @@ def test_every_setting_reaches_the_run(run, street):
     assert run(*arguments)[0] == 0
     for option, value, place in (
         ("--method", "raw", "engine.config.method.name"),
-        ("--presence-threshold", "0.5", "engine.config.presence_threshold"),
+        ("--presence-threshold", "-1", "engine.config.presence_threshold"),
         ("--point-threshold", "0.5", "engine.config.point_threshold"),
         ("--grid", "5", "engine.config.grid"),
         ("--resolution", "160", "engine.config.resolution"),
@@ -707,7 +707,7 @@ def test_progress_counts_what_the_run_keeps(run, street, monkeypatch):
     arguments = ("label", street, "--label", there, "--label", "red thing")
     code, _, errors = run(*arguments, "--keep-above", "-1", "--output", "run/it")
     assert code == 0
-    assert errors.startswith("1 of 1 images, ")
+    assert errors.startswith("1 images listed\n1 of 1 images, ")
     assert errors.endswith(f"; {there} 1\n")
 
 

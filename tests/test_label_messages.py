@@ -1,5 +1,7 @@
 """What `clip2sam label` says to a person: at its start, at its end, and when it is refused."""
 
+import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -52,3 +54,38 @@ def test_the_first_line_says_what_was_listed_and_the_last_what_was_done(label):
     assert not Path("run/lock").exists()
     for quiet in ("--quiet", "--json"):
         assert "listed" not in label(quiet)[2]
+
+
+def test_a_higher_threshold_is_answered_with_a_command_that_works(label, monkeypatch, capsys):
+    assert label("--output", "my run")[0] == 0
+    code, _, errors = label("--output", "my run", "--presence-threshold", "0.8")
+    assert code == 2
+    assert errors.startswith(
+        "error: this run began with other thresholds: engine.config.presence_threshold was "
+    )
+    command = errors.partition("To decide by them: ")[2].partition(" -- to label")[0]
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code, capsys.readouterr().err
+    assert label("--output", "anew", "--presence-threshold", "0.8")[0] == 0
+    decided, anew, first = (
+        json.loads(Path(path).read_text())["annotations"]
+        for path in ("my run/decided.json", "anew/annotations.json", "my run/annotations.json")
+    )
+    assert decided == anew
+    assert 0 < len(decided) < len(first)
+
+
+def test_masks_below_the_threshold_are_kept_unless_switched_off(label):
+    for given, name in ((("--keep-above", "off"), "off"), ((), "auto")):
+        assert label("--output", name, *given)[0] == 0
+    off, auto = (Path(name, "annotations.json").read_bytes() for name in ("off", "auto"))
+    assert off == auto
+    floors = [
+        json.loads(Path(n, "manifest.json").read_text())["floors"][0] for n in ("off", "auto")
+    ]
+    assert floors[1] == pytest.approx(0.8 * floors[0])
+    code, _, errors = label("--keep-above", "nan")
+    assert code == 2
+    assert "expected a finite number, auto or off, got 'nan'" in errors

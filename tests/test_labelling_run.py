@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import stat
 import subprocess
 import sys
@@ -30,12 +31,16 @@ from clip2sam.export.coco import CocoExporter
 from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.tensors import state_sha256
 from clip2sam.labelling.changes import StartCounts
+from clip2sam.labelling.decide import Decision
 from clip2sam.labelling.engine import SegmenterEngine
+from clip2sam.labelling.export import export_run
 from clip2sam.labelling.fingerprint import check_same, plain
 from clip2sam.labelling.manifest import begin_run, lock_run, open_run
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
 from clip2sam.labelling.summary import run_info
 from clip2sam.models.presets import PRESETS
+from clip2sam.pipeline import Segmenter
+from clip2sam.regions import Regions
 from tests import labelling_worker
 from tests.labelling_fakes import Threshold, small_segmenter, threads_named, write_images
 
@@ -438,8 +443,8 @@ CHANGED = {
     ),
     "distractor": ({"distractors": ["sky"]}, "labels.classes[2].distractor was not there"),
     "threshold of a class": (
-        {"labels": labels_with(presence_threshold=0.05)},
-        "labels.classes[1].presence_threshold was None, is now 0.05",
+        {"labels": labels_with(presence_threshold=0.01)},
+        "labels.classes[1].presence_threshold was None, is now 0.01",
     ),
     "supercategory": (
         {"labels": labels_with(supercategory="pet")},
@@ -463,7 +468,7 @@ CHANGED = {
     ),
     "preset": ({"preset": "mine"}, "preset was 'own models', is now 'mine'"),
     "max_pixels": ({"max_pixels": 10**6}, "max_pixels was 100000000, is now 1000000"),
-    "keep_above": ({"keep_above": 0.0}, "engine.keep_above was None, is now 0.0"),
+    "keep_above": ({"keep_above": 0.0}, "engine.keep_above was 'auto', is now 0.0"),
     "weights of CLIP": (
         {"segmenter": partial(spoiled, "clip")},
         "other settings: engine.weights.clip was '",
@@ -510,8 +515,8 @@ CHANGED = {
         "engine.config.background_prompts[0] was not there, is now 'sky'",
     ),
     "presence_threshold": (
-        settings(presence_threshold=0.03),
-        "engine.config.presence_threshold was 0.02, is now 0.03",
+        settings(presence_threshold=0.01),
+        "engine.config.presence_threshold was 0.02, is now 0.01",
     ),
     "grid": (settings(grid="half"), "engine.config.grid was 7, is now 'half'"),
     "point_threshold": (
@@ -757,7 +762,7 @@ def test_any_wrong_value_in_a_manifest_is_a_damaged_manifest(manifest, value):
     path, said = run / "manifest.json", ""
     whole = path.read_bytes()
     class_rows = rows["classes"]
-    needed = rows.keys() - {"work"}  # runs of before don't have it
+    needed = rows.keys() - {"work", "devices"}  # runs of before don't have them
     damaged = [value, *({**rows, name: value} for name in rows)]
     damaged += [{k: v for k, v in rows.items() if k != name} for name in needed]
     damaged += [
@@ -777,7 +782,13 @@ def test_any_wrong_value_in_a_manifest_is_a_damaged_manifest(manifest, value):
     path.write_bytes(whole)
     fits = {"source": ["text"], "root": ["text", None], "fingerprint": [{}, {"a": 1}]}
     fits |= {"name": ["text"], "supercategory": ["text"], "presence_threshold": [None, 1.5]}
-    fits |= {"work": [{}], "prompts": [[], ["a"]], "distractor": [True], "keys": [["a"]]}
+    fits |= {
+        "work": [{}],
+        "devices": [[], ["a"]],
+        "prompts": [[], ["a"]],
+        "distractor": [True],
+        "keys": [["a"]],
+    }
     for one in accepted:
         places = [n for n in rows if one[n] != rows[n]]
         if places == ["classes"]:
@@ -1059,9 +1070,125 @@ def test_masks_below_their_threshold_are_kept_when_asked(images, finished, tmp_p
     assert counts[0] > counts[1]
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["thresholds"], manifest["floors"]) == ([0.02] * 2, [0.0] * 2)
-    other = small_segmenter(presence_threshold=0.03)
-    with pytest.raises(RunError, match=r"presence_threshold was 0\.02, is now 0\.03\. Start"):
+    other = small_segmenter(presence_threshold=-0.03)
+    with pytest.raises(RunError, match=r"presence_threshold was 0\.02, is now -0\.03\. Start"):
         label_dataset(images, LABELS, run, segmenter=other, keep_above=0.0)
+
+
+def test_some_masks_below_are_kept_by_default_and_change_nothing(images, finished, tmp_path):
+    run = tmp_path / "run"
+    label = partial(label_dataset, images, LABELS, run, segmenter=small_segmenter())
+    label(keep_above=None)
+    for name in ("annotations.json", "results.json"):
+        assert (run / name).read_bytes() == (finished[0] / name).read_bytes()
+    kept, published = (
+        (folder / "journal-0001.jsonl").read_text().count('"counts"')
+        for folder in (finished[0], run)
+    )
+    assert kept > published
+    assert open_run(finished[0]).floors == pytest.approx([0.016] * 2)
+    assert open_run(run).floors == (0.02, 0.02)
+    export_run(finished[0], tmp_path / "lower.json", decision=Decision(presence_threshold=0.016))
+    masks = [
+        len(json.loads(path.read_text())["annotations"])
+        for path in (tmp_path / "lower.json", run / "annotations.json")
+    ]
+    assert masks[0] > masks[1]
+    assert label().labelled_now == 0, "a run goes on as it began"
+    with pytest.raises(RunError, match=r"engine\.keep_above was None, is now 0\.01"):
+        label(keep_above=0.01)
+
+
+def test_the_default_floors_are_relative_and_where_they_change_nothing(segmenter):
+    classes = (
+        LabelClass("cat", ("cat",)),
+        LabelClass("dog", ("dog",), presence_threshold=0.5),
+        LabelClass("cow", ("cow",), presence_threshold=-0.1),
+    )
+    labels = replace(as_label_set(["x"]), classes=classes)
+    engine = SegmenterEngine(segmenter, labels, "auto")
+    assert engine.floors == pytest.approx((0.016, 0.4, -0.12))
+    tiled = SegmenterEngine(segmenter.with_config(tile="auto"), labels, "auto")
+    regions = Regions(segmenter.clip, segmenter.sam)
+    by_regions = Segmenter(segmenter.clip, segmenter.sam, segmenter.config, regions)
+    for own in (tiled, SegmenterEngine(by_regions, labels, "auto")):
+        assert own.floors == own.thresholds
+        assert own.fingerprint()["keep_above"] is None
+    free = segmenter.with_config(presence_threshold=None)
+    assert SegmenterEngine(free, labels, "auto").floors == pytest.approx((None, 0.4, -0.12))
+
+
+def test_a_higher_threshold_is_one_of_an_export(images, finished):
+    run = finished[0]
+    began = r"began with other thresholds: .*threshold was .*\. It has the masks for the new ones"
+    for labels, general, options in (
+        (LABELS, 0.03, "--presence-threshold 0.03"),
+        (LABELS, 0.017, "--presence-threshold 0.017"),
+        (labels_with(presence_threshold=0.1234567), 0.02, "--class-threshold dog=0.1234567"),
+        (
+            labels_with(presence_threshold=0.05),
+            0.03,
+            "--class-threshold cat=0.03 --class-threshold dog=0.05",
+        ),
+    ):
+        with pytest.raises(RunError, match=began) as caught:
+            label_dataset(
+                images, labels, run, segmenter=small_segmenter(presence_threshold=general)
+            )
+        command = f": clip2sam export {run} --output {run / 'decided.json'} {options} -- to "
+        assert command in str(caught.value)
+
+
+def test_thresholds_that_an_export_cannot_have_are_other_settings(images, finished):
+    for labels, general in (
+        (LABELS, None),
+        (LABELS, 0.0159),
+        (labels_with(presence_threshold=0.0), 0.02),
+        (labels_with(presence_threshold=0.02), 0.02),
+    ):
+        with pytest.raises(RunError, match=r"with other settings: .*presence_threshold was"):
+            label_dataset(
+                images, labels, finished[0], segmenter=small_segmenter(presence_threshold=general)
+            )
+
+
+def test_causes_are_named_before_what_follows_from_them():
+    places = ("version", "preset", "max_pixels", "labels", "engine")
+    then = {**dict.fromkeys(places, 1), "engine": {"weights": 1, "config": 1, "precision": 1}}
+    now = {**dict.fromkeys(places, 2), "engine": {"weights": 2, "config": 2, "precision": 2}}
+    with pytest.raises(RunError) as caught:
+        check_same(then, now)
+    named = re.findall(r"([a-z._]+) was 1, is now 2", str(caught.value))
+    assert named == ["engine.precision", "version", "preset", "max_pixels", "engine.config"]
+    del now["preset"], now["max_pixels"], then["preset"], then["max_pixels"]
+    with pytest.raises(RunError, match=r"engine\.config .*; labels .*; engine\.weights was"):
+        check_same(then, now)
+
+
+def test_another_kind_of_device_is_said_once_and_noted(segmenter, tmp_path):
+    good, run = write_images(tmp_path / "in", 2), tmp_path / "run"
+    label = partial(label_dataset, good, LABELS, run, segmenter=segmenter)
+    label()
+    assert open_run(run).devices == ("cpu",)
+    rows = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**rows, "devices": ["cuda"]}))
+    assert label().labelled_now == 0
+    assert open_run(run).devices == ("cuda",), "nothing was computed"
+    os.utime(good / "000.png", ns=(0, 1))
+    with pytest.warns(UserWarning, match="were changed|begun on") as said:
+        label()
+    assert [str(w.message) for w in said][1] == (
+        f"{run}: begun on cuda, goes on on cpu: single pixels of masks may differ from those that "
+        "it would have had there"
+    )
+    assert open_run(run).devices == ("cuda", "cpu")
+    os.utime(good / "000.png", ns=(0, 2))
+    with pytest.warns(UserWarning, match="were changed") as said:
+        label()
+    assert len(said) == 1
+    engine = Threshold()
+    label_dataset(good, engine.classes, tmp_path / "other", engine=engine)
+    assert open_run(tmp_path / "other").devices == ()
 
 
 def test_floors_are_never_above_thresholds(segmenter):

@@ -11,7 +11,7 @@ the groups become smaller.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -22,11 +22,17 @@ from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.tensors import state_sha256
 from clip2sam.labelling.fingerprint import plain
 from clip2sam.labelling.readers import Prepared
+from clip2sam.locate import ClipLocator
 from clip2sam.pipeline import PreparedImage, Segmenter
 from clip2sam.result import Found, as_result, finished
 from clip2sam.types import Prediction
 
 T = TypeVar("T")
+
+KeepAbove = float | Literal["auto"] | None
+
+BELOW = 0.2
+"""How far below its threshold a label's masks are made, as a part of it."""
 
 Thresholds = tuple[float | None, ...]
 
@@ -77,25 +83,29 @@ class SegmenterEngine:
         segmenter: the models and settings.
         labels: checked labels.
         keep_above: also make masks of labels below their threshold, down to this presence score.
+            "auto": `BELOW` of each threshold, where that can't change the masks above it: on CLIP's
+            maps of the whole image.
     """
 
     def __init__(
-        self, segmenter: Segmenter, labels: LabelSet, keep_above: float | None = None
+        self, segmenter: Segmenter, labels: LabelSet, keep_above: KeepAbove = None
     ) -> None:
         segmenter.look_at(labels)
         config, wanted = segmenter.config, len(labels.wanted)
-        self.keep_above, self.config, self.labels, self.segmenter = (
-            keep_above,
-            config,
-            labels,
-            segmenter,
-        )
+        whole = isinstance(segmenter.locator, ClipLocator) and config.tile == "off"
+        self.keep_above = None if keep_above == "auto" and not whole else keep_above
+        self.config, self.labels, self.segmenter = config, labels, segmenter
         self.thresholds: Thresholds = labels.thresholds(config.presence_threshold)[:wanted]
         self.floors, self.min_share = self.thresholds, config.min_share
-        if keep_above is not None:
-            self.labels, self.segmenter = _lowered(segmenter, labels, keep_above)
+        if self.keep_above is not None:
+            self.labels, self.segmenter = _lowered(segmenter, labels, self.keep_above)
             self.floors = self.labels.thresholds(self.segmenter.config.presence_threshold)[:wanted]
         self.group = 1 if segmenter.device.type == "cpu" else IMAGES_PER_BATCH
+
+    @property
+    def device(self) -> str:
+        """The kind of device."""
+        return self.segmenter.device.type
 
     def fingerprint(self) -> dict[str, Any]:
         """Settings, resolution and weights. The weights are there as the SHA-256 of what is loaded,
@@ -137,11 +147,21 @@ class SegmenterEngine:
         return result.record.presence, result.record.beaten, result.everything
 
 
-def _lowered(segmenter: Segmenter, labels: LabelSet, floor: float) -> tuple[LabelSet, Segmenter]:
+def engine_device(engine: Engine) -> str:
+    """The kind of device that it computes on, such as "cpu"; "" if it doesn't say, by a `device`
+    that a segmenter's engine has."""
+    return str(getattr(engine, "device", ""))
+
+
+def _lowered(
+    segmenter: Segmenter, labels: LabelSet, floor: float | Literal["auto"]
+) -> tuple[LabelSet, Segmenter]:
     """Labels and settings with every threshold above the floor lowered to it."""
 
     def lower(threshold: float | None) -> float | None:
-        return None if threshold is None else min(threshold, floor)
+        if threshold is None:
+            return None
+        return threshold - BELOW * abs(threshold) if floor == "auto" else min(threshold, floor)
 
     classes = tuple(
         replace(c, presence_threshold=lower(c.presence_threshold)) for c in labels.classes

@@ -77,6 +77,9 @@ class RunFolder:
     gives other last digits."""
     work: Work = Work()
     """What all starts did, those that were killed excepted."""
+    devices: tuple[str, ...] = ()
+    """The kinds of devices that images were computed on, such as "cpu", the first one in front;
+    empty if the engine doesn't say, or of a run that was begun before they were recorded."""
 
     @property
     def journal(self) -> Path:
@@ -185,6 +188,7 @@ def begin_run(
     floors: Sequence[float | None],
     min_share: float,
     threads: int,
+    device: str = "",
 ) -> RunFolder:
     """Freeze a new run's images, classes and settings in its manifest.
 
@@ -192,6 +196,7 @@ def begin_run(
         path: the run's folder, locked.
         classes: those that are exported.
         fingerprint, thresholds, floors, min_share, threads: as in `RunFolder`.
+        device: the first of `RunFolder.devices`; "": the engine doesn't say.
 
     Raises:
         RunError: the folder has a journal already.
@@ -214,6 +219,7 @@ def begin_run(
         "format": FORMAT,
         "fingerprint": fingerprint,
         "threads": threads,
+        "devices": [device] if device else [],
         "classes": [class_row(c) for c in classes],
         "thresholds": list(thresholds),
         "floors": list(floors),
@@ -246,6 +252,17 @@ def move_run(run: RunFolder, source: Source) -> RunFolder:
     """
     _rewrite(run, source=source.origin, root=root_of(source))
     return replace(run, origin=source.origin, root=root_of(source))
+
+
+def add_device(run: RunFolder, device: str) -> RunFolder:
+    """Note that a run goes on on another kind of device. Its folder must be locked.
+
+    Raises:
+        OutputError: the manifest can't be written; the older one stays.
+    """
+    longer = replace(run, devices=(*run.devices, device))
+    _rewrite(run, devices=list(longer.devices))
+    return longer
 
 
 def add_work(run: RunFolder, work: Work) -> RunFolder:
@@ -315,6 +332,7 @@ def open_run(path: Path) -> RunFolder:
             rows["fingerprint"],
             rows["threads"],
             Work(**rows.get("work", {})),
+            tuple(rows.get("devices", ())),
         )
     except OSError as error:
         raise RunError(
@@ -344,6 +362,7 @@ def _check_rows(rows: dict[str, Any]) -> None:
         "fingerprint": isinstance(rows["fingerprint"], dict),
         "threads": _are([rows["threads"]], int) and rows["threads"] >= 1,
         "work": _is_work(rows.get("work", {})),
+        "devices": _are(rows.get("devices", []), str),
     }
     wrong = [name for name, fine in good.items() if not fine]
     if wrong:

@@ -24,13 +24,14 @@ from clip2sam.labelling.changes import (
     StartCounts,
     check_moved,
     find_changes,
+    goes_on_on,
     reading,
     take_in_new,
     write_stamps,
 )
 from clip2sam.labelling.decode_worker import Budget, DecodeWorker
-from clip2sam.labelling.engine import Engine, SegmenterEngine
-from clip2sam.labelling.fingerprint import check_same, fingerprint
+from clip2sam.labelling.engine import Engine, KeepAbove, SegmenterEngine, engine_device
+from clip2sam.labelling.fingerprint import check_same, check_thresholds, fingerprint
 from clip2sam.labelling.flow import run_flow
 from clip2sam.labelling.journal import Journal
 from clip2sam.labelling.manifest import (
@@ -86,7 +87,7 @@ def label_dataset(
     root: StrPath | None = None,
     batch_size: int = IMAGES_IN_FLIGHT,
     readers: int | None = None,
-    keep_above: float | None = None,
+    keep_above: KeepAbove = "auto",
     retry_failed: bool = False,
     changed: Changed = "again",
     moved: bool = False,
@@ -117,8 +118,11 @@ def label_dataset(
             own.
         batch_size: images between the model and the journal, which is what a kill can cost.
         readers: processes that decode images; by default 2 to 8, by the number of processors.
-        keep_above: also keep masks of labels below their presence threshold, down to this score,
-            so that a later export can decide with lower thresholds.
+        keep_above: also keep masks of labels below their presence threshold, so that a later
+            export can decide with lower ones: down to this score; "auto": down to 0.8 of each
+            label's threshold, where labels are found on CLIP's maps and without tiles (a run that
+            has begun goes on as it began); None: no masks below the threshold. The published files
+            don't depend on it.
         retry_failed: label those images again that failed in earlier starts.
         changed: what becomes of images whose file has another size or time than when it was
             labelled, and of those that the source has got since. "again": a warning names them,
@@ -200,7 +204,7 @@ def label_dataset_iter(
     root: StrPath | None = None,
     batch_size: int = IMAGES_IN_FLIGHT,
     readers: int | None = None,
-    keep_above: float | None = None,
+    keep_above: KeepAbove = "auto",
     retry_failed: bool = False,
     changed: Changed = "again",
     moved: bool = False,
@@ -220,7 +224,7 @@ def label_dataset_iter(
     workers = min(max(os.cpu_count() or 2, 2), 8)
     if isinstance(source, Source) and root is not None:
         raise ConfigError("root is for lists and COCO files; leave it out with a source object")
-    if engine is not None and keep_above is not None:
+    if engine is not None and keep_above not in ("auto", None):
         raise ConfigError("keep_above is for a segmenter; give your engine its own floors")
     if hash_images and isinstance(source, Source) and not isinstance(source, FileSource):
         raise ConfigError("hash_images is for files; leave it out with a source of your own")
@@ -240,7 +244,7 @@ def label_dataset_iter(
         readers=whole_number(
             "readers", workers if readers is None else readers, 1, 256, "processes"
         ),
-        keep_above=None if keep_above is None else finite_number("keep_above", keep_above),
+        keep_above=_checked_keep_above(keep_above),
         retry_failed=retry_failed,
         changed=changed,
         moved=moved,
@@ -266,7 +270,7 @@ class _Start:
     on_start: OnStart | None
     batch_size: int
     readers: int
-    keep_above: float | None
+    keep_above: KeepAbove
     retry_failed: bool
     changed: Changed
     moved: bool
@@ -284,11 +288,12 @@ class _Start:
             files = OWN_FILES if self.exporters is None else tuple(self.exporters)
             remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *files))
             begun = self._begun()  # anew: another process may have begun or extended it in between
-            engine = self.engine or self._load()
+            engine = self.engine or self._load(begun)
             marks = fingerprint(
                 engine.fingerprint(), self.labels, preset=self.preset, max_pixels=self.max_pixels
             )
             if begun is not None:
+                check_thresholds(begun, marks, engine.thresholds)
                 check_same(begun.fingerprint, marks)
             run = (
                 take_in_new(begun, source, self.changed)
@@ -301,6 +306,7 @@ class _Start:
                     thresholds=engine.thresholds,
                     floors=engine.floors,
                     min_share=engine.min_share,
+                    device=engine_device(engine),
                     threads=torch.get_num_threads(),
                 )
             )
@@ -333,6 +339,8 @@ class _Start:
                 for i, k in zip(run.ids, run.keys, strict=True)
                 if i in found.changed or self._is_todo(journal, i)
             ]
+            if wanted:
+                run = goes_on_on(run, engine_device(engine))
             if self.on_start is not None:
                 self.on_start(run, _counts(run, begun, found, len(wanted)))
             flow = run_flow(
@@ -388,13 +396,16 @@ class _Start:
             return self.source
         return find_source(self.source, self.root)
 
-    def _load(self) -> Engine:
+    def _load(self, begun: RunFolder | None) -> Engine:
         models = self.models
         if isinstance(models, str | Preset):
             models = load(models)
         elif not isinstance(models, Segmenter):
             models = models()
-        return SegmenterEngine(models, self.labels, self.keep_above)
+        keep_above = self.keep_above
+        if keep_above == "auto" and begun is not None:
+            keep_above = begun.fingerprint.get("engine", {}).get("keep_above")
+        return SegmenterEngine(models, self.labels, keep_above)
 
 
 def _counts(run: RunFolder, begun: RunFolder | None, found: Found, todo: int) -> StartCounts:
@@ -414,6 +425,12 @@ def _name(models: Models, otherwise: str) -> str:
     if isinstance(models, Preset):
         return models.name
     return models if isinstance(models, str) else otherwise
+
+
+def _checked_keep_above(given: Any) -> KeepAbove:
+    if given is None or given == "auto":
+        return given
+    return finite_number("keep_above", given)
 
 
 def _checked_failures(most: Any) -> int | None:
