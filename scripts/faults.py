@@ -1056,8 +1056,8 @@ FILES = [
         ("names sorted by characters", "sorted(set(keys), key=os.fsencode)", "sorted(set(keys))"),
         (
             "outputs among inputs",
-            "elif _lies_in(target, os.path.realpath(searched)):",
-            "elif target == searched:",
+            "if _lies_in(target, folder) and not free:",
+            "if target == searched and not free:",
         ),
     ),
 ]

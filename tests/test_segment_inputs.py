@@ -61,7 +61,8 @@ def test_its_own_drawings_are_no_input(segment, source):
 
 def test_other_folders_of_that_name_are_read(tmp_path):
     (tmp_path / "overlays").mkdir()
-    (tmp_path / "overlays" / "a.png").write_bytes(png(0))
+    drawing = tmp_path / "overlays" / "a.png.01-star.png"
+    drawing.write_bytes(png(0))
     for content in (None, '{"images": []}'):
         if content is not None:
             (tmp_path / "annotations.json").write_text(content)
@@ -71,14 +72,16 @@ def test_other_folders_of_that_name_are_read(tmp_path):
     with pytest.raises(ImageError, match="all that is there was drawn by clip2sam"):
         without_drawings(find_source(tmp_path))
     listed = tmp_path / "list.txt"
-    listed.write_text("overlays/a.png\n")
+    listed.write_text("overlays/a.png.01-star.png\n")
     assert without_drawings(find_source(listed))[1] == {}, "who lists it wants it"
+    drawing.rename(tmp_path / "overlays" / "a.png")
+    assert without_drawings(find_source(tmp_path))[1] == {}
 
 
 def test_an_output_where_images_are_is_refused(segment):
-    Path("out").mkdir()
-    Path("out/mine.png").write_bytes(png(1))
-    for output in ("out", "."):
+    Path("out/deep").mkdir(parents=True)
+    Path("out/deep/mine.png").write_bytes(png(1))
+    for output in ("out", "out/deep", "."):
         code, _, errors = segment(".", "--output", output)
         assert code == 2
         assert "lies where images are read" in errors

@@ -183,9 +183,14 @@ def locate(root: str, key: str) -> str:
     return path
 
 
+_DRAWING = re.compile(r"\.\d{2,}-[^./]+\.png$")
+"""How names of drawings end, see `clip2sam.visualize.overlays`."""
+
+
 def without_drawings(source: FileSource) -> tuple[FileSource, dict[str, int]]:
-    """A source without what `clip2sam segment` has drawn into folders that are searched: images in
-    `overlays/` beside an `annotations.json` of ours. Images that were given one by one stay.
+    """A source without what `clip2sam segment` has drawn into folders that are searched: images
+    with names of drawings, in `overlays/` beside an `annotations.json` of ours. Images that were
+    given one by one stay.
 
     Returns:
         The source, with ids counted anew; and how many images each folder of drawings has.
@@ -197,10 +202,11 @@ def without_drawings(source: FileSource) -> tuple[FileSource, dict[str, int]]:
     if any(path.lower().endswith((".json", *LIST_SUFFIXES)) for path in given):
         return source, {}
     drawn: dict[str, int] = {}
-    kept, ours = [], {}
+    ours: dict[str, bool] = {}
+    kept = []
     for key in source.keys:
         path = os.path.join(source.root, key)
-        folder = _drawings_folder(path, ours)
+        folder = _drawings_folder(path, ours) if _DRAWING.search(key) else None
         if folder is None or path in given:
             kept.append(key)
         else:
