@@ -87,6 +87,17 @@ def test_an_output_where_images_are_is_refused(segment):
         assert "lies where images are read" in errors
 
 
+def test_the_histogram_of_a_run_is_no_image(tmp_path):
+    for name in ("run/presence.png", "mine/presence.png", "run/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(0))
+    for name in ("manifest.json", "journal-0001.jsonl"):
+        (tmp_path / "run" / name).touch()
+    source, drawn = without_drawings(find_source(tmp_path))
+    assert (source.keys, source.ids) == (("mine/presence.png", "run/a.png"), (1, 2))
+    assert drawn == {str(tmp_path / "run"): 1}
+
+
 # Addresses
 
 

@@ -188,9 +188,9 @@ _DRAWING = re.compile(r"\.\d{2,}-[^./]+\.png$")
 
 
 def without_drawings(source: FileSource) -> tuple[FileSource, dict[str, int]]:
-    """A source without what `clip2sam segment` has drawn into folders that are searched: images
-    with names of drawings, in `overlays/` beside an `annotations.json` of ours. Images that were
-    given one by one stay.
+    """A source without what clip2sam has drawn into folders that are searched: images with names of
+    drawings, in `overlays/` beside an `annotations.json` of ours, and the `presence.png` of a run.
+    Images that were given one by one stay.
 
     Returns:
         The source, with ids counted anew; and how many images each folder of drawings has.
@@ -206,7 +206,7 @@ def without_drawings(source: FileSource) -> tuple[FileSource, dict[str, int]]:
     kept = []
     for key in source.keys:
         path = os.path.join(source.root, key)
-        folder = _drawings_folder(path, ours) if _DRAWING.search(key) else None
+        folder = _drawings_folder(path, ours) if _DRAWING.search(key) else _run_folder(path)
         if folder is None or path in given:
             kept.append(key)
         else:
@@ -236,6 +236,14 @@ def _drawings_folder(path: str, known: dict[str, bool]) -> str | None:
                 return folder
         folder = os.path.dirname(folder)
     return None
+
+
+def _run_folder(path: str) -> str | None:
+    """The folder of the run that a path is the histogram of, if it is one."""
+    folder, name = os.path.split(path)
+    files = ("manifest.json", "journal-0001.jsonl")
+    beside = name == "presence.png" and all(os.path.exists(f"{folder}/{file}") for file in files)
+    return folder if beside else None
 
 
 def _is_ours(path: str) -> bool:
