@@ -269,7 +269,6 @@ NUMBERS = {
     "--min-share": ("segment", "label", "export", "explain", "evaluate"),
     "--tile-overlap": ("segment", "dense", "label"),
     "--threshold": ("dense",),
-    "--keep-above": ("label",),
     "--timeout": ("label",),
     "--min-score": ("export",),
     "--duplicates": ("export",),
@@ -620,7 +619,7 @@ def test_label_and_export(run, street, tmp_path):
     arguments = ["label", "images", *(part for x in labels for part in ("--label", x))]
     code, printed, errors = run(*arguments)
     assert code == 1
-    assert "2 listed = 1 done + 0 empty + 1 failed; 2 now" in printed
+    assert "2 listed = 1 done + 0 empty + 1 failed; 2 labelled now" in printed
     assert "masks: one for each object" in printed
     assert "failed: b.jpg" in errors
     code, printed, errors = run(*arguments, "--json")

@@ -85,7 +85,7 @@ def test_masks_below_the_threshold_are_kept_unless_switched_off(label):
     floors = [
         json.loads(Path(n, "manifest.json").read_text())["floors"][0] for n in ("off", "auto")
     ]
-    assert floors[1] == pytest.approx(0.8 * floors[0])
+    assert floors[1] == pytest.approx(0.9 * floors[0])
     code, _, errors = label("--keep-above", "nan")
     assert code == 2
     assert "expected a finite number, auto or off, got 'nan'" in errors

@@ -81,7 +81,7 @@ def label(
         Any,
         typer.Option(
             help="Also keep masks below their threshold for exports: down to this presence score; "
-            "auto: to 0.8 of the threshold; off.",
+            "auto: to 0.9 of the threshold; off.",
             metavar="NUMBER|auto|off",
             parser=_keep_above,
         ),

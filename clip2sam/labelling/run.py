@@ -119,10 +119,10 @@ def label_dataset(
         batch_size: images between the model and the journal, which is what a kill can cost.
         readers: processes that decode images; by default 2 to 8, by the number of processors.
         keep_above: also keep masks of labels below their presence threshold, so that a later
-            export can decide with lower ones: down to this score; "auto": down to 0.8 of each
-            label's threshold, where labels are found on CLIP's maps and without tiles (a run that
-            has begun goes on as it began); None: no masks below the threshold. The published files
-            don't depend on it.
+            export can decide with lower ones: down to this score; "auto": down to 0.9 of each
+            label's threshold, where labels are found on CLIP's maps, without tiles and joined
+            labels (a run that has begun goes on as it began); None: no masks below the threshold.
+            The published files don't depend on it.
         retry_failed: label those images again that failed in earlier starts.
         changed: what becomes of images whose file has another size or time than when it was
             labelled, and of those that the source has got since. "again": a warning names them,
