@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         RunError,
         RunLockedError,
         TooManyFailuresError,
+        UnknownLabelWarning,
         WeightsError,
     )
     from clip2sam.labelling.decide import Decision
@@ -68,6 +69,7 @@ __all__ = [
     "RunLockedError",
     "Segmenter",
     "TooManyFailuresError",
+    "UnknownLabelWarning",
     "WeightsError",
     "as_label_set",
     "evaluate",

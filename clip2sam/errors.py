@@ -49,6 +49,10 @@ class TooManyFailuresError(RunError):
     """More images failed than were allowed."""
 
 
+class UnknownLabelWarning(UserWarning):
+    """Labels that the models don't know: what is found of them means nothing."""
+
+
 def shown(value: object, limit: int = 80) -> str:
     """A value that a message names: its `repr` on one line, cut."""
     text = " ".join(repr(value).split())

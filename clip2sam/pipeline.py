@@ -149,6 +149,12 @@ class Segmenter:
         """Side in pixels of the square that the locator sees of an image, by the settings."""
         return self.config.resolution or self.locator.resolution
 
+    def look_at(self, labels: LabelSet) -> None:
+        """Warn of labels that the CLIP doesn't know, as far as that can be told. Segmenting does it
+        too; a long job does it before it begins."""
+        if self._clip is not None:
+            self._clip.look_at(labels)
+
     # -- the stages
 
     def prepare(self, image: Image) -> PreparedImage:

@@ -974,8 +974,8 @@ JOURNAL = [
         ),
         (
             "no hashes in the journal",
-            "hashed=self.hash_images,\n            ):",
-            "hashed=False,\n            ):",
+            "hashed=self.hash_images,\n            )",
+            "hashed=False,\n            )",
         ),
     ),
     *faults(
@@ -1094,8 +1094,8 @@ FILES = [
         ("names sorted by characters", "sorted(set(keys), key=os.fsencode)", "sorted(set(keys))"),
         (
             "outputs among inputs",
-            "elif _lies_in(target, os.path.realpath(searched)):",
-            "elif target == searched:",
+            "if _lies_in(target, folder) and not free:",
+            "if target == searched and not free:",
         ),
     ),
 ]

@@ -71,7 +71,7 @@ def test_segment_writes_coco_and_overlays(run, street, tmp_path):
     assert found
     assert all(0 <= a["score"] <= 1 for a in coco.anns.values())
     drawings = sorted(p.name for p in (tmp_path / "out" / "overlays").iterdir())
-    assert len(drawings) == len(found)
+    assert len(drawings) == 1 + len(found), "all masks in one, and each label by itself"
     assert all(name.startswith("street.png.") for name in drawings)
     assert "traffic light: absent, its highest score" in printed
     assert "1 images, " in printed
@@ -167,7 +167,7 @@ def test_labels_file_polygons_and_all_overlays(run, street, tmp_path):
     document = json.loads((tmp_path / "out" / "annotations.json").read_text())
     assert [c["name"] for c in document["categories"]] == ["Ding/1"]
     assert all(isinstance(a["segmentation"], list) for a in document["annotations"])
-    assert [p.name for p in (tmp_path / "out" / "overlays").iterdir()] == [
+    assert [p.name for p in (tmp_path / "out" / "overlays").glob("*.01-*")] == [
         "street.png.01-Ding-1.png"
     ]
     corners = []
@@ -281,7 +281,6 @@ NUMBERS = {
     "--min-share": ("segment", "label", "export", "explain", "evaluate"),
     "--tile-overlap": ("segment", "dense", "label"),
     "--threshold": ("dense",),
-    "--keep-above": ("label",),
     "--timeout": ("label",),
     "--min-score": ("export",),
     "--duplicates": ("export",),
@@ -689,7 +688,7 @@ def test_label_and_export(run, street, tmp_path):
     arguments = ["label", "images", *(part for x in labels for part in ("--label", x))]
     code, printed, errors = run(*arguments)
     assert code == 1
-    assert "2 listed = 1 done + 0 empty + 1 failed; 2 now" in printed
+    assert "2 listed = 1 done + 0 empty + 1 failed; 2 labelled now" in printed
     assert "masks: one for each object" in printed
     assert "failed: b.jpg" in errors
     code, printed, errors = run(*arguments, "--json")
@@ -741,7 +740,7 @@ def test_every_setting_reaches_the_run(run, street):
     assert run(*arguments)[0] == 0
     for option, value, place in (
         ("--method", "raw", "engine.config.method.name"),
-        ("--presence-threshold", "0.5", "engine.config.presence_threshold"),
+        ("--presence-threshold", "-1", "engine.config.presence_threshold"),
         ("--point-threshold", "0.5", "engine.config.point_threshold"),
         ("--grid", "5", "engine.config.grid"),
         ("--resolution", "160", "engine.config.resolution"),
@@ -795,7 +794,7 @@ def test_progress_counts_what_the_run_keeps(run, street, monkeypatch):
     arguments = ("label", street, "--label", there, "--label", "red thing")
     code, _, errors = run(*arguments, "--keep-above", "-1", "--output", "run/it")
     assert code == 0
-    assert errors.startswith("1 of 1 images, ")
+    assert errors.startswith("1 images listed\n1 of 1 images, ")
     assert errors.endswith(f"; {there} 1\n")
 
 

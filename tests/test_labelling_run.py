@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import stat
 import subprocess
 import sys
@@ -29,12 +30,17 @@ from clip2sam.errors import ConfigError, ImageError, OutputError, RunError, RunL
 from clip2sam.export.coco import CocoExporter
 from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.tensors import state_sha256
+from clip2sam.labelling.changes import StartCounts
+from clip2sam.labelling.decide import Decision
 from clip2sam.labelling.engine import SegmenterEngine
+from clip2sam.labelling.export import export_run
 from clip2sam.labelling.fingerprint import check_same, plain
 from clip2sam.labelling.info import run_info
 from clip2sam.labelling.manifest import begin_run, lock_run, open_run
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
 from clip2sam.models.presets import PRESETS
+from clip2sam.pipeline import Segmenter
+from clip2sam.regions import Regions
 from tests import labelling_worker
 from tests.labelling_fakes import Threshold, small_segmenter, threads_named, write_images
 
@@ -150,7 +156,7 @@ def test_the_files_do_not_depend_on_batches_threads_or_stops(
     assert summary.labelled_now <= 16 - sum(stops)
     assert same_files(tmp_path / "run", finished[0])
     again = label_dataset(images, LABELS, tmp_path / "run", **settings)
-    assert (again.labelled_now, again.images_per_second) == (0, 0.0)
+    assert (again.labelled_now, again.seconds_now) == (0, 0.0)
 
 
 def test_those_who_watch_are_told_of_the_start_and_of_each_image(segmenter, images, tmp_path):
@@ -160,10 +166,10 @@ def test_those_who_watch_are_told_of_the_start_and_of_each_image(segmenter, imag
         LABELS,
         tmp_path / "run",
         segmenter=segmenter,
-        on_start=lambda run, todo: told.append((len(run.keys), run.class_names, todo)),
+        on_start=lambda run, counts: told.append((len(run.keys), run.class_names, counts)),
         on_image=lambda record: told.append(record.file_name),
     )
-    assert told[0] == (16, ("cat", "dog"), 16)
+    assert told[0] == (16, ("cat", "dog"), StartCounts(begins=True, listed=16, todo=16))
     assert sorted(told[1:]) == list(find_source(images).keys)
 
 
@@ -230,6 +236,68 @@ def test_failed_images_are_labelled_again_when_asked(segmenter, tmp_path):
     assert (summary.failed, summary.labelled_now) == (0, 1)
     label_dataset(good, LABELS, tmp_path / "plain", segmenter=segmenter)
     assert same_files(run, tmp_path / "plain")
+
+
+@pytest.mark.filterwarnings("ignore:.*[0-9] images (are|were) ")
+def test_a_start_is_told_what_became_of_the_images(segmenter, tmp_path):
+    good, run, told = write_images(tmp_path / "in", 5), tmp_path / "run", []
+    label = partial(
+        label_dataset,
+        good,
+        LABELS,
+        run,
+        segmenter=segmenter,
+        on_start=lambda _, counts: told.append(counts),
+    )
+    label()
+    label()
+    write_images(good, 2, first=5)
+    (good / "000.png").unlink()
+    (good / "001.png").write_bytes(b"no image")
+    label()
+    label()
+    assert told == [
+        StartCounts(begins=True, listed=5, todo=5),
+        StartCounts(begins=False, listed=5, todo=0),
+        StartCounts(False, listed=7, todo=3, new=2, changed=1, gone=1),
+        StartCounts(False, listed=7, todo=0, new=0, changed=0, gone=1),
+    ]
+
+
+def test_figures_are_about_all_starts_that_worked(segmenter, tmp_path):
+    good, run = write_images(tmp_path / "in", 6), tmp_path / "run"
+    figures = ("seconds", "images_per_second", "waited_for_images", "waited_for_writer")
+
+    def label(**settings):
+        summary = label_dataset(good, LABELS, run, segmenter=segmenter, **settings)
+        written = json.loads((run / "summary.json").read_text())
+        return summary, {name: written[name] for name in figures}
+
+    stopped = len(set_apart(segmenter, good, run))
+    begun = open_run(run).work
+    assert stopped <= begun.images < 6
+    assert begun.seconds > 0
+    first, written = label()
+    assert (first.labelled_now, first.labelled) == (6 - begun.images, 6)
+    assert first.seconds == pytest.approx(begun.seconds + first.seconds_now, abs=0.002)
+    assert first.images_per_second == pytest.approx(6 / first.seconds, rel=0.05)
+    again, later = label()
+    assert (again.labelled_now, again.seconds_now, again.labelled) == (0, 0.0, 6)
+    assert later == written
+    (good / "000.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="were changed"):
+        assert label()[0].labelled == 7
+
+
+def test_a_run_of_before_has_no_figures_and_goes_on(segmenter, tmp_path):
+    good, run = write_images(tmp_path / "in", 2), tmp_path / "run"
+    label_dataset(good, LABELS, run, segmenter=segmenter)
+    rows = json.loads((run / "manifest.json").read_text())
+    del rows["work"]
+    (run / "manifest.json").write_text(json.dumps(rows))
+    write_images(good, 1, first=2)
+    with pytest.warns(UserWarning, match="were added"):
+        assert label_dataset(good, LABELS, run, segmenter=segmenter).labelled == 1
 
 
 def set_apart(segmenter, source, run, **settings):
@@ -375,8 +443,8 @@ CHANGED = {
     ),
     "distractor": ({"distractors": ["sky"]}, "labels.classes[2].distractor was not there"),
     "threshold of a class": (
-        {"labels": labels_with(presence_threshold=0.05)},
-        "labels.classes[1].presence_threshold was None, is now 0.05",
+        {"labels": labels_with(presence_threshold=0.01)},
+        "labels.classes[1].presence_threshold was None, is now 0.01",
     ),
     "supercategory": (
         {"labels": labels_with(supercategory="pet")},
@@ -400,7 +468,7 @@ CHANGED = {
     ),
     "preset": ({"preset": "mine"}, "preset was 'own models', is now 'mine'"),
     "max_pixels": ({"max_pixels": 10**6}, "max_pixels was 100000000, is now 1000000"),
-    "keep_above": ({"keep_above": 0.0}, "engine.keep_above was None, is now 0.0"),
+    "keep_above": ({"keep_above": 0.0}, "engine.keep_above was 'auto', is now 0.0"),
     "weights of CLIP": (
         {"segmenter": partial(spoiled, "clip")},
         "other settings: engine.weights.clip was '",
@@ -447,8 +515,8 @@ CHANGED = {
         "engine.config.background_prompts[0] was not there, is now 'sky'",
     ),
     "presence_threshold": (
-        settings(presence_threshold=0.03),
-        "engine.config.presence_threshold was 0.02, is now 0.03",
+        settings(presence_threshold=0.01),
+        "engine.config.presence_threshold was 0.02, is now 0.01",
     ),
     "grid": (settings(grid="half"), "engine.config.grid was 7, is now 'half'"),
     "point_threshold": (
@@ -615,10 +683,24 @@ def test_a_refused_start_leaves_a_run_as_it_is(segmenter, images, tmp_path):
 
     label_dataset(images / "sub", LABELS, tmp_path / "run", segmenter=segmenter)
     before = tree(tmp_path)
-    assert "run/lock" in before
+    assert "run/lock" not in before
     with pytest.raises(ConfigError, match="no such device"):
         label_dataset(images / "sub", LABELS, tmp_path / "run", segmenter=load)
     assert tree(tmp_path) == before
+
+
+def test_a_lock_of_a_killed_process_is_removed_by_the_next(segmenter, images, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").touch()
+    label_dataset(images / "sub", LABELS, tmp_path / "run", segmenter=segmenter)
+    assert "run/lock" not in tree(tmp_path)
+
+
+def test_a_start_beside_another_leaves_its_lock(images, finished):
+    with FileLock(finished[0] / "lock"):
+        with pytest.raises(RunLockedError):
+            label_dataset(images, LABELS, finished[0], segmenter="tiny")
+        assert (finished[0] / "lock").exists()
 
 
 def test_a_folder_that_cannot_be_locked_is_not_left(tmp_path, monkeypatch):
@@ -680,8 +762,9 @@ def test_any_wrong_value_in_a_manifest_is_a_damaged_manifest(manifest, value):
     path, said = run / "manifest.json", ""
     whole = path.read_bytes()
     class_rows = rows["classes"]
+    needed = rows.keys() - {"started", "work", "devices"}  # runs of before don't have them
     damaged = [value, *({**rows, name: value} for name in rows)]
-    damaged += [{k: v for k, v in rows.items() if k != name} for name in rows if name != "started"]
+    damaged += [{k: v for k, v in rows.items() if k != name} for name in needed]
     damaged += [
         {**rows, "classes": [{**class_rows[0], name: value}, *class_rows[1:]]}
         for name in class_rows[0]
@@ -704,7 +787,13 @@ def test_any_wrong_value_in_a_manifest_is_a_damaged_manifest(manifest, value):
         "fingerprint": [{}, {"a": 1}],
     }
     fits |= {"name": ["text"], "supercategory": ["text"], "presence_threshold": [None, 1.5]}
-    fits |= {"prompts": [[], ["a"]], "distractor": [True], "keys": [["a"]]}
+    fits |= {
+        "work": [{}],
+        "devices": [[], ["a"]],
+        "prompts": [[], ["a"]],
+        "distractor": [True],
+        "keys": [["a"]],
+    }
     for one in accepted:
         places = [n for n in rows if one[n] != rows[n]]
         if places == ["classes"]:
@@ -969,7 +1058,6 @@ def test_a_run_without_exporters_is_counted_all_the_same(segmenter, images, fini
     assert {p.name for p in run.iterdir()} == {
         "manifest.json",
         "journal-0001.jsonl",
-        "lock",
         "summary.json",
         "presence.png",
     }
@@ -987,9 +1075,127 @@ def test_masks_below_their_threshold_are_kept_when_asked(images, finished, tmp_p
     assert counts[0] > counts[1]
     manifest = json.loads((run / "manifest.json").read_text())
     assert (manifest["thresholds"], manifest["floors"]) == ([0.02] * 2, [0.0] * 2)
-    other = small_segmenter(presence_threshold=0.03)
-    with pytest.raises(RunError, match=r"presence_threshold was 0\.02, is now 0\.03\. Start"):
+    other = small_segmenter(presence_threshold=-0.03)
+    with pytest.raises(RunError, match=r"presence_threshold was 0\.02, is now -0\.03\. Start"):
         label_dataset(images, LABELS, run, segmenter=other, keep_above=0.0)
+
+
+def test_some_masks_below_are_kept_by_default_and_change_nothing(images, finished, tmp_path):
+    run = tmp_path / "run"
+    label = partial(label_dataset, images, LABELS, run, segmenter=small_segmenter())
+    label(keep_above=None)
+    for name in ("annotations.json", "results.json"):
+        assert (run / name).read_bytes() == (finished[0] / name).read_bytes()
+    kept, published = (
+        (folder / "journal-0001.jsonl").read_text().count('"counts"')
+        for folder in (finished[0], run)
+    )
+    assert kept > published
+    assert open_run(finished[0]).floors == pytest.approx([0.018] * 2)
+    assert open_run(run).floors == (0.02, 0.02)
+    export_run(finished[0], tmp_path / "lower.json", decision=Decision(presence_threshold=0.018))
+    masks = [
+        len(json.loads(path.read_text())["annotations"])
+        for path in (tmp_path / "lower.json", run / "annotations.json")
+    ]
+    assert masks[0] > masks[1]
+    assert label().labelled_now == 0, "a run goes on as it began"
+    with pytest.raises(RunError, match=r"engine\.keep_above was None, is now 0\.01"):
+        label(keep_above=0.01)
+
+
+def test_the_default_floors_are_relative_and_where_they_change_nothing(segmenter):
+    classes = (
+        LabelClass("cat", ("cat",)),
+        LabelClass("dog", ("dog",), presence_threshold=0.5),
+        LabelClass("cow", ("cow",), presence_threshold=-0.1),
+    )
+    labels = replace(as_label_set(["x"]), classes=classes)
+    engine = SegmenterEngine(segmenter, labels, "auto")
+    assert engine.floors == pytest.approx((0.018, 0.45, -0.11))
+    tiled = SegmenterEngine(segmenter.with_config(tile="auto"), labels, "auto")
+    regions = Regions(segmenter.clip, segmenter.sam)
+    by_regions = Segmenter(segmenter.clip, segmenter.sam, segmenter.config, regions)
+    for own in (tiled, SegmenterEngine(by_regions, labels, "auto")):
+        assert own.floors == own.thresholds
+        assert own.fingerprint()["keep_above"] is None
+    joined = SegmenterEngine(segmenter, as_label_set(["cat+dog"]), "auto")
+    assert joined.floors == joined.thresholds
+    free = segmenter.with_config(presence_threshold=None)
+    assert SegmenterEngine(free, labels, "auto").floors == pytest.approx((None, 0.45, -0.11))
+
+
+def test_a_higher_threshold_is_one_of_an_export(images, finished):
+    run = finished[0]
+    began = r"began with other thresholds: .*threshold was .*\. It has the masks for the new ones"
+    for labels, general, options in (
+        (LABELS, 0.03, "--presence-threshold 0.03"),
+        (LABELS, 0.019, "--presence-threshold 0.019"),
+        (labels_with(presence_threshold=0.1234567), 0.02, "--class-threshold dog=0.1234567"),
+        (
+            labels_with(presence_threshold=0.05),
+            0.03,
+            "--class-threshold cat=0.03 --class-threshold dog=0.05",
+        ),
+    ):
+        with pytest.raises(RunError, match=began) as caught:
+            label_dataset(
+                images, labels, run, segmenter=small_segmenter(presence_threshold=general)
+            )
+        command = f": clip2sam export {run} --output {run / 'decided.json'} {options} -- to "
+        assert command in str(caught.value)
+
+
+def test_thresholds_that_an_export_cannot_have_are_other_settings(images, finished):
+    for labels, general in (
+        (LABELS, None),
+        (LABELS, 0.0179),
+        (labels_with(presence_threshold=0.0), 0.02),
+        (labels_with(presence_threshold=0.02), 0.02),
+    ):
+        with pytest.raises(RunError, match=r"with other settings: .*presence_threshold was"):
+            label_dataset(
+                images, labels, finished[0], segmenter=small_segmenter(presence_threshold=general)
+            )
+
+
+def test_causes_are_named_before_what_follows_from_them():
+    places = ("version", "preset", "max_pixels", "labels", "engine")
+    then = {**dict.fromkeys(places, 1), "engine": {"weights": 1, "config": 1, "precision": 1}}
+    now = {**dict.fromkeys(places, 2), "engine": {"weights": 2, "config": 2, "precision": 2}}
+    with pytest.raises(RunError) as caught:
+        check_same(then, now)
+    named = re.findall(r"([a-z._]+) was 1, is now 2", str(caught.value))
+    assert named == ["engine.precision", "version", "preset", "max_pixels", "engine.config"]
+    del now["preset"], now["max_pixels"], then["preset"], then["max_pixels"]
+    with pytest.raises(RunError, match=r"engine\.config .*; labels .*; engine\.weights was"):
+        check_same(then, now)
+
+
+def test_another_kind_of_device_is_said_once_and_noted(segmenter, tmp_path):
+    good, run = write_images(tmp_path / "in", 2), tmp_path / "run"
+    label = partial(label_dataset, good, LABELS, run, segmenter=segmenter)
+    label()
+    assert open_run(run).devices == ("cpu",)
+    rows = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps({**rows, "devices": ["cuda"]}))
+    assert label().labelled_now == 0
+    assert open_run(run).devices == ("cuda",), "nothing was computed"
+    os.utime(good / "000.png", ns=(0, 1))
+    with pytest.warns(UserWarning, match="were changed|begun on") as said:
+        label()
+    assert [str(w.message) for w in said][1] == (
+        f"{run}: begun on cuda, goes on on cpu: single pixels of masks may differ from those that "
+        "it would have had there"
+    )
+    assert open_run(run).devices == ("cuda", "cpu")
+    os.utime(good / "000.png", ns=(0, 2))
+    with pytest.warns(UserWarning, match="were changed") as said:
+        label()
+    assert len(said) == 1
+    engine = Threshold()
+    label_dataset(good, engine.classes, tmp_path / "other", engine=engine)
+    assert open_run(tmp_path / "other").devices == ()
 
 
 def test_floors_are_never_above_thresholds(segmenter):

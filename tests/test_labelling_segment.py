@@ -69,7 +69,8 @@ def test_those_who_watch_get_record_result_and_drawings(segmenter, images, tmp_p
         assert result.record == record
         assert len({*result.labels, *(a.label for a in result.absent)}) == 2
         stem = out / "overlays" / record.file_name
-        assert drawn == tuple(stem.with_name(f"{stem.name}.{n}.png") for n in ("01-cat", "02-dog"))
+        names = ["00-all"] * bool(result.labels) + ["01-cat", "02-dog"]
+        assert drawn == tuple(stem.with_name(f"{stem.name}.{n}.png") for n in names)
         assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     document = json.loads((out / "annotations.json").read_text())
     assert all(isinstance(a["segmentation"], list) for a in document["annotations"])
@@ -96,8 +97,9 @@ def test_an_interruption_leaves_what_was_done(segmenter, images, tmp_path):
 
 def test_what_is_read_is_never_written_to(segmenter, images):
     before = sorted(images.rglob("*"))
-    with pytest.raises(ConfigError, match="which is never written to; give one elsewhere"):
-        segment_images(segmenter, images, LABELS, images / "out")
+    for place in (images, images / "sub"):
+        with pytest.raises(ConfigError, match="which is never written to; give one elsewhere"):
+            segment_images(segmenter, images, LABELS, place)
     with pytest.raises(ConfigError, match="which is never written to; give one elsewhere"):
         segment_images(segmenter, [images / "000.png"], LABELS, images)
     with pytest.raises(ImageError, match="no such file or folder"):

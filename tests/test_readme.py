@@ -46,6 +46,7 @@ def test_the_labels_file():
     assert [c.distractor for c in labels.classes] == [False, False, True, True]
 
 
+@pytest.mark.filterwarnings("ignore::clip2sam.UnknownLabelWarning")
 def test_python_and_the_stages():
     names: dict = {}
     exec(PYTHON.replace('"vit-h"', '"tiny"'), names)

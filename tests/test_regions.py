@@ -402,6 +402,7 @@ def test_what_is_not_finite_is_told(monkeypatch, broken):
 # -- as a method
 
 
+@pytest.mark.filterwarnings("ignore::clip2sam.UnknownLabelWarning")
 def test_it_finds_what_is_drawn(tiny):
     """The objects of two scenes have their masks, and a label that is not there has none."""
     found = []

@@ -2,19 +2,22 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
 
+import clip2sam
 from clip2sam.cli import app as cli
-from clip2sam.cli.presets import check_known, chosen_preset, listed
+from clip2sam.cli.presets import check_known, chosen_preset
 from clip2sam.data.labels import as_label_set
-from clip2sam.errors import LabelError
+from clip2sam.errors import LabelError, UnknownLabelWarning
+from clip2sam.labelling.run import label_dataset
 from clip2sam.models.files import FileStatus
 from clip2sam.tiny.models import known_tokens, tiny_tokenizer
 from clip2sam.tiny.scenes import KINDS, all_labels, scene
-from clip2sam.tiny.vocabulary import DRAWN_WORDS, OTHER_WORDS, is_known, unknown_names
+from clip2sam.tiny.vocabulary import DRAWN_WORDS, OTHER_WORDS, is_known, listed, unknown_names
 
 
 @pytest.fixture
@@ -106,13 +109,69 @@ def test_a_datasets_categories_are_labels(run, without_models, command):
     assert "the preset tiny doesn't know 'bus':" in errors
 
 
-def test_who_means_it_goes_on_and_is_told(run):
-    arguments = ("label", "street.png", "--label", "person", "--label", "star")
-    code, printed, errors = run(*arguments, "--allow-unknown", "--output", "run")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("label",),
+        ("label", "--quiet"),
+        ("label", "--json"),
+        ("segment",),
+        ("dense",),
+        ("classify",),
+    ],
+    ids=" ".join,
+)
+def test_who_means_it_goes_on_and_is_told_before_and_after(run, command):
+    arguments = (*command, "street.png", "--label", "person", "--label", "star")
+    code, _, errors = run(*arguments, "--allow-unknown", "--output", "out")
     assert code == 0
-    assert "warning: the preset tiny doesn't know 'person': it knows drawn shapes only" in errors
-    assert "the preset tiny doesn't know 'person': their results mean nothing" in printed
-    assert json.loads(Path("run/summary.json").read_text())["unknown_labels"] == ["person"]
+    said = [line for line in errors.splitlines() if line.startswith("warning: ")]
+    assert said == [
+        "warning: the preset tiny doesn't know 'person': it knows drawn shapes only, such as 'red "
+        "circle', so what it says about them means nothing",
+        "warning: the embedded models don't know 1 of the labels ('person'): what was found of "
+        "them means nothing",
+    ]
+    if command[0] == "label":
+        assert json.loads(Path("out/summary.json").read_text())["unknown_labels"] == ["person"]
+
+
+@pytest.mark.parametrize("command", ["label", "segment", "dense", "classify"])
+def test_nothing_is_said_of_labels_that_are_known(run, command):
+    code, printed, errors = run(command, "street.png", "--label", "star", "--output", "out")
+    assert (code, "know" in printed + errors) == (0, False)
+
+
+SAID = (
+    "the preset tiny doesn't know {}: it knows drawn shapes only, such as 'red circle', so what it "
+    "says about them means nothing; for photographs load vit-b, vit-l or vit-h"
+)
+
+
+def test_in_python_a_warning_names_them_once_for_each_set():
+    segmenter, pixels = clip2sam.load("tiny"), scene(5, 96).pixels
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for labels in (["person"], ["star"], ["person", "star"], ["person", "car+star"], ["car"]):
+            segmenter(pixels, labels)
+            segmenter(pixels, labels)
+    names = ("'person'", "'person', 'car'", "'car'")
+    assert [str(one.message) for one in said] == [SAID.format(name) for name in names]
+    assert {one.category for one in said} == {clip2sam.UnknownLabelWarning}
+
+
+def test_a_run_in_python_warns_before_its_first_image(tmp_path):
+    PILImage.fromarray(scene(5, 96).pixels).save(tmp_path / "street.png")
+    begun = []
+    with pytest.raises(UnknownLabelWarning, match="doesn't know 'person': it"):
+        label_dataset(tmp_path / "street.png", ["person"], tmp_path / "run", on_start=begun.append)
+    assert not begun
+
+
+def test_own_models_may_know_any_word():
+    tiny = clip2sam.load("tiny")
+    own = clip2sam.load(clip=tiny.clip.model, tokenizer=tiny.clip.tokenizer, sam=tiny.sam.sam)
+    own(scene(5, 96).pixels, ["person"])
 
 
 def test_other_presets_and_trained_methods_know_more():

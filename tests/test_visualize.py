@@ -517,7 +517,16 @@ def test_overlays_have_names_that_fit_by_their_bytes(tmp_path: Path) -> None:
         assert sorted(tmp_path.iterdir()) == sorted(paths)
         for path in paths:
             path.unlink()
-    assert [p.name for p in paths] == [f"a.png.01-{'猫' * 20}.png", "a.png.02-x.png"]
+    names = ["00-all", f"01-{'猫' * 20}", "02-x"]
+    assert [p.name for p in paths] == [f"a.png.{name}.png" for name in names]
+
+
+def test_overlays_of_any_images_and_labels_are_files_of_their_own(tmp_path: Path) -> None:
+    result = FakeResult()
+    result.class_names = ("all", "00-all")
+    images = ("a.png", "a.png.00-all.png", "a.png.01-all.png", "a.png.02-00-all.png")
+    paths = [p for name in images for p in draw_overlays(cast(Any, result), tmp_path / name, "all")]
+    assert len(set(paths)) == 3 * len(images)
 
 
 def test_an_empty_result_is_drawn() -> None:

@@ -27,7 +27,7 @@ from clip2sam.cli.options import (
     path_option,
     settings,
 )
-from clip2sam.cli.presets import check_known, chosen_preset
+from clip2sam.cli.presets import check_known, chosen_preset, print_unknown
 
 if TYPE_CHECKING:
     from clip2sam.labelling.each import Outcome
@@ -82,7 +82,7 @@ def classify(
     source = find_source(images)
     if output is not None:
         check_output(source, output)
-    check_known(preset, label_set.classes, allow=allow_unknown)
+    unknown = check_known(preset, label_set.classes, allow=allow_unknown)
     segmenter = load(
         preset,
         config=config,
@@ -115,6 +115,7 @@ def classify(
     failed = sum("failed" in row for row in rows)
     where = f"; wrote {output}" if output else ""
     out.print(Text(f"{len(rows)} images, {len(label_set.wanted)} labels, {failed} failed{where}"))
+    print_unknown(unknown)
     raise typer.Exit(1 if failed else 0)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.text import Text
@@ -52,6 +52,19 @@ if TYPE_CHECKING:
     from clip2sam.pipeline import Segmenter
 
 
+def _keep_above(text: str | float) -> str | float:
+    """The value of --keep-above: auto, off, or a finite number."""
+    if text in ("auto", "off"):
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"expected a finite number, auto or off, got {text!r:.80}")
+    return value
+
+
 def label(
     source: Source,
     label: Label = None,
@@ -67,11 +80,14 @@ def label(
         int | None, typer.Option(help="Stop after more failed images than this.", min=0)
     ] = None,
     keep_above: Annotated[
-        float | None,
-        number_option(
-            "Also keep masks below their threshold, down to this presence score, for exports."
+        Any,
+        typer.Option(
+            help="Also keep masks below their threshold for exports: down to this presence score; "
+            "auto: to 0.9 of the threshold; off.",
+            metavar="NUMBER|auto|off",
+            parser=_keep_above,
         ),
-    ] = None,
+    ] = "auto",
     changed: Annotated[
         str, typer.Option(help="Images that changed, came or went since: again or refuse.")
     ] = "again",
@@ -188,7 +204,7 @@ def label(
                 moved=moved,
                 hash_images=hash_images,
                 max_failures=max_failures,
-                keep_above=keep_above,
+                keep_above=None if keep_above == "off" else keep_above,
                 batch_size=batch_size,
                 readers=readers,
                 max_pixels=max_pixels,

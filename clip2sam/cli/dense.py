@@ -33,7 +33,7 @@ from clip2sam.cli.options import (
     path_option,
     settings,
 )
-from clip2sam.cli.presets import check_known, chosen_preset
+from clip2sam.cli.presets import check_known, chosen_preset, print_unknown
 
 if TYPE_CHECKING:
     from clip2sam.data.labels import LabelSet
@@ -110,7 +110,7 @@ def dense(
     )
     source = find_source(images)
     check_output(source, output)
-    check_known(preset, label_set.classes, method=method, allow=allow_unknown)
+    unknown = check_known(preset, label_set.classes, method=method, allow=allow_unknown)
     segmenter = load(
         preset,
         config=config,
@@ -146,6 +146,7 @@ def dense(
         names.write_list(output)
     counts = f"{count} images, {len(label_set.wanted)} labels, {failed} failed"
     out.print(Text(f"{counts}; wrote {count - failed} label maps into {output}"))
+    print_unknown(unknown)
     raise typer.Exit(1 if failed else 0)
 
 

@@ -1,5 +1,6 @@
 """Which preset a command works with, and what that preset doesn't know."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,16 +8,13 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from clip2sam.cli.console import err, print_warning
-from clip2sam.errors import LabelError
+from clip2sam.errors import LabelError, UnknownLabelWarning
 
 if TYPE_CHECKING:
     from clip2sam.data.labels import LabelClass
 
 PREFERRED = ("vit-h", "vit-l", "vit-b", "vit-h-laion")
 """The presets for photographs, the one that is taken first in front."""
-
-NAMED = 5
-"""So many unknown labels are named in a message."""
 
 
 def chosen_preset(
@@ -50,34 +48,42 @@ def chosen_preset(
 
 def check_known(
     preset: str, classes: "Sequence[LabelClass]", *, method: Any = None, allow: bool = False
-) -> None:
+) -> tuple[str, ...]:
     """Refuse labels that the embedded models don't know, or warn of them with `allow`. Other
     presets, and methods that bring their own models, know more words than can be listed.
+
+    Returns:
+        Their names.
 
     Raises:
         LabelError: there are such labels.
     """
     from clip2sam.models.locators import needs_clip
-    from clip2sam.tiny.vocabulary import unknown_names
+    from clip2sam.tiny.vocabulary import said_of_unknown, unknown_names
 
     if preset != "tiny" or not (method is None or needs_clip(method)):
-        return
+        return ()
     unknown = unknown_names(classes)
     if not unknown:
-        return
-    fact = (
-        f"the preset tiny doesn't know {listed(unknown)}: it knows drawn shapes only, such as "
-        "'red circle'"
-    )
+        return ()
+    fact = said_of_unknown(unknown)
     if not allow:
         raise LabelError(
             f"{fact}; for photographs use --preset vit-b, vit-l or vit-h, or go on all the same "
             "with --allow-unknown"
         )
     print_warning(f"{fact}, so what it says about them means nothing")
+    warnings.simplefilter("ignore", UnknownLabelWarning)  # the models would say it once more
+    return unknown
 
 
-def listed(names: Sequence[str]) -> str:
-    """A few names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(map(repr, names[:NAMED])) + more
+def print_unknown(names: Sequence[str]) -> None:
+    """Below the results: of how many labels they mean nothing. On standard error, also where the
+    results are JSON or nobody wants to see them."""
+    from clip2sam.tiny.vocabulary import listed
+
+    if names:
+        print_warning(
+            f"the embedded models don't know {len(names)} of the labels ({listed(names)}): what "
+            "was found of them means nothing"
+        )

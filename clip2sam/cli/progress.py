@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from clip2sam.cli.options import places
-from clip2sam.cli.presets import listed
+from clip2sam.cli.presets import print_unknown
 from clip2sam.data.presence import recorded_presence
 from clip2sam.data.records import ImageRecord, record_to_row
+from clip2sam.labelling.changes import StartCounts
 from clip2sam.labelling.manifest import RunFolder
 from clip2sam.labelling.summary import Summary, as_row
 
@@ -62,14 +63,12 @@ class Display:
     ) -> None:
         self._bar.stop()
 
-    def start(self, run: RunFolder, todo: int) -> None:
+    def start(self, run: RunFolder, counts: StartCounts) -> None:
         """Called when it is known how many images are left to do."""
-        self._run, self._total = run, len(run.keys)
-        self._done, self._began = self._total - todo, time.monotonic()
-        if self._done and not self._quiet and not self._as_json:
-            self._err.print(
-                f"{self._done} of {self._total} images are in the journal already; {todo} to do"
-            )
+        self._run, self._total = run, counts.listed
+        self._done, self._began = self._total - counts.todo, time.monotonic()
+        if not self._quiet and not self._as_json:
+            self._err.print(_first_line(counts))
 
     def image(self, record: ImageRecord) -> None:
         """Called for each image that is in the journal."""
@@ -92,11 +91,13 @@ class Display:
         self._found.update(present & {a.label for a in record.annotations})
 
     def finish(self, summary: Summary) -> None:
-        """Print the summary: a table, or one line of JSON."""
+        """Print the summary: a table, or one line of JSON. That labels are unknown is said even
+        when quiet."""
         if self._as_json:
             self._print_json(as_row(summary))
         elif not self._quiet:
             _print_table(self._out, summary, self._run)
+        print_unknown(summary.unknown_labels)
 
     def _show(self) -> None:
         """Update the bar, or print a line if the last one is a while ago."""
@@ -119,6 +120,27 @@ class Display:
         self._out.file.flush()
 
 
+def _first_line(counts: StartCounts) -> str:
+    """What a start found: all images, and what became of them since the run began."""
+    if counts.begins:
+        return f"{counts.listed} images listed"
+    since = {"new": counts.new, "changed": counts.changed, "no longer there": counts.gone}
+    found = "".join(f", {number} {what}" for what, number in since.items() if number)
+    done = counts.listed - counts.todo
+    return (
+        f"{counts.listed} images listed{found}; {done} of them in the journal already, "
+        f"{counts.todo} to do"
+    )
+
+
+def _work(summary: Summary) -> str:
+    """How many images this start labelled, and all starts together where there were others."""
+    now = f"{summary.labelled_now} labelled now, in {summary.seconds_now:.1f} s"
+    if summary.labelled == summary.labelled_now:
+        return now
+    return f"{now}; {summary.labelled} by all starts, in {summary.seconds:.1f} s"
+
+
 def _print_table(out: Console, summary: Summary, run: RunFolder) -> None:
     table = Table("class", "threshold", "images", "masks", "mean score")
     for found, c in zip(summary.classes, run.classes, strict=True):
@@ -127,15 +149,12 @@ def _print_table(out: Console, summary: Summary, run: RunFolder) -> None:
         name = Text(f"{found.name}{places(c.spans)}")
         table.add_row(name, threshold, str(found.images), str(found.masks), score)
     out.print(table)
-    if summary.unknown_labels:
-        unknown = listed(summary.unknown_labels)
-        out.print(Text(f"the preset tiny doesn't know {unknown}: their results mean nothing"))
     if summary.masks_are:
         out.print(f"masks: {summary.masks_are}")
     out.print(
         f"{summary.listed} listed = {summary.done} done + {summary.empty} empty + "
-        f"{summary.failed} failed; {summary.labelled_now} now, in {summary.seconds:.1f} s, "
-        f"{summary.images_per_second:.2f} a second; the model waited "
+        f"{summary.failed} failed; {_work(summary)}, {summary.images_per_second:.2f} a second; the "
+        "model waited "
         f"{summary.waited_for_images:.1%} for images, {summary.waited_for_writer:.1%} for the "
         "writer"
     )

@@ -35,13 +35,13 @@ from clip2sam.cli.options import (
     TileOverlap,
     Tolerance,
     WeightsDir,
-    as_path,
+    as_source,
     given_labels,
     path_option,
     places,
     settings,
 )
-from clip2sam.cli.presets import check_known, chosen_preset
+from clip2sam.cli.presets import check_known, chosen_preset, print_unknown
 from clip2sam.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 
 def segment(
     images: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            help="Images, folders of images, quoted globs.",
+            help="Images, folders of images, quoted globs, addresses (https://...).",
             show_default=False,
-            parser=as_path,
+            parser=as_source,
         ),
     ],
     label: Label = None,
@@ -91,15 +91,17 @@ def segment(
 ) -> None:
     """Segment labels in images: a mask for each object, in annotations.json (COCO, scores).
 
-    Each label found is drawn in overlays/. With --one-mask a label gets one mask for all of it.
+    In overlays/ all masks of an image are drawn in one (IMAGE.00-all.png), and each label found by
+    itself. With --one-mask a label gets one mask for all of it.
 
     Example: clip2sam segment street.jpg --label person --label "traffic light" --output out/
     """
     from clip2sam.coco.outlines import tolerance_of
     from clip2sam.config import PROMPTS
+    from clip2sam.data.images import printable
     from clip2sam.data.labels import as_label_set
-    from clip2sam.data.sources import check_output, find_source
-    from clip2sam.labelling.segment import segment_images
+    from clip2sam.data.urls import find_images
+    from clip2sam.labelling.segment import check_place, segment_images, without_own
     from clip2sam.models.loading import load
     from clip2sam.tiles import cost
     from clip2sam.visualize.overlays import Overlays
@@ -124,9 +126,11 @@ def segment(
         tile=tile,
         tile_overlap=tile_overlap,
     )
-    source = find_source(images)
-    check_output(source, output)
-    check_known(preset, label_set.classes, method=method, allow=allow_unknown)
+    source, drawn = without_own(find_images(images, offline=offline))
+    for folder, count in drawn.items():
+        err.print(Text(f"left out {count} images in {printable(folder)}: clip2sam has drawn them"))
+    check_place(source, output)
+    unknown = check_known(preset, label_set.classes, method=method, allow=allow_unknown)
     segmenter = load(
         preset,
         config=config,
@@ -178,6 +182,7 @@ def segment(
     )
     where = f" and {drawings} drawings in {output / 'overlays'}" if drawings else ""
     out.print(Text(f"{counts}; wrote {output / 'annotations.json'}{where}"))
+    print_unknown(unknown)
     raise typer.Exit(1 if failed else 0)
 
 

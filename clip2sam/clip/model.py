@@ -1,7 +1,7 @@
 """The thin adapter around an open_clip model: the only file that knows its preprocessing and
 tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class SurgeryCLIP:
             model's own.
         text_folder: where text features are kept from one run to the next; None to keep them in
             memory only.
+        on_labels: called with the classes of each label set that is asked for; it may warn of
+            labels that the model doesn't know.
 
     Raises:
         ConfigError: the resolution holds no patch, or too many.
@@ -49,8 +51,10 @@ class SurgeryCLIP:
         *,
         resolution: int | None = None,
         text_folder: Path | None = None,
+        on_labels: Callable[[Sequence[LabelClass]], Any] | None = None,
     ) -> None:
         self.model = model.eval()
+        self._on_labels = on_labels
         length = getattr(model, "context_length", 77)
         self.tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=length)
         self.resolution = self.checked_resolution(resolution or _native_resolution(model))
@@ -123,7 +127,14 @@ class SurgeryCLIP:
     def encode_labels(self, labels: LabelSet) -> Float[Tensor, "labels channels"]:
         """Unit text features in fp32, one row a class: the normalised mean of its text prompts'
         features."""
+        self.look_at(labels)
         return self._encode_classes(labels.classes, labels.templates)
+
+    def look_at(self, labels: LabelSet) -> None:
+        """Warn of labels that the model doesn't know, as far as that can be told. `encode_labels`
+        does it too."""
+        if self._on_labels is not None:
+            self._on_labels(labels.classes)
 
     def encode_texts(
         self, texts: Sequence[str], templates: tuple[str, ...] | None = None

@@ -91,6 +91,7 @@ def image_row(record: ImageRecord) -> dict[str, Any]:
         "file_name": record.file_name,
         "height": int(height),
         "width": int(width),
+        **({"coco_url": record.url} if record.url else {}),
     }
 
 

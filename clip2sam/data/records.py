@@ -54,6 +54,8 @@ class ImageRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     """What it took to decode it, to run the model (its share of the batch), and to make the
     masks."""
+    url: str = ""
+    """Its address, if it was fetched from the web. A journal doesn't have it."""
 
 
 def as_float32(value: Any) -> float:

@@ -183,7 +183,79 @@ def locate(root: str, key: str) -> str:
     return path
 
 
-def check_output(source: Source, output: PathLike) -> None:
+_DRAWING = re.compile(r"\.\d{2,}-[^./]+\.png$")
+"""How names of drawings end, see `clip2sam.visualize.overlays`."""
+
+
+def without_drawings(source: FileSource) -> tuple[FileSource, dict[str, int]]:
+    """A source without what clip2sam has drawn into folders that are searched: images with names of
+    drawings, in `overlays/` beside an `annotations.json` of ours, and the `presence.png` of a run.
+    Images that were given one by one stay.
+
+    Returns:
+        The source, with ids counted anew; and how many images each folder of drawings has.
+
+    Raises:
+        ImageError: no other image is left.
+    """
+    given = source.origin.split("\0")
+    if any(path.lower().endswith((".json", *LIST_SUFFIXES)) for path in given):
+        return source, {}
+    drawn: dict[str, int] = {}
+    ours: dict[str, bool] = {}
+    kept = []
+    for key in source.keys:
+        path = os.path.join(source.root, key)
+        folder = _drawings_folder(path, ours) if _DRAWING.search(key) else _run_folder(path)
+        if folder is None or path in given:
+            kept.append(key)
+        else:
+            drawn[folder] = drawn.get(folder, 0) + 1
+    if not drawn:
+        return source, {}
+    if not kept:
+        raise ImageError(
+            f"no image found in {', '.join(map(printable, given[:3]))}: all that is there was "
+            "drawn by clip2sam; give a folder of images"
+        )
+    return _source(source.origin, source.root, kept), drawn
+
+
+def _drawings_folder(path: str, known: dict[str, bool]) -> str | None:
+    """The folder of our drawings that a path lies in, if any.
+
+    Args:
+        known: folders of that name that were looked at, and whether they are ours.
+    """
+    folder = os.path.dirname(path)
+    while folder != os.path.dirname(folder):
+        if os.path.basename(folder) == "overlays":
+            if folder not in known:
+                known[folder] = _is_ours(os.path.join(os.path.dirname(folder), "annotations.json"))
+            if known[folder]:
+                return folder
+        folder = os.path.dirname(folder)
+    return None
+
+
+def _run_folder(path: str) -> str | None:
+    """The folder of the run that a path is the histogram of, if it is one."""
+    folder, name = os.path.split(path)
+    files = ("manifest.json", "journal-0001.jsonl")
+    beside = name == "presence.png" and all(os.path.exists(f"{folder}/{file}") for file in files)
+    return folder if beside else None
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a COCO file says in its first lines that it is ours."""
+    try:
+        with open(path, "rb") as file:
+            return b"Made with clip2sam" in file.read(4096)
+    except OSError:
+        return False
+
+
+def check_output(source: Source, output: PathLike, *, below: bool = False) -> None:
     """Refuse an output that would be written where a source is read. Nothing is ever written there.
 
     Links are resolved first. Refused are, whatever the command:
@@ -195,6 +267,10 @@ def check_output(source: Source, output: PathLike) -> None:
       and `run/`.
 
     Of a source that is no `FileSource` nothing is known, and nothing is refused.
+
+    Args:
+        below: a folder below a folder that is searched may be the output, if no image of the source
+            lies in it: for jobs that leave their own outputs out, see `without_drawings`.
 
     Raises:
         ConfigError: as said.
@@ -209,11 +285,19 @@ def check_output(source: Source, output: PathLike) -> None:
         searched = _split_glob(origin)[0] if _is_glob(origin) else origin
         if not os.path.isdir(searched):
             read += [origin, os.path.dirname(origin)]
-        elif _lies_in(target, os.path.realpath(searched)):
+            continue
+        folder = os.path.realpath(searched)
+        free = below and target != folder and not _has_images(source, target)
+        if _lies_in(target, folder) and not free:
             raise _read_here(output, searched)
     for path in read:
         if target == os.path.realpath(path):
             raise _read_here(output, path)
+
+
+def _has_images(source: FileSource, folder: str) -> bool:
+    paths = (os.path.realpath(os.path.join(source.root, key)) for key in source.keys)
+    return any(_lies_in(path, folder) for path in paths)
 
 
 def _read_here(output: PathLike, path: str) -> ConfigError:

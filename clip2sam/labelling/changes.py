@@ -9,7 +9,7 @@ from clip2sam.data.images import printable
 from clip2sam.data.sources import FileSource, Source
 from clip2sam.errors import ImageError, RunError
 from clip2sam.labelling.journal import Journal, Stamp, file_stamp, read_record
-from clip2sam.labelling.manifest import RunFolder, check_source, extend_run
+from clip2sam.labelling.manifest import RunFolder, add_device, check_source, extend_run
 
 Changed = Literal["again", "refuse"]
 """What becomes of images that were changed since they were labelled, added or removed: a warning
@@ -29,6 +29,24 @@ class Found:
     """Keys of those that are no longer in the source."""
     stamps: dict[int, Stamp] = field(default_factory=dict)
     """By id: new stamps of files that are the same all the same, see `write_stamps`."""
+
+
+@dataclass(frozen=True)
+class StartCounts:
+    """What a start of a run found, in numbers of images."""
+
+    begins: bool
+    """Whether it is the run's first one."""
+    listed: int
+    """All that the run has."""
+    todo: int
+    """Those that are to be labelled."""
+    new: int = 0
+    """Added to the source since the run began; in the list from this start on."""
+    changed: int = 0
+    """Changed since they were labelled."""
+    gone: int = 0
+    """No longer in the source; what was labelled of them stays."""
 
 
 def find_changes(
@@ -110,6 +128,27 @@ def reading(source: Source, gone: Collection[str]) -> Callable[[str], str | byte
         return source.read(key)
 
     return read
+
+
+def goes_on_on(run: RunFolder, device: str) -> RunFolder:
+    """The run, with the kind of device that its next images are computed on. A warning says so if
+    it is none that it was on: the same image may get other single pixels there.
+
+    Args:
+        device: such as "cpu"; "" if the engine doesn't say.
+
+    Raises:
+        OutputError: the manifest can't be written.
+    """
+    if not device or device in run.devices:
+        return run
+    if run.devices:
+        warnings.warn(
+            f"{printable(run.path)}: begun on {', '.join(run.devices)}, goes on on {device}: "
+            "single pixels of masks may differ from those that it would have had there",
+            stacklevel=2,
+        )
+    return add_device(run, device)
 
 
 def write_stamps(journal: Journal, stamps: Mapping[int, Stamp]) -> None:

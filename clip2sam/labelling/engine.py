@@ -11,22 +11,30 @@ the groups become smaller.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
+from clip2sam.data.presence import is_present
 from clip2sam.data.records import Annotation
+from clip2sam.features import Features
 from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.tensors import state_sha256
 from clip2sam.labelling.fingerprint import plain
 from clip2sam.labelling.readers import Prepared
+from clip2sam.locate import ClipLocator
 from clip2sam.pipeline import PreparedImage, Segmenter
 from clip2sam.result import Found, as_result, finished
-from clip2sam.types import Prediction
+from clip2sam.types import Prediction, SimilarityMaps
 
 T = TypeVar("T")
+
+KeepAbove = float | Literal["auto"] | None
+
+BELOW = 0.1
+"""How far below its threshold a label's masks are made, as a part of it."""
 
 Thresholds = tuple[float | None, ...]
 
@@ -77,24 +85,32 @@ class SegmenterEngine:
         segmenter: the models and settings.
         labels: checked labels.
         keep_above: also make masks of labels below their threshold, down to this presence score.
+            "auto": `BELOW` of each threshold, where labels are found on CLIP's maps of the whole
+            image and none is joined. It changes nothing of the masks above it, not the last digit.
     """
 
     def __init__(
-        self, segmenter: Segmenter, labels: LabelSet, keep_above: float | None = None
+        self, segmenter: Segmenter, labels: LabelSet, keep_above: KeepAbove = None
     ) -> None:
+        segmenter.look_at(labels)
         config, wanted = segmenter.config, len(labels.wanted)
-        self.keep_above, self.config, self.labels, self.segmenter = (
-            keep_above,
-            config,
-            labels,
-            segmenter,
-        )
+        whole = isinstance(segmenter.locator, ClipLocator) and config.tile == "off"
+        whole = whole and not labels.has_joined
+        self.keep_above = None if keep_above == "auto" and not whole else keep_above
+        self.config, self.labels, self.segmenter = config, labels, segmenter
         self.thresholds: Thresholds = labels.thresholds(config.presence_threshold)[:wanted]
         self.floors, self.min_share = self.thresholds, config.min_share
-        if keep_above is not None:
-            self.labels, self.segmenter = _lowered(segmenter, labels, keep_above)
-            self.floors = self.labels.thresholds(self.segmenter.config.presence_threshold)[:wanted]
+        if self.keep_above is not None:
+            low, lowered = _lowered(segmenter, labels, self.keep_above)
+            self.floors = low.thresholds(lowered.config.presence_threshold)[:wanted]
+            if self.keep_above != "auto":
+                self.labels, self.segmenter = low, lowered
         self.group = 1 if segmenter.device.type == "cpu" else IMAGES_PER_BATCH
+
+    @property
+    def device(self) -> str:
+        """The kind of device."""
+        return self.segmenter.device.type
 
     def fingerprint(self) -> dict[str, Any]:
         """Settings, resolution and weights. The weights are there as the SHA-256 of what is loaded,
@@ -116,31 +132,71 @@ class SegmenterEngine:
 
     def predict(
         self, prepared: Sequence[PreparedImage]
-    ) -> Sequence[tuple[Prediction, int] | Found]:
-        """The batch's prediction, for each image with its place in it. With tiles what was found in
-        each image: an image's views don't fit into one batch."""
+    ) -> Sequence[tuple[Prediction, Prediction | None, int] | Found]:
+        """The batch's prediction, and that of labels below their threshold, for each image with its
+        place in it. With tiles what was found in each image: an image's views don't fit into one
+        batch."""
         features = self.segmenter.encode(prepared, group=self.group)
         if self.config.tile != "off":
             return self.segmenter.find(features, self.labels)
         prediction = self.segmenter.predict(features, self.labels)
-        return [(prediction, i) for i in range(len(prepared))]
+        below = None
+        if self.keep_above == "auto":
+            below = self._below(features, prediction.maps)
+        return [(prediction, below, i) for i in range(len(prepared))]
 
     @torch.no_grad()
-    def finish(self, image: Image, prediction: tuple[Prediction, int] | Found) -> Outcome:
+    def _below(self, features: Features, maps: SimilarityMaps) -> Prediction | None:
+        """The prediction for labels between their floor and their threshold. Apart from the others:
+        how many prompts are decoded together is seen in the last digits of scores."""
+        wanted = len(self.floors)
+        floors = maps.presence.new_tensor([torch.nan if f is None else f for f in self.floors])
+        near = torch.zeros_like(maps.present)
+        near[:, :wanted] = is_present(maps.presence[:, :wanted], maps.beaten[:, :wanted], floors)
+        near &= ~maps.present
+        if not near.any():
+            return None
+        maps, segmenter = replace(maps, present=near), self.segmenter
+        prompts = segmenter.prompt(maps)
+        masks = segmenter.choose(maps, prompts, segmenter.decode(features, prompts))
+        return Prediction(maps, prompts, masks)
+
+    @torch.no_grad()
+    def finish(
+        self, image: Image, prediction: tuple[Prediction, Prediction | None, int] | Found
+    ) -> Outcome:
         """Presence scores and masks."""
         config, sam = self.segmenter.config, self.segmenter.sam
         if isinstance(prediction, Found):
             result = finished(image, prediction, config, thresholds=self.thresholds)
-        else:
-            result = as_result(image, *prediction, config, sam, thresholds=self.thresholds)
-        return result.record.presence, result.record.beaten, result.everything
+            return result.record.presence, result.record.beaten, result.everything
+        found, below, i = prediction
+        result = as_result(image, found, i, config, sam, thresholds=self.thresholds)
+        masks = result.everything
+        if below is not None:
+            order = {name: n for n, name in enumerate(self.labels.names)}
+            more = as_result(image, below, i, config, sam).everything
+            masks = tuple(sorted((*masks, *more), key=lambda mask: order[mask.label]))
+        return result.record.presence, result.record.beaten, masks
 
 
-def _lowered(segmenter: Segmenter, labels: LabelSet, floor: float) -> tuple[LabelSet, Segmenter]:
+def engine_device(engine: Engine) -> str:
+    """The kind of device that it computes on, such as "cpu"; "" if it doesn't say, by a `device`
+    that a segmenter's engine has."""
+    return str(getattr(engine, "device", ""))
+
+
+def _lowered(
+    segmenter: Segmenter, labels: LabelSet, floor: float | Literal["auto"]
+) -> tuple[LabelSet, Segmenter]:
     """Labels and settings with every threshold above the floor lowered to it."""
 
     def lower(threshold: float | None) -> float | None:
-        return None if threshold is None else min(threshold, floor)
+        if threshold is None:
+            return None
+        if floor == "auto":  # a number that messages show in full
+            return float(f"{threshold - BELOW * abs(threshold):.6g}")
+        return min(threshold, floor)
 
     classes = tuple(
         replace(c, presence_threshold=lower(c.presence_threshold)) for c in labels.classes

@@ -1,7 +1,8 @@
 """What a run's results depend on, written down when it begins and compared at each later start."""
 
 import json
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,8 @@ from clip2sam import __version__
 from clip2sam.data.files import as_json
 from clip2sam.data.labels import LabelSet, class_row
 from clip2sam.errors import ConfigError, RunError
+from clip2sam.labelling.decide import Decision, decided_thresholds
+from clip2sam.labelling.manifest import RunFolder
 
 
 def fingerprint(
@@ -16,7 +19,8 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Everything that the result of an image depends on, as JSON.
 
-    The device is not there: a run may continue elsewhere, where the last digits may differ.
+    The device is not there: a run may continue elsewhere, where the last digits may differ. The
+    manifest has it, see `RunFolder.devices`.
 
     Args:
         engine: the engine's own part, see `Engine.fingerprint`.
@@ -66,20 +70,93 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse a run whose fingerprint is another than when it began.
 
     Raises:
-        RunError: it is; the message names what changed.
+        RunError: it is; the message names what changed, causes before what follows from them.
     """
-    old, new = dict(_leaves(then)), dict(_leaves(now))
-    changed = [
-        f"{place} was {_shown(old.get(place, _NOTHING))}, is now {_shown(new.get(place, _NOTHING))}"
-        for place in {**old, **new}
-        if old.get(place, _NOTHING) != new.get(place, _NOTHING)
-    ]
+    changed = list(_changes(then, now).values())
     if changed:
         more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise RunError(
             f"this run began with other settings: {'; '.join(changed[:5])}{more}. Start in a new "
             "output folder, or go back to the settings that it began with"
         )
+
+
+def check_thresholds(
+    run: RunFolder, now: Mapping[str, Any], thresholds: Sequence[float | None]
+) -> None:
+    """Refuse other presence thresholds than those that a run began with, where nothing else has
+    changed and the run has the masks for them: an export decides by them, without the models.
+
+    Args:
+        now: the fingerprint of this start.
+        thresholds: of this start, one for each of the run's classes.
+
+    Raises:
+        RunError: they are other ones; the message has the whole command.
+    """
+    changed = _changes(run.fingerprint, now)
+    if not changed or not all(place.endswith("presence_threshold") for place in changed):
+        return
+    decision = _decision(run, thresholds)
+    if decision is None:
+        return
+    raise RunError(
+        f"this run began with other thresholds: {'; '.join(list(changed.values())[:5])}. It has "
+        "the masks for the new ones, so nothing need be labelled again. To decide by them: "
+        f"{_export_command(run, decision)} -- to label more images, give the old ones"
+    )
+
+
+def _decision(run: RunFolder, thresholds: Sequence[float | None]) -> Decision | None:
+    """What an export needs to decide by these thresholds; None if it can't, or nothing changes."""
+    pairs = zip(run.class_names, run.thresholds, thresholds, strict=True)
+    other = {name: now for name, then, now in pairs if now != then}
+    limits = [now for now in other.values() if now is not None]
+    if not limits or len(limits) < len(other):  # no threshold at all: an export can't say that
+        return None
+    one_for_all = len(limits) == len(thresholds) and len(set(limits)) == 1
+    decision = (
+        Decision(presence_threshold=limits[0])
+        if one_for_all
+        else Decision(class_thresholds={name: t for name, t in other.items() if t is not None})
+    )
+    try:
+        decided_thresholds(run, decision)
+    except ConfigError:  # below what the run has
+        return None
+    return decision
+
+
+def _export_command(run: RunFolder, decision: Decision) -> str:
+    """The command that decides a run so."""
+    words = ["clip2sam", "export", str(run.path), "--output", str(run.path / "decided.json")]
+    if decision.presence_threshold is not None:
+        words += ["--presence-threshold", str(decision.presence_threshold)]
+    for name, threshold in decision.class_thresholds.items():
+        words += ["--class-threshold", f"{name}={threshold}"]
+    return shlex.join(words)
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """What differs, by its place: what a person has set before what follows from it, and the
+    weights, which no one can read, last."""
+    old, new = dict(_leaves(then)), dict(_leaves(now))
+    changed = {
+        place: f"{place} was {_shown(old.get(place, _NOTHING))}, is now "
+        f"{_shown(new.get(place, _NOTHING))}"
+        for place in {**old, **new}
+        if old.get(place, _NOTHING) != new.get(place, _NOTHING)
+    }
+    return {place: changed[place] for place in sorted(changed, key=_rank)}
+
+
+ORDER = ("engine.precision", "version", "", "labels", "engine.weights")
+"""Beginnings of places, in the order in which a refusal names them; "" is all others."""
+
+
+def _rank(place: str) -> int:
+    rank = (i for i, start in enumerate(ORDER) if start and place.startswith(start))
+    return next(rank, ORDER.index(""))
 
 
 _NOTHING = object()

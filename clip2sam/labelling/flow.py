@@ -61,14 +61,17 @@ def run_flow(
     clock = clock or Clock()
     writer = Writer(engine, journal, dict(wanted), batch_size, max_failures)
     readers = Readers(iter(wanted), read, make_worker, threads, engine.prepare, hashed=hashed)
-    with readers, writer:
-        for batch in _batches(readers, writer, max(batch_size // 2, 1), clock):
-            writer.wait_for_room(len(batch))
-            writer.hand_over(_predict(engine, batch))
-            clock.waited_for_images, clock.waited_for_writer = readers.waited, writer.waited
-            yield from writer.written()
-    if clock.began is not None:
-        clock.total = time.perf_counter() - clock.began
+    try:
+        with readers, writer:
+            for batch in _batches(readers, writer, max(batch_size // 2, 1), clock):
+                writer.wait_for_room(len(batch))
+                writer.hand_over(_predict(engine, batch))
+                clock.waited_for_images, clock.waited_for_writer = readers.waited, writer.waited
+                yield from writer.written()
+    finally:
+        clock.images = writer.images
+        if clock.began is not None:
+            clock.total = time.perf_counter() - clock.began
     yield from writer.written()
 
 
@@ -153,6 +156,8 @@ class Writer:
         self._thread = threading.Thread(target=self._write, name="writer", daemon=True)
         self.waited = 0.0
         """Seconds for which the model has waited for the writer."""
+        self.images = 0
+        """Those that went into the journal."""
 
     def __enter__(self) -> "Writer":
         self._thread.start()
@@ -219,6 +224,7 @@ class Writer:
         record, by_model = self._record(item)
         self._journal.append(record, item.read.stamp)
         self._written.append(record)
+        self.images += 1
         if record.state != "failed":
             self._in_a_row.clear()
             return

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,24 @@ MANIFEST = "manifest.json"
 LOCK = "lock"
 FORMAT = 3
 """Of the manifest and the journal. Runs in another one are refused."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What starts of a run did."""
+
+    images: int = 0
+    """Labelled; one that was labelled again counts again."""
+    seconds: float = 0.0
+    """From the first image on."""
+    waited_for_images: float = 0.0
+    """Seconds for which the model had no image."""
+    waited_for_writer: float = 0.0
+    """Seconds for which the model had no room for what it made."""
+
+    def __add__(self, other: "Work") -> "Work":
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Work(*(one + more for one, more in pairs))
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,11 @@ class RunFolder:
     gives other last digits."""
     started: str | None = None
     """When the run began, see `time_now`; None if it isn't known."""
+    work: Work = Work()
+    """What all starts did, those that were killed excepted."""
+    devices: tuple[str, ...] = ()
+    """The kinds of devices that images were computed on, such as "cpu", the first one in front;
+    empty if the engine doesn't say, or of a run that was begun before they were recorded."""
 
     @property
     def journal(self) -> Path:
@@ -89,8 +112,8 @@ class RunFolder:
 def lock_run(path: Path) -> Iterator[None]:
     """Make the run's folder and hold its lock. The lock ends with the process.
 
-    If no run has begun at the end, nothing of this is left: neither the lock's file nor the folders
-    that were made.
+    At the end its file is removed, and so are the folders that were made if no run has begun. Only
+    a process that was killed leaves the file, which then locks nothing.
 
     Raises:
         RunLockedError: another process holds it. It is not waited for.
@@ -116,9 +139,8 @@ def lock_run(path: Path) -> Iterator[None]:
         # While it is held, so that only its owner removes it. Who has opened the file before and
         # gets its lock afterwards is refused by filelock: such a file has no name any more.
         with suppress(OSError):  # on Windows an open file stays
-            if not (path / MANIFEST).exists():
-                (path / LOCK).unlink()
-                _remove_empty(made)
+            (path / LOCK).unlink()
+        _remove_empty(made)
         lock.release()
 
 
@@ -169,6 +191,7 @@ def begin_run(
     floors: Sequence[float | None],
     min_share: float,
     threads: int,
+    device: str = "",
 ) -> RunFolder:
     """Freeze a new run's images, classes and settings in its manifest.
 
@@ -176,6 +199,7 @@ def begin_run(
         path: the run's folder, locked.
         classes: those that are exported.
         fingerprint, thresholds, floors, min_share, threads: as in `RunFolder`.
+        device: the first of `RunFolder.devices`; "": the engine doesn't say.
 
     Raises:
         RunError: the folder has a journal already.
@@ -199,6 +223,7 @@ def begin_run(
         "fingerprint": fingerprint,
         "threads": threads,
         "started": time_now(),
+        "devices": [device] if device else [],
         "classes": [class_row(c) for c in classes],
         "thresholds": list(thresholds),
         "floors": list(floors),
@@ -248,6 +273,30 @@ def move_run(run: RunFolder, source: Source) -> RunFolder:
     """
     _rewrite(run, source=source.origin, root=root_of(source))
     return replace(run, origin=source.origin, root=root_of(source))
+
+
+def add_device(run: RunFolder, device: str) -> RunFolder:
+    """Note that a run goes on on another kind of device. Its folder must be locked.
+
+    Raises:
+        OutputError: the manifest can't be written; the older one stays.
+    """
+    longer = replace(run, devices=(*run.devices, device))
+    _rewrite(run, devices=list(longer.devices))
+    return longer
+
+
+def add_work(run: RunFolder, work: Work) -> RunFolder:
+    """Count what a start did. The run's folder must be locked.
+
+    Raises:
+        OutputError: the manifest can't be written; the older one stays.
+    """
+    if not work.images:
+        return run
+    total = run.work + work
+    _rewrite(run, work=asdict(total))
+    return replace(run, work=total)
 
 
 def root_of(source: Source) -> str | None:
@@ -304,6 +353,8 @@ def open_run(path: Path) -> RunFolder:
             rows["fingerprint"],
             rows["threads"],
             rows.get("started"),
+            Work(**rows.get("work", {})),
+            tuple(rows.get("devices", ())),
         )
     except OSError as error:
         raise RunError(
@@ -333,6 +384,8 @@ def _check_rows(rows: dict[str, Any]) -> None:
         "fingerprint": isinstance(rows["fingerprint"], dict),
         "threads": _are([rows["threads"]], int) and rows["threads"] >= 1,
         "started": isinstance(rows.get("started"), str | None),
+        "work": _is_work(rows.get("work", {})),
+        "devices": _are(rows.get("devices", []), str),
     }
     wrong = [name for name, fine in good.items() if not fine]
     if wrong:
@@ -345,6 +398,11 @@ def _are(values: Any, *kinds: type) -> bool:
 
 def _are_numbers(values: Any) -> bool:
     return _are(values, int, float, type(None)) and all(map(math.isfinite, filter(None, values)))
+
+
+def _is_work(row: dict[str, Any]) -> bool:
+    values = list(row.values())
+    return _are_numbers(values) and None not in values and min(values, default=0) >= 0
 
 
 def _is_class(row: dict[str, Any]) -> bool:

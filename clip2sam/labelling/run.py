@@ -20,21 +20,25 @@ from clip2sam.export.coco import CocoExporter
 from clip2sam.export.results import ResultsExporter
 from clip2sam.labelling.changes import (
     Changed,
+    Found,
+    StartCounts,
     check_moved,
     find_changes,
+    goes_on_on,
     reading,
     take_in_new,
     write_stamps,
 )
 from clip2sam.labelling.decode_worker import Budget, DecodeWorker
-from clip2sam.labelling.engine import Engine, SegmenterEngine
-from clip2sam.labelling.fingerprint import check_same, fingerprint
+from clip2sam.labelling.engine import Engine, KeepAbove, SegmenterEngine, engine_device
+from clip2sam.labelling.fingerprint import check_same, check_thresholds, fingerprint
 from clip2sam.labelling.flow import run_flow
 from clip2sam.labelling.info import run_info
 from clip2sam.labelling.journal import Journal
 from clip2sam.labelling.manifest import (
     MANIFEST,
     RunFolder,
+    add_work,
     begin_run,
     check_same_source,
     lock_run,
@@ -66,7 +70,7 @@ TIMEOUT = 60.0
 
 StrPath = str | os.PathLike[str]
 Models = str | Preset | Segmenter | Callable[[], Segmenter]
-OnStart = Callable[[RunFolder, int], Any]
+OnStart = Callable[[RunFolder, StartCounts], Any]
 
 
 def label_dataset(
@@ -83,7 +87,7 @@ def label_dataset(
     root: StrPath | None = None,
     batch_size: int = IMAGES_IN_FLIGHT,
     readers: int | None = None,
-    keep_above: float | None = None,
+    keep_above: KeepAbove = "auto",
     retry_failed: bool = False,
     changed: Changed = "again",
     moved: bool = False,
@@ -107,14 +111,18 @@ def label_dataset(
         exporters: what is written at the end: a file name in `output` for each exporter. By
             default annotations.json (COCO) and results.json (COCO results).
         on_image: called with the record of each image of this start once it is in the journal.
-        on_start: called with the run and the number of images still to do.
+        on_start: called with the run and what this start found: how many images are still to do,
+            new, changed and gone.
         distractors: names that compete with the labels and are never exported.
         root: folder that the names in a list or COCO file are relative to; by default the file's
             own.
         batch_size: images between the model and the journal, which is what a kill can cost.
         readers: processes that decode images; by default 2 to 8, by the number of processors.
-        keep_above: also keep masks of labels below their presence threshold, down to this score,
-            so that a later export can decide with lower thresholds.
+        keep_above: also keep masks of labels below their presence threshold, so that a later
+            export can decide with lower ones: down to this score; "auto": down to 0.9 of each
+            label's threshold, where labels are found on CLIP's maps, without tiles and joined
+            labels (a run that has begun goes on as it began); None: no masks below the threshold.
+            The published files don't depend on it.
         retry_failed: label those images again that failed in earlier starts.
         changed: what becomes of images whose file has another size or time than when it was
             labelled, and of those that the source has got since. "again": a warning names them,
@@ -196,7 +204,7 @@ def label_dataset_iter(
     root: StrPath | None = None,
     batch_size: int = IMAGES_IN_FLIGHT,
     readers: int | None = None,
-    keep_above: float | None = None,
+    keep_above: KeepAbove = "auto",
     retry_failed: bool = False,
     changed: Changed = "again",
     moved: bool = False,
@@ -216,7 +224,7 @@ def label_dataset_iter(
     workers = min(max(os.cpu_count() or 2, 2), 8)
     if isinstance(source, Source) and root is not None:
         raise ConfigError("root is for lists and COCO files; leave it out with a source object")
-    if engine is not None and keep_above is not None:
+    if engine is not None and keep_above not in ("auto", None):
         raise ConfigError("keep_above is for a segmenter; give your engine its own floors")
     if hash_images and isinstance(source, Source) and not isinstance(source, FileSource):
         raise ConfigError("hash_images is for files; leave it out with a source of your own")
@@ -236,7 +244,7 @@ def label_dataset_iter(
         readers=whole_number(
             "readers", workers if readers is None else readers, 1, 256, "processes"
         ),
-        keep_above=None if keep_above is None else finite_number("keep_above", keep_above),
+        keep_above=_checked_keep_above(keep_above),
         retry_failed=retry_failed,
         changed=changed,
         moved=moved,
@@ -262,7 +270,7 @@ class _Start:
     on_start: OnStart | None
     batch_size: int
     readers: int
-    keep_above: float | None
+    keep_above: KeepAbove
     retry_failed: bool
     changed: Changed
     moved: bool
@@ -280,34 +288,39 @@ class _Start:
             files = OWN_FILES if self.exporters is None else tuple(self.exporters)
             remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *files))
             begun = self._begun()  # anew: another process may have begun or extended it in between
-            engine = self.engine or self._load()
+            engine = self.engine or self._load(begun)
             marks = fingerprint(
                 engine.fingerprint(), self.labels, preset=self.preset, max_pixels=self.max_pixels
             )
             if begun is not None:
+                check_thresholds(begun, marks, engine.thresholds)
                 check_same(begun.fingerprint, marks)
-                begun = take_in_new(begun, source, self.changed)
-            run = begun or begin_run(
-                self.output,
-                source,
-                self.labels.wanted,
-                marks,
-                thresholds=engine.thresholds,
-                floors=engine.floors,
-                min_share=engine.min_share,
-                threads=torch.get_num_threads(),
+            run = (
+                take_in_new(begun, source, self.changed)
+                if begun
+                else begin_run(
+                    self.output,
+                    source,
+                    self.labels.wanted,
+                    marks,
+                    thresholds=engine.thresholds,
+                    floors=engine.floors,
+                    min_share=engine.min_share,
+                    device=engine_device(engine),
+                    threads=torch.get_num_threads(),
+                )
             )
             threads = torch.get_num_threads()
             torch.set_num_threads(run.threads)
             try:
-                return (yield from self._label(run, source, engine))
+                return (yield from self._label(run, source, engine, begun))
             finally:
                 torch.set_num_threads(threads)
 
     def _label(
-        self, run: RunFolder, source: Source, engine: Engine
+        self, run: RunFolder, source: Source, engine: Engine, begun: RunFolder | None
     ) -> Generator[ImageRecord, None, Summary]:
-        clock, labelled, budget = Clock(), 0, Budget()
+        clock, budget = Clock(), Budget()
         with closing(Journal(run.journal, run.ids, run.class_names)) as journal:
             moved = self.moved and (source.origin, root_of(source)) != (run.origin, run.root)
             found = find_changes(
@@ -326,9 +339,11 @@ class _Start:
                 for i, k in zip(run.ids, run.keys, strict=True)
                 if i in found.changed or self._is_todo(journal, i)
             ]
+            if wanted:
+                run = goes_on_on(run, engine_device(engine))
             if self.on_start is not None:
-                self.on_start(run, len(wanted))
-            for record in run_flow(
+                self.on_start(run, _counts(run, begun, found, len(wanted)))
+            flow = run_flow(
                 wanted,
                 reading(source, found.gone),
                 engine,
@@ -339,11 +354,13 @@ class _Start:
                 max_failures=self.max_failures,
                 clock=clock,
                 hashed=self.hash_images,
-            ):
-                labelled += 1
-                yield record
+            )
+            try:
+                yield from flow
+            finally:
+                run = add_work(run, clock.work)
             exporters = _own_exporters(run) if self.exporters is None else self.exporters
-            return publish(run, journal.index, exporters, clock, labelled)
+            return publish(run, journal.index, exporters, clock.work)
 
     def _is_todo(self, journal: Journal, image_id: int) -> bool:
         failed = image_id in journal.index.failed
@@ -379,13 +396,23 @@ class _Start:
             return self.source
         return find_source(self.source, self.root)
 
-    def _load(self) -> Engine:
+    def _load(self, begun: RunFolder | None) -> Engine:
         models = self.models
         if isinstance(models, str | Preset):
             models = load(models)
         elif not isinstance(models, Segmenter):
             models = models()
-        return SegmenterEngine(models, self.labels, self.keep_above)
+        keep_above = self.keep_above
+        if keep_above == "auto" and begun is not None:
+            keep_above = begun.fingerprint.get("engine", {}).get("keep_above")
+        return SegmenterEngine(models, self.labels, keep_above)
+
+
+def _counts(run: RunFolder, begun: RunFolder | None, found: Found, todo: int) -> StartCounts:
+    if begun is None:
+        return StartCounts(begins=True, listed=len(run.keys), todo=todo)
+    new = len(run.keys) - len(begun.keys)
+    return StartCounts(False, len(run.keys), todo, new, len(found.changed), len(found.gone))
 
 
 def _own_exporters(run: RunFolder) -> dict[str, Exporter]:
@@ -398,6 +425,12 @@ def _name(models: Models, otherwise: str) -> str:
     if isinstance(models, Preset):
         return models.name
     return models if isinstance(models, str) else otherwise
+
+
+def _checked_keep_above(given: Any) -> KeepAbove:
+    if given is None or given == "auto":
+        return given
+    return finite_number("keep_above", given)
 
 
 def _checked_failures(most: Any) -> int | None:

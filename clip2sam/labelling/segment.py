@@ -6,7 +6,7 @@ without run and journal.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from clip2sam.coco.outlines import TOLERANCE
 from clip2sam.data.images import MAX_PIXELS, Image, printable
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import ImageRecord
-from clip2sam.data.sources import Source, check_output, find_source
+from clip2sam.data.sources import FileSource, Source, check_output, without_drawings
+from clip2sam.data.urls import WebSource, find_images, shown_url
 from clip2sam.errors import ImageError
 from clip2sam.export.coco import CocoExporter
 from clip2sam.labelling.each import each_image
@@ -52,10 +53,11 @@ def segment_images(
     on several images in a row, the file holds what was done, and the error goes on.
 
     Args:
-        sources: what `find_source` takes (folders, globs, images, or one list or COCO file), or a
-            `Source` object.
+        sources: what `find_images` takes (folders, globs, images, addresses of images, or one list
+            or COCO file), or a `Source` object. What an earlier call has drawn into a folder is
+            left out.
         labels: checked labels.
-        overlays: which labels are drawn: "found", "all" or "none".
+        overlays: which labels are drawn, beside all masks in one: "found", "all" or "none".
         polygons: write polygons instead of RLE.
         tolerance: of the polygons, in pixels, see `clip2sam.coco.outlines`; 0: exact.
         preset: what the file calls the models.
@@ -70,9 +72,9 @@ def segment_images(
         RunError: the model failed on several images in a row.
         OutputError: a file can't be written.
     """
-    source = sources if isinstance(sources, Source) else find_source(sources)
+    source = sources if isinstance(sources, Source) else without_own(find_images(sources))[0]
     folder = Path(output)
-    check_output(source, folder)
+    check_place(source, folder)
     records: list[ImageRecord] = []
     began = time_now()
 
@@ -93,7 +95,7 @@ def segment_images(
                     outcome.image_id, outcome.key, state="failed", reason=outcome.reason
                 )
             else:
-                record = result.record
+                record = replace(result.record, url=url_of(source, outcome.key))
                 drawn = draw_overlays(result, folder / "overlays" / outcome.key, overlays)
             records.append(record)
             if on_image is not None:
@@ -105,6 +107,33 @@ def segment_images(
             good, labels.wanted, folder / "annotations.json"
         )
     return records
+
+
+def without_own(source: FileSource | WebSource) -> tuple[FileSource | WebSource, dict[str, int]]:
+    """`without_drawings`, also where there are addresses among the images."""
+    if isinstance(source, FileSource):
+        return without_drawings(source)
+    if source.files is None:
+        return source, {}
+    files, drawn = without_drawings(source.files)
+    return replace(source, files=files), drawn
+
+
+def check_place(source: Source, output: Path) -> None:
+    """`check_output` for an output that may be a folder below the images: it isn't read again.
+
+    Raises:
+        ConfigError: it lies where images are read.
+    """
+    files = source.files if isinstance(source, WebSource) else source
+    if files is not None:
+        check_output(files, output, below=True)
+
+
+def url_of(source: Source, key: str) -> str:
+    """The address of an image; empty for a file."""
+    given = source.urls.get(key) if isinstance(source, WebSource) else None
+    return "" if given is None else shown_url(given)
 
 
 def _info(segmenter: Segmenter, labels: LabelSet, preset: str, began: str) -> dict[str, Any]:

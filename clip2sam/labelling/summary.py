@@ -23,7 +23,7 @@ from clip2sam.labelling import journal
 from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thresholds
 from clip2sam.labelling.info import run_info
 from clip2sam.labelling.journal import Index, read_records
-from clip2sam.labelling.manifest import LOCK, MANIFEST, RunFolder
+from clip2sam.labelling.manifest import LOCK, MANIFEST, RunFolder, Work
 from clip2sam.models.locators import LOCATORS
 from clip2sam.tiny.vocabulary import unknown_names
 
@@ -38,10 +38,17 @@ BIN = 0.02
 class Clock:
     """Where the time of a start went, in seconds, from the first image on."""
 
+    images: int = 0
+    """Those that went into the journal."""
     total: float = 0.0
     waited_for_images: float = 0.0
     waited_for_writer: float = 0.0
     began: float | None = None
+
+    @property
+    def work(self) -> Work:
+        """For the run."""
+        return Work(self.images, self.total, self.waited_for_images, self.waited_for_writer)
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,12 @@ class Summary:
     polygons: Fit | None = None
     """Of what was written as polygons, if anything was."""
     labelled_now: int = 0
-    """Images of this start; those of earlier ones are in the journal. The rest is about this start
-    alone."""
+    """Images of this start; those of earlier ones are in the journal."""
+    seconds_now: float = 0.0
+    """What they took."""
+    labelled: int = 0
+    """Images of all starts, those that were killed excepted. One that was labelled again counts
+    again. The rest is about all these starts too."""
     seconds: float = 0.0
     images_per_second: float = 0.0
     waited_for_images: float = 0.0
@@ -118,26 +129,29 @@ def publish(
     run: RunFolder,
     index: Index,
     exporters: Mapping[str, Exporter],
-    clock: Clock,
-    labelled_now: int,
+    now: Work,
 ) -> Summary:
     """Write a finished run's files into its folder.
 
     Args:
+        now: what this start did, which `run.work` has already.
         exporters: for each file name the exporter that writes it, see `check_exporters`.
 
     Raises:
         OutputError: a file can't be written; an older one stays as it was.
     """
     paths = {run.path / name: exporter for name, exporter in exporters.items()}
-    total = clock.total or math.inf  # of a start without an image
+    work = run.work
+    total = work.seconds or math.inf  # of a run without an image
     summary = replace(
         write_files(run, index, Decision(), paths),
-        labelled_now=labelled_now,
-        seconds=round(clock.total, 3),
-        images_per_second=round(labelled_now / total, 3),
-        waited_for_images=round(clock.waited_for_images / total, 4),
-        waited_for_writer=round(clock.waited_for_writer / total, 4),
+        labelled_now=now.images,
+        seconds_now=round(now.seconds, 3),
+        labelled=work.images,
+        seconds=round(work.seconds, 3),
+        images_per_second=round(work.images / total, 3),
+        waited_for_images=round(work.waited_for_images / total, 4),
+        waited_for_writer=round(work.waited_for_writer / total, 4),
     )
     _draw_presence(run.path / PRESENCE, summary)
     write_atomically(run.path / SUMMARY, as_json(as_row(summary)).encode() + b"\n")

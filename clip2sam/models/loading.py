@@ -30,6 +30,7 @@ from clip2sam.models.presets import EmbeddedWeights, Preset, get_preset
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import Cutter, PromptSAM
 from clip2sam.tiny.models import load_tiny_clip, load_tiny_sam
+from clip2sam.tiny.vocabulary import UnknownLabels
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtypes by the names of `load`'s precisions."""
@@ -81,6 +82,8 @@ def load(
         weights_dir: the weights folder; by default CLIP2SAM_WEIGHTS, else the user's cache folder.
         offline: never use the network.
 
+    With "tiny" an `UnknownLabelWarning` names the labels of each set that its models don't know.
+
     Raises:
         ConfigError: an unknown preset, device or precision, a model is missing, or an argument of
             another type.
@@ -102,6 +105,7 @@ def load(
     _check_models(clip=clip, sam=sam)
     _check_paths("file", clip_checkpoint=clip_checkpoint, sam_checkpoint=sam_checkpoint)
     _check_paths("folder", weights_dir=weights_dir)
+    embedded = chosen is not None and clip is None and isinstance(chosen.clip, EmbeddedWeights)
     files.check_own_files([clip_checkpoint, sam_checkpoint], sha256)
     if chosen is not None:
         needed: list[Kind] = ["clip"] if clip is None and with_clip else []
@@ -117,8 +121,13 @@ def load(
     cutter = _as_cutter(sam, where, dtype, kept, compiled=compiled)
     surgery = None
     if clip is not None:
-        side, texts = None if chosen is None else chosen.resolution, kept / "text_features"
-        surgery = SurgeryCLIP(clip.to(where, dtype), tokenizer, resolution=side, text_folder=texts)
+        surgery = SurgeryCLIP(
+            clip.to(where, dtype),
+            tokenizer,
+            resolution=None if chosen is None else chosen.resolution,
+            text_folder=kept / "text_features",
+            on_labels=UnknownLabels() if embedded else None,
+        )
     locator = make_locator(method, surgery, cutter, offline=offline, weights_dir=weights_dir)
     return Segmenter(surgery, cutter, settings, locator)
 
