@@ -227,7 +227,7 @@ def test_an_interrupted_command_writes_what_was_done(run, street, tmp_path, monk
             2,
             "choose one of raw, maskclip, surgery, clearclip",
         ),
-        (["street.png", "--label", "heart", "--device", "tpu9"], 2, "use auto, cpu, cuda or mps"),
+        (["street.png", "--label", "heart", "--device", "tpu9"], 2, "use auto, cpu, cuda, cuda:N"),
         (
             ["street.png", "--label", "heart", "--precision", "int4"],
             2,
@@ -263,11 +263,13 @@ def test_mistakes_are_one_clear_line(run, street, monkeypatch, arguments, code, 
 
 NO_PATH = ": expected a path, got nothing"
 
+JUDGED = ("segment", "label", "explain", "evaluate")
+MAPPED = (*JUDGED, "dense", "tune")
 NUMBERS = {
-    "--presence-threshold": ("segment", "dense", "label", "export", "explain", "evaluate"),
-    "--point-threshold": ("segment", "label", "explain"),
-    "--min-share": ("segment", "label", "export", "explain", "evaluate"),
-    "--tile-overlap": ("segment", "dense", "label"),
+    "--presence-threshold": (*MAPPED, "export"),
+    "--point-threshold": JUDGED,
+    "--min-share": (*JUDGED, "export"),
+    "--tile-overlap": MAPPED,
     "--threshold": ("dense",),
     "--keep-above": ("label",),
     "--timeout": ("label",),
@@ -284,7 +286,8 @@ def test_numbers_are_finite(run, street, option, command, value):
     first = {"export": ("run", "--output", "x.json"), "evaluate": ()}.get(command, (street,))
     code, _, errors = run(command, *first, *label, f"{option}={value}")
     assert code == 2
-    assert f"Invalid value for '{option}': expected a " in errors
+    assert f"Invalid value for '{option}'" in errors
+    assert ": expected a " in errors
     assert errors.endswith(f"got '{value}'; see 'clip2sam {command} --help'\n")
     assert errors.count("\n") == 1
 
@@ -334,11 +337,11 @@ def test_class_thresholds_are_finite(run, value):
         (["--device", "cuda:99"], "device 'cuda:99' was given, but"),
         (
             ["--output", ""],
-            f"'--output'{NO_PATH}",
+            f"'--output' / '-o'{NO_PATH}",
         ),
         (
             ["--labels", ""],
-            f"'--labels'{NO_PATH}",
+            f"'--labels' / '--classes'{NO_PATH}",
         ),
         (
             ["--weights-dir", ""],
@@ -563,7 +566,7 @@ def test_an_output_that_cannot_be_written_is_5_in_every_command(run, street, tmp
 def test_an_option_is_the_same_in_every_command():
     """Defined once; the commands differ only where the same word means something else."""
     own = {"--output", "--dataset", "--images", "images"}
-    own |= {"--method in evaluate", "--presence-threshold in export"}
+    own |= {"--method in evaluate", "--presence-threshold in export", "--max-objects in export"}
     seen: dict[str, tuple[str, str, bool]] = {}
     for command_name, command in get_command(cli.app).commands.items():
         for option in command.params:
@@ -583,6 +586,104 @@ def test_help_loads_neither_torch_nor_matplotlib():
         "sys.exit(any(name in sys.modules for name in ('torch', 'matplotlib', 'cv2')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+MISTAKES = [
+    ("segment street.png --label star --preset huge", 2, "no preset is called 'huge'"),
+    ("segment street.png --label star --tile 3", 2, "tile must be a whole number from 32"),
+    ("segment street.png --labels nowhere.txt", 2, "nowhere.txt: expected a labels file, found"),
+    ("segment street.png --classes star", 2, "or give names by --label: --label 'star'"),
+    ("segment street.png --label star --output file", 5, "file: can't be written (File exists)"),
+    ("segment street.png --label star --output file/out", 5, "can't be written (Not a directory)"),
+    ("segment empty --label star", 2, "no image found in"),
+    ("segment street.png --label star --sam-checkpoint no.pth", 3, "check the path of --sam-check"),
+    ("classify street.png --label star --device tpu9", 2, "clip2sam does not run on 'tpu9'"),
+    ("classify street.png --label star --output empty", 5, "a folder has this name"),
+    ("classify nowhere --label star", 2, "no such file or folder"),
+    ("classify street.png --label star --resolution 0", 2, "resolution must be a whole number"),
+    ("dense street.png --label star --precision int4", 2, "no precision is called 'int4'"),
+    ("dense street.png --label star --method magic", 2, "no method is called 'magic'"),
+    ("dense street.png --label star --output file", 5, "file: can't be written (File exists)"),
+    ("label nowhere --label star", 2, "no such file or folder"),
+    ("label empty --label star", 2, "no image found in"),
+    ("label street.png --label star --changed never", 2, "--changed must be again or refuse"),
+    ("label street.png --label star --output file", 5, "file: can't be written (File exists)"),
+    ("label street.png --label star --grid 1", 2, "grid must be a whole number from 2"),
+    ("label street.png --labels nowhere.yaml", 2, "nowhere.yaml: expected a labels file"),
+    ("export nowhere --output x.json", 2, "expected the output folder of 'clip2sam label'"),
+    ("export nowhere --output empty", 5, "a folder has this name"),
+    ("export nowhere --output x.json --overlap most", 2, "overlap must be one of keep"),
+    ("explain nowhere.png star", 2, "no such file"),
+    ("explain street.png star --output x.doc", 2, "let the name end in .png"),
+    ("explain street.png star --output file/x.png", 5, "can't be written (Not a directory)"),
+    ("explain street.png star --preset huge", 2, "no preset is called 'huge'"),
+    ("tune nowhere --label star", 2, "no such file or folder"),
+    ("tune street.png --label star --device mips", 2, "clip2sam does not run on 'mips'"),
+    ("tune street.png --label star --figure x.doc", 2, "let the name end in .png"),
+    ("tune street.png", 2, "give labels by --label NAME"),
+    ("evaluate --preset huge", 2, "no preset is called 'huge'"),
+    ("evaluate --method magic", 2, "no method is called 'magic'"),
+    ("evaluate --split all", 2, "expected the split"),
+    ("evaluate --kind odd", 2, "expected a kind of scene"),
+    ("evaluate --dataset nowhere.json", 2, "nowhere.json"),
+    ("evaluate --dataset truth.json", 2, "give the folder of the images with --images"),
+    ("evaluate --output empty", 5, "a folder has this name"),
+    ("evaluate --min-share 2", 2, "min_share must be from 0 to 1"),
+    ("demo --device tpu9", 2, "clip2sam does not run on 'tpu9'"),
+    ("demo --output file", 5, "file: can't be written (File exists)"),
+    ("validate nowhere.json", 1, ""),
+    ("weights path huge", 2, "no preset is called 'huge'"),
+]
+SLOW = ("torch", "open_clip", "segment_anything", "matplotlib", "transformers")
+CALLS = """
+import json, sys
+from contextlib import redirect_stderr
+from io import StringIO
+from clip2sam.cli import app, console
+for line in sys.stdin:
+    errors = StringIO()
+    console.err.file = errors
+    sys.argv = ["clip2sam", *line.split()]
+    try:
+        app.main()
+    except SystemExit as stop:
+        code = stop.code
+    slow = [name for name in {slow} if name in sys.modules]
+    print(json.dumps([line.strip(), code, errors.getvalue(), slow]), file=sys.__stderr__)
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What each of the MISTAKES is answered with, by one process that says what it has imported."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    PILImage.fromarray(drawn().pixels).save(folder / "street.png")
+    (folder / "file").write_text("no folder")
+    (folder / "empty").mkdir()
+    image = {"id": 1, "file_name": "gone.png", "height": 8, "width": 8}
+    truth = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "star"}]}
+    (folder / "truth.json").write_text(json.dumps(truth))
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS.format(slow=SLOW)],
+        input="\n".join(line for line, *_ in MISTAKES),
+        cwd=folder,
+        env={**os.environ, "CLIP2SAM_WEIGHTS": str(folder / "weights")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"street.png", "file", "empty", "truth.json"}
+    rows = [json.loads(row) for row in done.stderr.splitlines()]
+    return {line: answer for line, *answer in rows}
+
+
+@pytest.mark.parametrize(("line", "code", "message"), MISTAKES, ids=[m[0] for m in MISTAKES])
+def test_mistakes_are_told_before_slow_imports(answers, line, code, message):
+    got, errors, slow = answers[line]
+    assert (got, slow) == (code, []), errors
+    assert message in errors
+    assert errors.count("\n") <= 1
 
 
 def test_validate_names_every_place(run, tmp_path):

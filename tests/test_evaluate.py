@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 import clip2sam
 from clip2sam.analysis.average_precision import overlaps
 from clip2sam.analysis.evaluate import evaluate
-from clip2sam.analysis.examples import Example, coco_examples, scene_examples
+from clip2sam.analysis.examples import CocoExamples, Example, scene_examples
 from clip2sam.analysis.figures import (
     Pair,
     area_under_curve,
@@ -257,17 +257,17 @@ def test_a_coco_dataset_is_evaluated_on_all_its_categories(tmp_path):
     )
     document = coco_document([record], as_label_set(["left", "nowhere"]).wanted)
     write_coco(tmp_path / "truth.json", document)
-    (example,) = coco_examples(tmp_path / "truth.json", tmp_path)
+    (example,) = CocoExamples(tmp_path / "truth.json", tmp_path)
     assert example.requested == ("left", "nowhere")
     assert {name: len(masks) for name, masks in example.truth.items()} == {"left": 1, "nowhere": 0}
     np.testing.assert_array_equal(example.truth["left"][0], mask)
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(clip2sam.CocoError, match=r"bad.json is no COCO dataset"):
-        list(coco_examples(tmp_path / "bad.json", tmp_path))
+        list(CocoExamples(tmp_path / "bad.json", tmp_path))
     document["images"][0]["file_name"] = "../a.png"
     (tmp_path / "up.json").write_text(json.dumps(document))
     with pytest.raises(clip2sam.ImageError, match=r"up.json, image 1: .* no '\.\.'"):
-        list(coco_examples(tmp_path / "up.json", tmp_path))
+        list(CocoExamples(tmp_path / "up.json", tmp_path))
 
 
 class Failing(Oracle):
@@ -343,12 +343,12 @@ def test_a_dataset_that_can_not_be_used_is_one_line(tmp_path, change, message):
     }
     path = tmp_path / "truth.json"
     path.write_text(json.dumps(document))
-    (example,) = coco_examples(path, tmp_path)
+    (example,) = CocoExamples(path, tmp_path)
     assert 400 < example.truth["left"][0].sum() < 500
     change(document)
     path.write_text(json.dumps(document))
     with pytest.raises(clip2sam.CocoError, match=message) as caught:
-        list(coco_examples(path, tmp_path))
+        list(CocoExamples(path, tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -362,7 +362,7 @@ def test_an_uncompressed_rle_is_read(tmp_path):
         "annotations": [row],
     }
     (tmp_path / "truth.json").write_text(json.dumps(document))
-    (example,) = coco_examples(tmp_path / "truth.json", tmp_path)
+    (example,) = CocoExamples(tmp_path / "truth.json", tmp_path)
     np.testing.assert_array_equal(example.truth["left"][0], np.arange(4)[None] == [[1]] * 4)
 
 

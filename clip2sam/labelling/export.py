@@ -2,7 +2,9 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from clip2sam.data.images import printable
 from clip2sam.errors import ConfigError, RunError
@@ -22,6 +24,7 @@ def export_run(
     polygons: bool = False,
     merge: str | os.PathLike[str] | None = None,
     image_prefix: str | None = None,
+    on_image: Callable[[int, int], Any] | None = None,
 ) -> Summary:
     """Write what a run has in its journal, finished or not.
 
@@ -33,6 +36,7 @@ def export_run(
         polygons: for coco: polygons instead of RLE.
         merge: for coco: a file to which is added; its own rows stay as they are.
         image_prefix: for labelstudio: what stands in front of an image's name.
+        on_image: called for each image of the journal with the number done, and of how many.
 
     Returns:
         The counts of what was written.
@@ -58,7 +62,7 @@ def export_run(
     folder.check_output(target)
     index = read_index(folder.journal, folder.ids)
     _check_lines(folder, index)
-    return write_files(folder, index, decision or Decision(), {target: exporter})
+    return write_files(folder, index, decision or Decision(), {target: exporter}, on_image)
 
 
 def _check_lines(run: RunFolder, index: Index) -> None:
