@@ -19,6 +19,12 @@ from typer.main import get_command
 
 import clip2sam
 from clip2sam.cli import app as cli
+from clip2sam.cli.groups import ModelOptions
+from clip2sam.coco.document import coco_document
+from clip2sam.coco.rle import encode_mask
+from clip2sam.coco.write import write_coco
+from clip2sam.data.labels import as_label_set
+from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.tiny.scenes import instance_masks, scene, split_seed
 from clip2sam.visualize.overlays import slug
 from tests.documents import ROOT
@@ -586,6 +592,131 @@ def test_help_loads_neither_torch_nor_matplotlib():
         "sys.exit(any(name in sys.modules for name in ('torch', 'matplotlib', 'cv2')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+MODELS = {"--preset", "--resolution", "--device", "--precision", "--clip-checkpoint"}
+MODELS |= {"--sam-checkpoint", "--weights-dir", "--offline"}
+LABELS = {"--label", "--labels", "--distractor", "--allow-unknown"}
+MAPS = {"--method", "--published", "--no-feature-surgery", "--presence-threshold"}
+MAPS |= {"--tile", "--tile-overlap"}
+MASKS = {"--point-threshold", "--grid", "--one-mask", "--max-objects", "--min-share"}
+
+
+def test_options_that_go_together_are_in_every_command():
+    every = {
+        name: {option.opts[0] for option in command.params}
+        for name, command in get_command(cli.app).commands.items()
+    }
+    asking = ("segment", "classify", "dense", "label", "explain", "tune", "evaluate")
+    assert all(every[name] >= MODELS | LABELS for name in asking)
+    assert all(every[name] >= MAPS for name in MAPPED)
+    assert all(every[name] >= MASKS for name in JUDGED)
+    assert all("--caption" in every[name] for name in ("segment", "classify", "label", "explain"))
+
+
+def test_the_fields_names_mean_the_same(run, street, tmp_path, monkeypatch):
+    (tmp_path / "names.txt").write_text("red circle")
+    seen = {}
+
+    def label_dataset(*source, **given):
+        seen.update(given, labels=source[1].names, output=source[2], models=given["segmenter"])
+        raise clip2sam.RunError("seen")
+
+    monkeypatch.setattr("clip2sam.labelling.run.label_dataset", label_dataset)
+    monkeypatch.setattr(
+        "clip2sam.cli.groups.ModelOptions.load",
+        lambda self, config, **_: seen.update(config=config),
+    )
+    options = ("--classes", "names.txt", "--conf", "0.25", "-o", "there", "--workers", "3")
+    assert run("label", street, *options)[2] == "error: seen\n"
+    assert (seen["labels"], seen["output"], seen["readers"]) == (("red circle",), Path("there"), 3)
+    seen["models"]()
+    assert seen["config"].presence_threshold == 0.25
+
+
+@pytest.mark.parametrize(
+    ("line", "suggested"),
+    [
+        ("segment x --threshold 0.5", "--point-threshold"),
+        ("segment x --labl a", "--label"),
+        ("label x --outptu y", "--output"),
+        ("tune x --ofline", "--offline"),
+        ("evaluate --limt 3", "--limit"),
+    ],
+)
+def test_an_unknown_option_suggests_the_right_one(run, line, suggested):
+    code, _, errors = run(*line.split())
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "No such option: " in errors
+    assert suggested in errors.split("Possible options:")[1]
+
+
+def test_help_pages_fit_a_terminal(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "<bool>" not in run("--help")[1]
+    for name in get_command(cli.app).commands:
+        page = run(name, "--help")[1]
+        assert max(map(len, page.splitlines())) <= 80, name
+        assert "<bool>" not in page, name
+        panels = [title for title in ("Labels", "Settings", "Models") if f"╭─ {title} ─" in page]
+        assert len(page.splitlines()) < 48 or panels, name
+    for name in ("list", "download", "verify", "path"):
+        assert "<bool>" not in run("weights", name, "--help")[1], name
+
+
+def test_mps_falls_back_on_the_cpu(monkeypatch):
+    """PyTorch reads this when it is imported."""
+    monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "")  # so that it is put back at the end
+    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK")
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("clip2sam.models.loading.load", lambda *_, **given: given["device"])
+    models = ModelOptions("tiny", device="mps").chosen()
+    assert models.load(models.config()) == "mps"
+    assert os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
+
+
+def test_evaluate_judges_the_first_images_class_by_class(run, street, tmp_path):
+    first, second, _ = labels_of(drawn())
+    records = [
+        ImageRecord(
+            i,
+            name,
+            (224, 224),
+            annotations=tuple(
+                Annotation(label, encode_mask(mask), 1.0)
+                for label in (first, second)
+                for mask in instance_masks(drawn(), label)
+            ),
+        )
+        for i, name in ((1, "street.png"), (2, "gone.png"))
+    ]
+    write_coco(
+        tmp_path / "truth.json", coco_document(records, as_label_set([first, second]).wanted)
+    )
+    (tmp_path / "labels.yaml").write_text(
+        json.dumps([{"name": first, "presence_threshold": 0.25}, second])
+    )
+    code, printed, errors = run(
+        "evaluate", "--dataset", "truth.json", "--limit", 1, "--labels", "labels.yaml", "-o", "f"
+    )
+    assert code == 0, errors
+    classes = json.loads((tmp_path / "f").read_text())["surgery"]["classes"]
+    assert [classes[name]["threshold"] for name in (first, second)] == [0.25, 0.32]
+    for name in (first, second):
+        own = classes[name]
+        assert (own["images"], own["objects"]) == (1, len(instance_masks(drawn(), name)))
+        row = next(line for line in printed.splitlines() if name in line)
+        assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+            name,
+            str(own["objects"]),
+            f"{own['AP']:.3f}",
+            f"{own['AP50']:.3f}",
+            f"{own['recall']:.3f}",
+            str(own["false_masks"]),
+            f"{own['threshold']:g}",
+        ]
+    code, _, errors = run("evaluate", "--dataset", "truth.json", "--label", first)
+    assert (code, "gone.png, found none; give the folder" in errors) == (2, True)
 
 
 MISTAKES = [
