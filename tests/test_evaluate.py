@@ -223,7 +223,7 @@ def test_an_oracle_is_perfect_and_silence_is_not():
     classes = figures["classes"]
     assert list(classes) == ["left", "right", "nowhere"]
     assert [classes[name]["objects"] for name in classes] == [1, 1, 0]
-    assert (classes["left"]["AP"], classes["left"]["threshold"]) == (1.0, 0.5)
+    assert (classes["left"]["AP"], classes["left"]["threshold"]) == pytest.approx((1.0, 0.5))
     silent = evaluate(Oracle(drawn, knows=False), drawn)
     assert silent["classes"]["left"]["recall"] == 0.0
     assert silent["all"]["miou"] == 0.0
