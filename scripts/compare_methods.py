@@ -20,7 +20,7 @@ import numpy as np
 
 import clip2sam
 from clip2sam.analysis.compare import Compared, Sight, compare_methods, sights
-from clip2sam.analysis.examples import Example, coco_examples, scene_examples
+from clip2sam.analysis.examples import CocoExamples, Example, scene_examples
 from clip2sam.clip.methods import METHODS
 from clip2sam.errors import Clip2SamError, ConfigError
 from clip2sam.models.loading import with_method
@@ -62,7 +62,7 @@ def examples_of(given: argparse.Namespace) -> tuple[list[Example], list[Example]
         chosen_on = scene_examples("validation", given.scenes)
         return list(chosen_on), list(scene_examples("test", given.scenes, kind=given.kind))
     images = given.images or given.dataset.parent
-    every = list(islice(coco_examples(given.dataset, images), 2 * given.scenes))
+    every = list(islice(CocoExamples(given.dataset, images), 2 * given.scenes))
     if len(every) < 2:
         raise ConfigError(f"expected a dataset of two images or more, got {len(every)}")
     half = len(every) // 2

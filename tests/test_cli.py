@@ -21,6 +21,12 @@ from typer.main import get_command
 
 import clip2sam
 from clip2sam.cli import app as cli
+from clip2sam.cli.groups import ModelOptions
+from clip2sam.coco.document import coco_document
+from clip2sam.coco.rle import encode_mask
+from clip2sam.coco.write import write_coco
+from clip2sam.data.labels import as_label_set
+from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.tiny.files import EMBEDDED
 from clip2sam.tiny.scenes import instance_masks, scene, split_seed
 from clip2sam.visualize.overlays import slug
@@ -239,7 +245,7 @@ def test_an_interrupted_command_writes_what_was_done(run, street, tmp_path, monk
             2,
             "choose one of raw, maskclip, surgery, clearclip",
         ),
-        (["street.png", "--label", "heart", "--device", "tpu9"], 2, "use auto, cpu, cuda or mps"),
+        (["street.png", "--label", "heart", "--device", "tpu9"], 2, "use auto, cpu, cuda, cuda:N"),
         (
             ["street.png", "--label", "heart", "--precision", "int4"],
             2,
@@ -275,11 +281,13 @@ def test_mistakes_are_one_clear_line(run, street, monkeypatch, arguments, code, 
 
 NO_PATH = ": expected a path, got nothing"
 
+JUDGED = ("segment", "label", "explain", "evaluate")
+MAPPED = (*JUDGED, "dense", "tune")
 NUMBERS = {
-    "--presence-threshold": ("segment", "dense", "label", "export", "explain", "evaluate"),
-    "--point-threshold": ("segment", "label", "explain"),
-    "--min-share": ("segment", "label", "export", "explain", "evaluate"),
-    "--tile-overlap": ("segment", "dense", "label"),
+    "--presence-threshold": (*MAPPED, "export"),
+    "--point-threshold": JUDGED,
+    "--min-share": (*JUDGED, "export"),
+    "--tile-overlap": MAPPED,
     "--threshold": ("dense",),
     "--timeout": ("label",),
     "--min-score": ("export",),
@@ -295,7 +303,8 @@ def test_numbers_are_finite(run, street, option, command, value):
     first = {"export": ("run", "--output", "x.json"), "evaluate": ()}.get(command, (street,))
     code, _, errors = run(command, *first, *label, f"{option}={value}")
     assert code == 2
-    assert f"Invalid value for '{option}': expected a " in errors
+    assert f"Invalid value for '{option}'" in errors
+    assert ": expected a " in errors
     assert errors.endswith(f"got '{value}'; see 'clip2sam {command} --help'\n")
     assert errors.count("\n") == 1
 
@@ -345,11 +354,11 @@ def test_class_thresholds_are_finite(run, value):
         (["--device", "cuda:99"], "device 'cuda:99' was given, but"),
         (
             ["--output", ""],
-            f"'--output'{NO_PATH}",
+            f"'--output' / '-o'{NO_PATH}",
         ),
         (
             ["--labels", ""],
-            f"'--labels'{NO_PATH}",
+            f"'--labels' / '--classes'{NO_PATH}",
         ),
         (
             ["--weights-dir", ""],
@@ -575,7 +584,7 @@ def test_an_output_that_cannot_be_written_is_5_in_every_command(run, street, tmp
 def test_an_option_is_the_same_in_every_command():
     """Defined once; the commands differ only where the same word means something else."""
     own = {"--output", "--dataset", "--images", "images"}
-    own |= {"--method in evaluate", "--presence-threshold in export"}
+    own |= {"--method in evaluate", "--presence-threshold in export", "--max-objects in export"}
     seen: dict[str, tuple[str, str, bool]] = {}
     for command_name, command in get_command(cli.app).commands.items():
         for option in command.params:
@@ -595,6 +604,229 @@ def test_help_loads_neither_torch_nor_matplotlib():
         "sys.exit(any(name in sys.modules for name in ('torch', 'matplotlib', 'cv2')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+MODELS = {"--preset", "--resolution", "--device", "--precision", "--clip-checkpoint"}
+MODELS |= {"--sam-checkpoint", "--weights-dir", "--offline"}
+LABELS = {"--label", "--labels", "--distractor", "--allow-unknown"}
+MAPS = {"--method", "--published", "--no-feature-surgery", "--presence-threshold"}
+MAPS |= {"--tile", "--tile-overlap"}
+MASKS = {"--point-threshold", "--grid", "--one-mask", "--max-objects", "--min-share"}
+
+
+def test_options_that_go_together_are_in_every_command():
+    every = {
+        name: {option.opts[0] for option in command.params}
+        for name, command in get_command(cli.app).commands.items()
+    }
+    asking = ("segment", "classify", "dense", "label", "explain", "tune", "evaluate")
+    assert all(every[name] >= MODELS | LABELS for name in asking)
+    assert all(every[name] >= MAPS for name in MAPPED)
+    assert all(every[name] >= MASKS for name in JUDGED)
+    assert all("--caption" in every[name] for name in ("segment", "classify", "label", "explain"))
+
+
+def test_the_fields_names_mean_the_same(run, street, tmp_path, monkeypatch):
+    (tmp_path / "names.txt").write_text("red circle")
+    seen = {}
+
+    def label_dataset(*source, **given):
+        seen.update(given, labels=source[1].names, output=source[2], models=given["segmenter"])
+        raise clip2sam.RunError("seen")
+
+    monkeypatch.setattr("clip2sam.labelling.run.label_dataset", label_dataset)
+    monkeypatch.setattr(
+        "clip2sam.cli.groups.ModelOptions.load",
+        lambda self, config, **_: seen.update(config=config),
+    )
+    options = ("--classes", "names.txt", "--conf", "0.25", "-o", "there", "--workers", "3")
+    assert run("label", street, *options)[2] == "error: seen\n"
+    assert (seen["labels"], seen["output"], seen["readers"]) == (("red circle",), Path("there"), 3)
+    seen["models"]()
+    assert seen["config"].presence_threshold == 0.25
+
+
+@pytest.mark.parametrize(
+    ("line", "suggested"),
+    [
+        ("segment x --threshold 0.5", "--point-threshold"),
+        ("segment x --labl a", "--label"),
+        ("label x --outptu y", "--output"),
+        ("tune x --ofline", "--offline"),
+        ("evaluate --limt 3", "--limit"),
+    ],
+)
+def test_an_unknown_option_suggests_the_right_one(run, line, suggested):
+    code, _, errors = run(*line.split())
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "No such option: " in errors
+    assert suggested in errors.split("Possible options:")[1]
+
+
+def test_help_pages_fit_a_terminal(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "<bool>" not in run("--help")[1]
+    for name in get_command(cli.app).commands:
+        page = run(name, "--help")[1]
+        assert max(map(len, page.splitlines())) <= 80, name
+        assert "<bool>" not in page, name
+        panels = [title for title in ("Labels", "Settings", "Models") if f"╭─ {title} ─" in page]
+        assert len(page.splitlines()) < 48 or panels, name
+    for name in ("list", "download", "verify", "path"):
+        assert "<bool>" not in run("weights", name, "--help")[1], name
+
+
+def test_mps_falls_back_on_the_cpu(monkeypatch):
+    """PyTorch reads this when it is imported."""
+    monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "")  # so that it is put back at the end
+    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK")
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("clip2sam.models.loading.load", lambda *_, **given: given["device"])
+    models = ModelOptions("tiny", device="mps").chosen()
+    assert models.load(models.config()) == "mps"
+    assert os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
+
+
+def test_evaluate_judges_the_first_images_class_by_class(run, street, tmp_path):
+    first, second, _ = labels_of(drawn())
+    records = [
+        ImageRecord(
+            i,
+            name,
+            (224, 224),
+            annotations=tuple(
+                Annotation(label, encode_mask(mask), 1.0)
+                for label in (first, second)
+                for mask in instance_masks(drawn(), label)
+            ),
+        )
+        for i, name in ((1, "street.png"), (2, "gone.png"))
+    ]
+    write_coco(
+        tmp_path / "truth.json", coco_document(records, as_label_set([first, second]).wanted)
+    )
+    (tmp_path / "labels.yaml").write_text(
+        json.dumps([{"name": first, "presence_threshold": 0.25}, second])
+    )
+    code, printed, errors = run(
+        "evaluate", "--dataset", "truth.json", "--limit", 1, "--labels", "labels.yaml", "-o", "f"
+    )
+    assert code == 0, errors
+    classes = json.loads((tmp_path / "f").read_text())["surgery"]["classes"]
+    assert [classes[name]["threshold"] for name in (first, second)] == [0.25, 0.32]
+    for name in (first, second):
+        own = classes[name]
+        assert (own["images"], own["objects"]) == (1, len(instance_masks(drawn(), name)))
+        row = next(line for line in printed.splitlines() if name in line)
+        assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+            name,
+            str(own["objects"]),
+            f"{own['AP']:.3f}",
+            f"{own['AP50']:.3f}",
+            f"{own['recall']:.3f}",
+            str(own["false_masks"]),
+            f"{own['threshold']:g}",
+        ]
+    code, _, errors = run("evaluate", "--dataset", "truth.json", "--label", first)
+    assert (code, "gone.png, found none; give the folder" in errors) == (2, True)
+
+
+MISTAKES = [
+    ("segment street.png --label star --preset huge", 2, "no preset is called 'huge'"),
+    ("segment street.png --label star --tile 3", 2, "tile must be a whole number from 32"),
+    ("segment street.png --labels nowhere.txt", 2, "nowhere.txt: expected a labels file, found"),
+    ("segment street.png --classes star", 2, "or give names by --label: --label 'star'"),
+    ("segment street.png --label star --output file", 5, "file: can't be written (File exists)"),
+    ("segment street.png --label star --output file/out", 5, "can't be written (Not a directory)"),
+    ("segment empty --label star", 2, "no image found in"),
+    ("segment street.png --label star --sam-checkpoint no.pth", 3, "check the path of --sam-check"),
+    ("classify street.png --label star --device tpu9", 2, "clip2sam does not run on 'tpu9'"),
+    ("classify street.png --label star --output empty", 5, "a folder has this name"),
+    ("classify nowhere --label star", 2, "no such file or folder"),
+    ("classify street.png --label star --resolution 0", 2, "resolution must be a whole number"),
+    ("dense street.png --label star --precision int4", 2, "no precision is called 'int4'"),
+    ("dense street.png --label star --method magic", 2, "no method is called 'magic'"),
+    ("dense street.png --label star --output file", 5, "file: can't be written (File exists)"),
+    ("label nowhere --label star", 2, "no such file or folder"),
+    ("label empty --label star", 2, "no image found in"),
+    ("label street.png --label star --changed never", 2, "--changed must be again or refuse"),
+    ("label street.png --label star --output file", 5, "file: can't be written (File exists)"),
+    ("label street.png --label star --grid 1", 2, "grid must be a whole number from 2"),
+    ("label street.png --labels nowhere.yaml", 2, "nowhere.yaml: expected a labels file"),
+    ("export nowhere --output x.json", 2, "expected the output folder of 'clip2sam label'"),
+    ("export nowhere --output empty", 5, "a folder has this name"),
+    ("export nowhere --output x.json --overlap most", 2, "overlap must be one of keep"),
+    ("explain nowhere.png star", 2, "no such file"),
+    ("explain street.png star --output x.doc", 2, "let the name end in .png"),
+    ("explain street.png star --output file/x.png", 5, "can't be written (Not a directory)"),
+    ("explain street.png star --preset huge", 2, "no preset is called 'huge'"),
+    ("tune nowhere --label star", 2, "no such file or folder"),
+    ("tune street.png --label star --device mips", 2, "clip2sam does not run on 'mips'"),
+    ("tune street.png --label star --figure x.doc", 2, "let the name end in .png"),
+    ("tune street.png", 2, "give labels by --label NAME"),
+    ("evaluate --preset huge", 2, "no preset is called 'huge'"),
+    ("evaluate --method magic", 2, "no method is called 'magic'"),
+    ("evaluate --split all", 2, "expected the split"),
+    ("evaluate --kind odd", 2, "expected a kind of scene"),
+    ("evaluate --dataset nowhere.json", 2, "nowhere.json"),
+    ("evaluate --dataset truth.json", 2, "give the folder of the images with --images"),
+    ("evaluate --output empty", 5, "a folder has this name"),
+    ("evaluate --min-share 2", 2, "min_share must be from 0 to 1"),
+    ("demo --device tpu9", 2, "clip2sam does not run on 'tpu9'"),
+    ("demo --output file", 5, "file: can't be written (File exists)"),
+    ("validate nowhere.json", 1, ""),
+    ("weights path huge", 2, "no preset is called 'huge'"),
+]
+SLOW = ("torch", "open_clip", "segment_anything", "matplotlib", "transformers")
+CALLS = """
+import json, sys
+from contextlib import redirect_stderr
+from io import StringIO
+from clip2sam.cli import app, console
+for line in sys.stdin:
+    errors = StringIO()
+    console.err.file = errors
+    sys.argv = ["clip2sam", *line.split()]
+    try:
+        app.main()
+    except SystemExit as stop:
+        code = stop.code
+    slow = [name for name in {slow} if name in sys.modules]
+    print(json.dumps([line.strip(), code, errors.getvalue(), slow]), file=sys.__stderr__)
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What each of the MISTAKES is answered with, by one process that says what it has imported."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    PILImage.fromarray(drawn().pixels).save(folder / "street.png")
+    (folder / "file").write_text("no folder")
+    (folder / "empty").mkdir()
+    image = {"id": 1, "file_name": "gone.png", "height": 8, "width": 8}
+    truth = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "star"}]}
+    (folder / "truth.json").write_text(json.dumps(truth))
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS.format(slow=SLOW)],
+        input="\n".join(line for line, *_ in MISTAKES),
+        cwd=folder,
+        env={**os.environ, "CLIP2SAM_WEIGHTS": str(folder / "weights")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"street.png", "file", "empty", "truth.json"}
+    rows = [json.loads(row) for row in done.stderr.splitlines()]
+    return {line: answer for line, *answer in rows}
+
+
+@pytest.mark.parametrize(("line", "code", "message"), MISTAKES, ids=[m[0] for m in MISTAKES])
+def test_mistakes_are_told_before_slow_imports(answers, line, code, message):
+    got, errors, slow = answers[line]
+    assert (got, slow) == (code, []), errors
+    assert message in errors
+    assert errors.count("\n") <= 1
 
 
 def test_validate_names_every_place(run, tmp_path):

@@ -11,10 +11,11 @@ from PIL import Image as PILImage
 import clip2sam
 from clip2sam.analysis.average_precision import overlaps
 from clip2sam.analysis.evaluate import evaluate
-from clip2sam.analysis.examples import Example, coco_examples, scene_examples
+from clip2sam.analysis.examples import CocoExamples, Example, scene_examples
 from clip2sam.analysis.figures import (
     Pair,
     area_under_curve,
+    class_figures,
     compare,
     decided,
     iou,
@@ -126,6 +127,30 @@ def test_object_figures_by_hand():
     assert figures["AP large"] == 0.0, "the one of 20 x 20 pixels of 70 x 70"
 
 
+def test_figures_of_a_class_by_hand():
+    one, two = box(0, 0, 10, 10), box(20, 20, 30, 30)
+    pairs = [
+        pair([one, two], [one, box(40, 40, 50, 50)], [0.9, 0.8]),
+        pair([], [one], present=False),
+        pair([], [], present=False),
+    ]
+    figures = class_figures(pairs, 0.25)
+    # sorted by score: right (.9), wrong (.9, later), wrong (.8): precision 1 up to a recall of 1/2
+    assert figures.pop("AP") == pytest.approx(51 / 101)
+    assert figures.pop("AP50") == pytest.approx(51 / 101)
+    assert figures == {
+        "images": 1,
+        "objects": 2,
+        "masks": 3,
+        "recall": 0.5,
+        "false_masks": 2,
+        "threshold": 0.25,
+    }
+    nothing = class_figures(pairs[1:], None)
+    assert np.isnan([nothing[name] for name in ("AP", "AP50", "recall")]).all()
+    assert (nothing["false_masks"], nothing["threshold"]) == (1, None)
+
+
 def test_a_mask_of_an_absent_label_lowers_the_pooled_precision():
     right = pair([box(0, 0, 10, 10)], [box(0, 0, 10, 10)], [0.5])
     wrong = pair([], [box(0, 0, 10, 10)], [0.6], present=False)
@@ -195,7 +220,12 @@ def test_an_oracle_is_perfect_and_silence_is_not():
     assert figures["all"]["control"] == 0.0
     assert figures["all"]["presence_auc"] == 1.0
     assert figures["coco"] == pytest.approx({"AP": 1.0, "AP50": 1.0, "AR": 1.0})
+    classes = figures["classes"]
+    assert list(classes) == ["left", "right", "nowhere"]
+    assert [classes[name]["objects"] for name in classes] == [1, 1, 0]
+    assert (classes["left"]["AP"], classes["left"]["threshold"]) == pytest.approx((1.0, 0.5))
     silent = evaluate(Oracle(drawn, knows=False), drawn)
+    assert silent["classes"]["left"]["recall"] == 0.0
     assert silent["all"]["miou"] == 0.0
     assert silent["coco"] == {"AP": 0.0, "AP50": 0.0, "AR": 0.0}
     json.dumps(figures)
@@ -257,17 +287,28 @@ def test_a_coco_dataset_is_evaluated_on_all_its_categories(tmp_path):
     )
     document = coco_document([record], as_label_set(["left", "nowhere"]).wanted)
     write_coco(tmp_path / "truth.json", document)
-    (example,) = coco_examples(tmp_path / "truth.json", tmp_path)
+    (example,) = CocoExamples(tmp_path / "truth.json", tmp_path)
     assert example.requested == ("left", "nowhere")
     assert {name: len(masks) for name, masks in example.truth.items()} == {"left": 1, "nowhere": 0}
     np.testing.assert_array_equal(example.truth["left"][0], mask)
+    more = {**document["images"][0], "id": 2, "file_name": "gone.png"}
+    write_coco(tmp_path / "two.json", {**document, "images": [document["images"][0], more]})
+    every = CocoExamples(tmp_path / "two.json", tmp_path)
+    assert (len(every), every.names) == (2, ("left", "nowhere"))
+    with pytest.raises(clip2sam.CocoError, match=r"two\.json, image 2: expected its file at"):
+        list(every)
+    first = CocoExamples(tmp_path / "two.json", tmp_path, limit=1)
+    assert (len(first), len(list(first)), len(list(first))) == (1, 1, 1)
+    write_coco(tmp_path / "none.json", {**document, "images": [], "annotations": []})
+    with pytest.raises(clip2sam.CocoError, match="expected a COCO dataset with images"):
+        CocoExamples(tmp_path / "none.json", tmp_path)
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(clip2sam.CocoError, match=r"bad.json is no COCO dataset"):
-        list(coco_examples(tmp_path / "bad.json", tmp_path))
+        list(CocoExamples(tmp_path / "bad.json", tmp_path))
     document["images"][0]["file_name"] = "../a.png"
     (tmp_path / "up.json").write_text(json.dumps(document))
     with pytest.raises(clip2sam.ImageError, match=r"up.json, image 1: .* no '\.\.'"):
-        list(coco_examples(tmp_path / "up.json", tmp_path))
+        list(CocoExamples(tmp_path / "up.json", tmp_path))
 
 
 class Failing(Oracle):
@@ -343,12 +384,12 @@ def test_a_dataset_that_can_not_be_used_is_one_line(tmp_path, change, message):
     }
     path = tmp_path / "truth.json"
     path.write_text(json.dumps(document))
-    (example,) = coco_examples(path, tmp_path)
+    (example,) = CocoExamples(path, tmp_path)
     assert 400 < example.truth["left"][0].sum() < 500
     change(document)
     path.write_text(json.dumps(document))
     with pytest.raises(clip2sam.CocoError, match=message) as caught:
-        list(coco_examples(path, tmp_path))
+        list(CocoExamples(path, tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -362,7 +403,7 @@ def test_an_uncompressed_rle_is_read(tmp_path):
         "annotations": [row],
     }
     (tmp_path / "truth.json").write_text(json.dumps(document))
-    (example,) = coco_examples(tmp_path / "truth.json", tmp_path)
+    (example,) = CocoExamples(tmp_path / "truth.json", tmp_path)
     np.testing.assert_array_equal(example.truth["left"][0], np.arange(4)[None] == [[1]] * 4)
 
 

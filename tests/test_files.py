@@ -14,6 +14,7 @@ from clip2sam.data.files import (
     JsonList,
     as_json,
     atomic_file,
+    check_writable,
     fitting_name,
     output_errors,
     write_atomically,
@@ -113,6 +114,41 @@ def test_places_that_can_t_be_written(tmp_path):
     for path in (tmp_path, tmp_path / "file" / "data.json"):
         with pytest.raises(OutputError, match="can't be written"):
             write_atomically(path, b"x")
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "message"),
+    [
+        ("file", True, r"file: can't be written \(File exists\); a file stands where a folder"),
+        ("file/deep/x", True, "a file stands where a folder is needed"),
+        ("file/x.json", False, "a file stands where a folder is needed"),
+        ("made", False, r"made: can't be written \(Is a directory\); a folder has this name"),
+        ("x" * 300, False, "give a shorter name"),
+        ("pipe", False, "found a device, pipe or socket"),
+        ("/proc/x", True, "/proc/x: can't be written"),
+        ("/proc/x/y.json", False, "/proc/x/y.json: can't be written"),
+    ],
+)
+def test_an_output_is_tried_in_front_of_a_job(tmp_path, monkeypatch, path, folder, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "made").mkdir()
+    os.mkfifo("pipe")
+    with pytest.raises(OutputError, match=message):
+        check_writable(path, folder=folder)
+    for good, kind in (("made", True), ("new/deep", True), ("file", False), ("new/x.json", False)):
+        check_writable(good, folder=kind)
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "made", "pipe"}
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_a_folder_that_refuses_files_is_found_out(tmp_path, monkeypatch):
+    def refuse(**where):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(OutputError, match=r"can't be written .* check the folder's permission"):
+        check_writable(tmp_path / "out", folder=True)
 
 
 def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):

@@ -299,6 +299,15 @@ def test_counts_add_up(make_run, tmp_path):
     assert json.loads(json.dumps(row))["failures"] == list(summary.failures)
 
 
+def test_an_export_reports_every_image_once(make_run, tmp_path):
+    run, told = make_run(), []
+    export_run(run.path, tmp_path / "x.json", on_image=lambda *counts: told.append(counts))
+    assert told[-1] == (4, 4), "failed images count as well"
+    assert [of for _, of in told] == [4] * len(told)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert len(told) == 4  # three are written
+
+
 def test_every_exporter_gets_the_decided_records(make_run, tmp_path):
     run, first, second = make_run(keep_above=0.0), Seen(), Seen()
     index, decision = read_index(run.journal, run.ids), Decision(presence_threshold=0.12)

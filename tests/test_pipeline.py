@@ -483,7 +483,7 @@ def test_your_own_models_and_bad_loading():
         clip2sam.load("vit-x")
     with pytest.raises(clip2sam.ConfigError, match="give a preset"):
         clip2sam.load(sam=small_sam())
-    with pytest.raises(clip2sam.ConfigError, match="no device is called 'gpu'"):
+    with pytest.raises(clip2sam.ConfigError, match="does not run on 'gpu'"):
         clip2sam.load("tiny", device="gpu")
 
 

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from clip2sam.data.sources import FileSource, Source, check_output, checked_key, find_source
+from clip2sam.data.sources import (
+    FileSource,
+    Source,
+    check_found,
+    check_output,
+    checked_key,
+    find_source,
+)
 from clip2sam.errors import ConfigError, ImageError
 
 
@@ -218,6 +225,26 @@ def test_ids_that_are_not_cocos_are_refused(tmp_path, number):
     assert len(str(caught.value)) < 300
     path.write_text(json.dumps({"images": [{"id": 2**53 - 1, "file_name": "a.png"}]}))
     assert find_source(path).ids == (2**53 - 1,)
+
+
+def test_whether_there_is_an_image_is_found_out_without_listing_all(tree, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("")
+    for source in ("empty", "empty.txt", "empty/*.jpg", "nowhere", "nowhere/*.jpg"):
+        with pytest.raises(ImageError) as listed:
+            find_source(tmp_path / source)
+        with pytest.raises(ImageError) as looked:
+            check_found(tmp_path / source)
+        assert str(looked.value) == str(listed.value)
+    with pytest.raises(ImageError, match="check the root"):
+        check_found(tree, tmp_path / "nowhere")
+
+    def two_files(top):
+        yield os.path.join(top, "a.png")
+        raise AssertionError("the first image is enough")
+
+    monkeypatch.setattr("clip2sam.data.sources._walk", two_files)
+    check_found(tree)
 
 
 def test_names_that_no_file_can_have_are_refused(tmp_path):

@@ -1331,7 +1331,7 @@ def test_what_can_not_be_loaded():
             "no preset is called 'vit-x'; choose one of tiny, vit-b",
         ),
         ({"sam": 1}, r"give a preset, such as load\(\"tiny\"\), or both models"),
-        ({"preset": "tiny", "device": "gpu"}, "no device is called 'gpu'; use auto, cpu, cuda or"),
+        ({"preset": "tiny", "device": "gpu"}, "does not run on 'gpu'; use auto, cpu, cuda, cuda:N"),
         (
             {"preset": "tiny", "precision": "exact"},
             "no precision is called 'exact'; choose one of fp32, bf16, fp16",
@@ -1344,14 +1344,15 @@ def test_what_can_not_be_loaded():
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("meta", "clip2sam does not run on 'meta'; use auto, cpu, cuda or mps"),
+        ("meta", "clip2sam does not run on 'meta'; use auto, cpu, cuda, cuda:N or mps"),
         ("vulkan", "clip2sam does not run on 'vulkan'"),
-        ("gpu", "no device is called 'gpu'; use auto, cpu, cuda or mps"),
-        ("", "no device is called ''"),
-        ("cuda:-1", "no device is called 'cuda:-1'"),
-        ("cuda:x", "no device is called 'cuda:x'"),
-        (None, "no device is called None"),
-        ([], "no device is called \\[\\]"),
+        ("gpu", "clip2sam does not run on 'gpu'"),
+        ("", "clip2sam does not run on ''"),
+        ("cuda:-1", "clip2sam does not run on 'cuda:-1'"),
+        ("cuda:x", "clip2sam does not run on 'cuda:x'"),
+        ("cuda:300", "clip2sam does not run on 'cuda:300'"),
+        (None, "clip2sam does not run on None"),
+        ([], "clip2sam does not run on \\[\\]"),
         ("xpu", "PyTorch finds no xpu here; use auto or cpu"),
         ("mps", "PyTorch finds no mps here; use auto or cpu"),
         ("cuda", "PyTorch finds no cuda here; use auto or cpu"),
@@ -1361,6 +1362,7 @@ def test_what_can_not_be_loaded():
 def test_devices_that_are_not_there(monkeypatch, device, message):
     for kind in ("cuda", "xpu", "mps"):
         monkeypatch.setattr(f"torch.{kind}.is_available", lambda: False)
+    monkeypatch.setattr("sys.platform", "darwin")
     with pytest.raises(ConfigError, match=message):
         unwrap(as_device)(device)
 
@@ -1377,10 +1379,30 @@ def test_a_devices_number_is_checked(monkeypatch):
         as_device("cuda:2")
 
 
+def test_mps_is_refused_where_there_is_no_mac(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    with pytest.raises(ConfigError, match="but MPS is a Mac's, and this is none; use auto or cpu"):
+        as_device("mps")
+
+
 @pytest.mark.parametrize("precision", [None, [], 16, "exact"])
 def test_precisions_that_do_not_exist(precision):
     with pytest.raises(ConfigError, match="choose one of fp32, bf16, fp16"):
-        unwrap(as_dtype)(precision)
+        unwrap(as_dtype)(precision, torch.device("cpu"))
+
+
+def test_a_precision_that_the_device_cannot_compute_in(monkeypatch):
+    """As MPS, which had no bf16 on older systems."""
+
+    def refuse(*_, **__):
+        raise TypeError("BFloat16 is not\nsupported on MPS")
+
+    monkeypatch.setattr("torch.ones", refuse)
+    with pytest.raises(
+        ConfigError,
+        match=r"'cpu' can't compute in it \(BFloat16 is not supported on MPS\); use fp32",
+    ):
+        as_dtype("bf16", torch.device("cpu"))
 
 
 def test_wrong_arguments_are_found_before_anything_is_loaded(monkeypatch):

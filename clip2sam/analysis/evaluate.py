@@ -14,7 +14,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from clip2sam.analysis.examples import Example, Mask
-from clip2sam.analysis.figures import Kept, Pair, compare, decided, object_figures, summarise
+from clip2sam.analysis.figures import (
+    Kept,
+    Pair,
+    class_figures,
+    compare,
+    decided,
+    object_figures,
+    summarise,
+)
 from clip2sam.coco.rle import area_and_box, encode_mask
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.errors import ModelError
@@ -41,7 +49,8 @@ def evaluate(
 
     Returns:
         {"kinds": {kind: Figures as a dict}, "all": Figures as a dict, "coco": {"AP", "AP50",
-        "AR"}, "objects": see `object_figures`, "failures": [[image, reason], ...]}. The AP of
+        "AR"}, "objects": see `object_figures`, "classes": {label: see `class_figures`},
+        "failures": [[image, reason], ...]}. The AP of
         "coco" is the mean over categories, as COCO has it: rare labels count as much as frequent
         ones. That of "objects" is over all pairs of an image and a label. Both take each mask
         against its label's instances, and masks of absent labels are wrong in both; "coco" leaves
@@ -55,6 +64,8 @@ def evaluate(
     everything = segmenter.with_config(presence_threshold=None)
     given = None if labels is None else as_label_set(labels, distractors=distractors)
     images: list[list[Pair]] = []
+    of_class: dict[str, list[Pair]] = {}
+    thresholds: dict[str, float | None] = {}
     table = CocoTable()
     failures = Failures()
     for example in examples:
@@ -63,8 +74,12 @@ def evaluate(
         with failures.of(example):
             default = segmenter.config.presence_threshold
             result = everything(example.image, without_thresholds(label_set, default))
-            kept = decided(result, label_set.thresholds(default))
+            own = label_set.thresholds(default)
+            kept = decided(result, own)
             images.append(compare(example, result, kept))
+            for name, pair in zip(result.class_names, images[-1], strict=True):
+                of_class.setdefault(name, []).append(pair)
+            thresholds |= zip((c.name for c in label_set.classes), own, strict=True)
             table.add(example, result, kept)
         on_example()
     failures.check(len(images))
@@ -75,6 +90,7 @@ def evaluate(
         "all": asdict(summarise(pairs)),
         "coco": table.figures(),
         "objects": object_figures(images),
+        "classes": {n: class_figures(own, thresholds[n]) for n, own in of_class.items()},
         "failures": failures.found,
     }
 

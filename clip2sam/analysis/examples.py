@@ -100,40 +100,71 @@ def scene_examples(
         )
 
 
-def coco_examples(dataset: Path, images: Path) -> Iterator[Example]:
-    """The images of a COCO dataset, with all of its categories; crowds count as instances.
+class CocoExamples:
+    """The images of a COCO dataset, with all of its categories; crowds count as instances. The file
+    is read once; its images are read anew each time that it is looped over.
 
     Args:
         dataset: the .json file.
         images: the folder that its file names are relative to.
+        limit: so many images at most, the first ones; None: all.
 
     Raises:
-        CocoError: the file is no COCO dataset, or what it says of an image can't be used.
-        ImageError: an image can't be read, or its name leads out of the folder.
+        CocoError: the file is no COCO dataset, it has no image, or the first one isn't there. When
+            it is looped over: what the file says of an image can't be used.
+        ImageError: when it is looped over: an image can't be read, or its name leads out of the
+            folder.
     """
-    coco, categories = _read(dataset)
-    names = tuple(categories.values())
-    groups = dict.fromkeys(names, "all")
-    for record in coco.imgs.values():
-        place = f"{printable(dataset)}, image {record['id']}"
-        path = locate(str(images), checked_key(record["file_name"], place))
+
+    def __init__(self, dataset: Path, images: Path, limit: int | None = None) -> None:
+        self._coco, self._categories = _read(dataset)
+        self._dataset, self._images = dataset, images
+        self._records = list(self._coco.imgs.values())[:limit]
+        if not self._records:
+            raise CocoError(f"{printable(dataset)}: expected a COCO dataset with images, got none")
+        self._path(self._records[0])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the categories, in the file's order."""
+        return tuple(self._categories.values())
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Example]:
+        groups = dict.fromkeys(self.names, "all")
+        for record in self._records:
+            image = load_image(self._path(record))
+            yield Example(image, self._truth(record, image), groups, self.names)
+
+    def _place(self, record: dict[str, Any]) -> str:
+        return f"{printable(self._dataset)}, image {record['id']}"
+
+    def _path(self, record: dict[str, Any]) -> str:
+        place = self._place(record)
+        path = locate(str(self._images), checked_key(record["file_name"], place))
         if not Path(path).is_file():
             raise CocoError(
                 f"{place}: expected its file at {printable(path)}, found none; give the folder of "
                 "the images with --images"
             )
-        image = load_image(path)
-        truth: dict[str, list[Mask]] = {name: [] for name in names}
-        for annotation in coco.imgToAnns[record["id"]]:
-            mask = _mask(coco, annotation, f"{place}, annotation {annotation['id']}")
+        return path
+
+    def _truth(self, record: dict[str, Any], image: Image) -> dict[str, list[Mask]]:
+        """The masks of each category in an image."""
+        truth: dict[str, list[Mask]] = {name: [] for name in self.names}
+        for annotation in self._coco.imgToAnns[record["id"]]:
+            place = f"{self._place(record)}, annotation {annotation['id']}"
+            mask = _mask(self._coco, annotation, place)
             if mask.shape != image.size:
                 raise CocoError(
-                    f"{place}: expected a file of {mask.shape[0]} x {mask.shape[1]} pixels (height "
-                    f"x width), as its annotation {annotation['id']} says, got {image.size[0]} x "
-                    f"{image.size[1]}; give the images that were annotated"
+                    f"{self._place(record)}: expected a file of {mask.shape[0]} x {mask.shape[1]} "
+                    f"pixels (height x width), as its annotation {annotation['id']} says, got "
+                    f"{image.size[0]} x {image.size[1]}; give the images that were annotated"
                 )
-            truth[categories[annotation["category_id"]]].append(mask)
-        yield Example(image, truth, groups, names)
+            truth[self._categories[annotation["category_id"]]].append(mask)
+        return truth
 
 
 def category_names(dataset: Path) -> tuple[str, ...]:

@@ -276,6 +276,34 @@ def object_figures(images: Sequence[Sequence[Pair]]) -> dict[str, float]:
     return figures | {k: v / len(images) if images else float("nan") for k, v in per_image.items()}
 
 
+def class_figures(pairs: Sequence[Pair], threshold: float | None) -> dict[str, Any]:
+    """How well the objects of one label are found.
+
+    Args:
+        pairs: of the label, one for each image.
+        threshold: the label's presence threshold, which is one of the figures.
+
+    Returns:
+        images: those that show it; objects; masks: those that are kept; AP, AP50: as COCO has them
+        for a category; recall: the share of the objects that have a mask, and false_masks: the
+        number of masks that no object has, both at an IoU of 0.5. NaN where there is no object.
+    """
+    matched = [match(p.masks) for p in pairs]
+    precision = Pool(matched, range(len(pairs))).precision()
+    objects, masks = sum(m.objects for m in matched), sum(len(m.scores) for m in matched)
+    found = sum(int(m.found[0].sum()) for m in matched)
+    return {
+        "images": sum(p.present for p in pairs),
+        "objects": objects,
+        "masks": masks,
+        "AP": float(precision.mean()),
+        "AP50": float(precision[0]),
+        "recall": found / objects if objects else float("nan"),
+        "false_masks": masks - found,
+        "threshold": threshold,
+    }
+
+
 class MeanIou:
     """`Figures.miou`, with weights for images.
 

@@ -2,54 +2,38 @@
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from clip2sam.cli import completion
-from clip2sam.cli.console import err, out
+from clip2sam.cli.console import err, image_bar, out
+from clip2sam.cli.groups import LabelOptions, MapOptions, MaskOptions, ModelOptions, spread
 from clip2sam.cli.options import (
-    AllowUnknown,
+    SETTINGS,
     Caption,
-    ClipCheckpoint,
-    Device,
-    Distractor,
-    Label,
-    Labels,
-    MaxObjects,
     Method,
-    MinShare,
-    Offline,
-    OneMask,
-    PlainSimilarity,
-    PointThreshold,
-    Precision,
-    PresenceThreshold,
-    Preset,
-    Published,
     Root,
-    SamCheckpoint,
     Source,
-    Tile,
-    WeightsDir,
     as_path,
-    given_labels,
-    labels_if_given,
+    count_option,
+    flag,
+    output_option,
     path_option,
     places,
-    settings,
+    text_option,
 )
-from clip2sam.cli.presets import check_known, chosen_preset
 from clip2sam.clip.methods import METHODS
-from clip2sam.data.files import write_atomically
-from clip2sam.models.locators import LOCATORS
+from clip2sam.data.files import check_writable, write_atomically
+from clip2sam.data.sources import check_found
+from clip2sam.errors import ConfigError, LabelError
+from clip2sam.models.locators import LOCATORS, checked_method, needs_clip
 
 if TYPE_CHECKING:
     from clip2sam.analysis.bootstrap import Difference
@@ -59,70 +43,92 @@ if TYPE_CHECKING:
     from clip2sam.analysis.tune import Tuning
     from clip2sam.data.labels import LabelClass
 
-Figure = Annotated[Path, path_option("The drawing: .png, .jpg, .pdf or .svg.")]
+FIGURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+"""What `save_figure` of `clip2sam.visualize` writes, which is slow to import."""
+
+CLASSES_SHOWN = 80
+"""So many classes of `evaluate` are printed; the file has them all."""
 
 
+def check_figure(path: Path) -> None:
+    """Find out in front of a long job whether its drawing can be written.
+
+    Raises:
+        ConfigError: the path's ending names no known format.
+        OutputError: it can't be written.
+    """
+    if path.suffix.lower() not in FIGURES:
+        raise ConfigError(
+            f"can't write a figure as {path.name!r}: let the name end in .png, .jpg, .pdf or .svg"
+        )
+    check_writable(path)
+
+
+@spread
 def explain(
     image: Annotated[
         Path,
         typer.Argument(help="The image.", show_default=False, parser=as_path),
     ],
+    *,
+    labels: LabelOptions,
+    caption: Caption = None,
+    method: Method = None,
+    maps: MapOptions,
+    masks: MaskOptions,
+    models: ModelOptions,
     explained: Annotated[
         str | None,
         typer.Argument(
-            metavar="[LABEL]", help="The label to explain; else the first.", show_default=False
+            metavar="LABEL", help="The label to explain; else the first.", show_default=False
         ),
     ] = None,
-    label: Label = None,
-    labels: Labels = None,
-    caption: Caption = None,
-    distractor: Distractor = None,
-    output: Figure = Path("explanation.png"),
-    preset: Preset = None,
-    allow_unknown: AllowUnknown = False,
-    presence_threshold: PresenceThreshold = None,
-    point_threshold: PointThreshold = None,
-    one_mask: OneMask = False,
-    max_objects: MaxObjects = None,
-    min_share: MinShare = None,
+    output: Annotated[Path, output_option("The drawing: .png, .jpg, .pdf or .svg.")] = Path(
+        "explanation.png"
+    ),
     number: Annotated[
-        int, typer.Option("--object", help="The object whose candidate masks are drawn.", min=1)
+        int, count_option("The object whose candidate masks are drawn.", "--object", min=1)
     ] = 1,
-    method: Method = None,
-    device: Device = "auto",
 ) -> None:
     """Draw why a label has its masks or none: maps, presence, points, candidates, objects.
 
+    The whole image is looked at: --tile and --tile-overlap change nothing here.
+
     Example: clip2sam explain street.jpg --label "traffic light" --label person --label car
     """
+    from clip2sam.data.images import load_image
+
+    if explained is not None and caption is None and explained not in (labels.label or ()):
+        labels = _with_label(labels, explained)
+    label_set = labels.label_set(caption)
+    chosen = explained or label_set.names[0]
+    if chosen not in label_set.names:
+        raise LabelError(
+            f"expected one of the labels, {', '.join(map(repr, label_set.names))}, to explain, "
+            f"got {chosen!r}; add it or choose another"
+        )
+    models = models.chosen(method=method)
+    config = models.config(maps, masks, method=method)
+    loaded = load_image(image)
+    check_figure(output)
+    models.check_known(label_set.classes, labels, method=method)
+    segmenter = models.load(config, method=method)
+
     from clip2sam.analysis.explain import explain as explain_label
-    from clip2sam.data.labels import as_label_set
-    from clip2sam.models.loading import load
     from clip2sam.visualize import save_figure
 
-    one_of = labels_if_given(label, labels)
-    given = one_of or [] if caption is None else given_labels(label, labels, caption)
-    if isinstance(given, list) and explained is not None and explained not in given:
-        given = [explained, *given]
-    label_set = as_label_set(given, distractors=distractor or ())
-    chosen = explained or label_set.names[0]
-    preset = chosen_preset(preset)
-    check_known(preset, label_set.classes, method=method, allow=allow_unknown)
-    config = settings(
-        preset,
-        method=method,
-        presence_threshold=presence_threshold,
-        point_threshold=point_threshold,
-        one_mask=one_mask,
-        max_objects=max_objects,
-        min_share=min_share,
-    )
-    segmenter = load(preset, config=config, method=method, device=device)
-    explanation = explain_label(segmenter, image, label_set, chosen, object=number - 1)
+    explanation = explain_label(segmenter, loaded, label_set, chosen, object=number - 1)
     save_figure(explanation.show(), output)
     for line in _explanation_lines(explanation):
         out.print(Text(line))
     out.print(Text(f"wrote {output}"))
+
+
+def _with_label(options: LabelOptions, name: str) -> LabelOptions:
+    """The same with one more label in front, but for a labels file, which has its own."""
+    if options.labels is not None:
+        return options
+    return replace(options, label=[name, *(options.label or ())])
 
 
 def _explanation_lines(explanation: "Explanation") -> list[str]:
@@ -141,33 +147,28 @@ def _explanation_lines(explanation: "Explanation") -> list[str]:
     return lines
 
 
-def _classes(
-    given: list[str] | Path | None, distractor: list[str] | None, dataset: Path | None
-) -> "list[LabelClass]":
-    """The labels that are asked for: those that are given, else a COCO dataset's categories."""
-    from clip2sam.analysis.examples import category_names
-    from clip2sam.data.labels import LabelClass, as_label_set
+def _named(categories: Sequence[str], distractor: list[str] | None) -> "list[LabelClass]":
+    """The labels that a COCO dataset's categories are."""
+    from clip2sam.data.labels import LabelClass
 
-    if given is not None:
-        return list(as_label_set(given, distractors=distractor or ()).classes)
-    names = (*(category_names(dataset) if dataset else ()), *(distractor or ()))
-    return [LabelClass(name, (name,)) for name in names]
+    return [LabelClass(name, (name,)) for name in (*categories, *(distractor or ()))]
 
 
+@spread
 def tune(
     source: Source,
-    label: Label = None,
-    labels: Labels = None,
-    distractor: Distractor = None,
+    *,
+    labels: LabelOptions,
+    method: Method = None,
+    maps: MapOptions,
+    models: ModelOptions,
     root: Root = None,
     output: Annotated[
-        Path, path_option("The labels file to write, with a threshold for each class.")
+        Path, output_option("The labels file to write, with a threshold for each class.")
     ] = Path("labels-tuned.yaml"),
-    figure: Figure = Path("tuning.png"),
-    preset: Preset = None,
-    allow_unknown: AllowUnknown = False,
-    method: Method = None,
-    device: Device = "auto",
+    figure: Annotated[Path, path_option("The drawing: .png, .jpg, .pdf or .svg.")] = Path(
+        "tuning.png"
+    ),
 ) -> None:
     """Choose a presence threshold for each label from images; write the labels file with them.
 
@@ -175,18 +176,35 @@ def tune(
 
     Example: clip2sam tune checked.json --root images/ --labels labels.yaml
     """
+    from clip2sam.analysis.examples import category_names
+
+    check_found(source, root)
+    of_dataset = labels.given() is None and source.lower().endswith(".json")
+    classes: Sequence[LabelClass]
+    if of_dataset:
+        classes = _named(category_names(Path(source)), labels.distractor)
+    else:
+        classes = labels.label_set().classes
+    models = models.chosen(method=method)
+    config = models.config(maps, method=method)
+    check_writable(output)
+    check_figure(figure)
+    models.check_known(classes, labels, method=method)
+    segmenter = models.load(config, method=method)
+
     from clip2sam.analysis.tune import tune as tune_labels
-    from clip2sam.models.loading import load
     from clip2sam.visualize import save_figure
 
-    given = labels_if_given(label, labels)
-    preset = chosen_preset(preset)
-    dataset = Path(source) if source.endswith(".json") else None
-    classes = _classes(given, distractor, dataset if preset == "tiny" else None)
-    check_known(preset, classes, method=method, allow=allow_unknown)
-    config = settings(preset, method=method)
-    segmenter = load(preset, config=config, method=method, device=device)
-    tuning = tune_labels(segmenter, source, given, distractors=distractor or (), root=root)
+    with image_bar() as bar:
+        task = bar.add_task("scoring", total=None)
+        tuning = tune_labels(
+            segmenter,
+            source,
+            labels.given(),
+            distractors=labels.distractor or (),
+            root=root,
+            on_image=lambda done, of: bar.update(task, completed=done, total=of),
+        )
     tuning.write(output)
     save_figure(tuning.show(), figure)
     for line in _threshold_lines(tuning):
@@ -216,7 +234,13 @@ def _threshold_lines(tuning: "Tuning") -> list[str]:
     return lines
 
 
+@spread
 def evaluate(
+    *,
+    labels: LabelOptions,
+    maps: MapOptions,
+    masks: MaskOptions,
+    models: ModelOptions,
     dataset: Annotated[
         Path | None,
         path_option("A COCO dataset with masks; by default drawn scenes."),
@@ -224,63 +248,44 @@ def evaluate(
     images: Annotated[
         Path | None, path_option("Folder of its images; by default the dataset's own.")
     ] = None,
-    scenes: Annotated[int, typer.Option(help="Number of drawn scenes.", min=1)] = 100,
+    limit: Annotated[
+        int | None, count_option("Judge so many images at most, the first ones.", min=1)
+    ] = None,
+    scenes: Annotated[int, count_option("Number of drawn scenes.", min=1)] = 100,
     split: Annotated[
-        str, typer.Option(help="Which scenes: train, validation or test.")
+        str, text_option("Which scenes: train, validation or test.", "NAME")
     ] = "validation",
     kind: Annotated[
         str,
-        typer.Option(
-            help="Of scenes: plain; crowd (5 to 12 objects); several (2 to 5 objects of one look); "
-            "large (from 448 pixels a side, objects of 0.5 to 2 % of the area)."
+        text_option(
+            "Of scenes: plain; crowd (5 to 12 objects); several (2 to 5 objects of one look); "
+            "large (from 448 pixels a side, objects of 0.5 to 2 % of the area).",
+            "NAME",
         ),
     ] = "plain",
-    label: Label = None,
-    labels: Labels = None,
-    distractor: Distractor = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(
-            help=f"{', '.join((*METHODS, *LOCATORS))}; repeat it to compare.",
-            show_default=False,
-            autocompletion=completion.methods,
+        text_option(
+            f"{', '.join((*METHODS, *LOCATORS))}; repeat it to compare.",
+            "NAME",
+            SETTINGS,
+            completed=completion.methods,
         ),
     ] = None,
-    no_feature_surgery: PlainSimilarity = False,
-    published: Published = False,
-    presence_threshold: PresenceThreshold = None,
-    one_mask: OneMask = False,
-    max_objects: MaxObjects = None,
-    min_share: MinShare = None,
     budget: Annotated[
-        bool, typer.Option("--budget", help="Also show what each stage loses, against the truth.")
+        bool, flag("--budget", "Also show what each stage loses, against the truth.")
     ] = False,
     sweep: Annotated[
-        bool,
-        typer.Option("--sweep", help="Also try other settings, and show which of them pay."),
+        bool, flag("--sweep", "Also try other settings, and show which of them pay.")
     ] = False,
     recognition: Annotated[
-        bool,
-        typer.Option(
-            "--recognition", help="Also show how well CLIP recognises labels in whole images."
-        ),
+        bool, flag("--recognition", "Also show how well CLIP recognises labels in whole images.")
     ] = False,
     dense: Annotated[
         bool,
-        typer.Option(
-            "--dense", help="Also show how well every pixel gets its label, as `dense` gives it."
-        ),
+        flag("--dense", "Also show how well every pixel gets its label, as `dense` gives it."),
     ] = False,
-    tile: Tile = None,
-    output: Annotated[Path | None, path_option("Write all figures into this JSON file.")] = None,
-    preset: Preset = None,
-    allow_unknown: AllowUnknown = False,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    clip_checkpoint: ClipCheckpoint = None,
-    sam_checkpoint: SamCheckpoint = None,
-    weights_dir: WeightsDir = None,
-    offline: Offline = False,
+    output: Annotated[Path | None, output_option("Write all figures into this JSON file.")] = None,
 ) -> None:
     """Judge every stage on images whose truth is known: pointing, presence, masks, COCO AP.
 
@@ -289,68 +294,66 @@ def evaluate(
 
     Example: clip2sam evaluate --dataset instances.json --images photos/ --labels labels.yaml
     """
-    from clip2sam.analysis.budget import budget as measure_budget
-    from clip2sam.analysis.dense import evaluate_dense
-    from clip2sam.analysis.evaluate import evaluate as evaluate_examples
-    from clip2sam.analysis.examples import coco_examples, scene_examples
-    from clip2sam.analysis.recognition import evaluate_recognition
-    from clip2sam.analysis.sweep import sweep as try_settings
-    from clip2sam.dense import DenseSettings
-    from clip2sam.models.loading import load, with_method
-    from clip2sam.models.locators import checked_method, needs_clip
+    from clip2sam.analysis.examples import CocoExamples, scene_examples
+    from clip2sam.tiny.scenes import split_seed
 
     for name in method or ():
         checked_method(name)
-    given = labels_if_given(label, labels)
+    given = labels.given()
+    label_set = labels.label_set() if given is not None else None
+    truth: CocoExamples | None = None
     # drawn scenes are what tiny is for, and refuse labels that are none of theirs themselves
-    preset = chosen_preset(preset or (None if dataset else "tiny"), weights_dir=weights_dir)
-    if dataset is not None and preset == "tiny":
-        classes = _classes(given, distractor, dataset)
-        if not method or any(map(needs_clip, method)):
-            check_known(preset, classes, allow=allow_unknown)
-    config = settings(
-        preset,
-        published=published,
-        no_feature_surgery=no_feature_surgery,
-        presence_threshold=presence_threshold,
-        one_mask=one_mask,
-        max_objects=max_objects,
-        min_share=min_share,
-        tile=tile,
+    models = (
+        models.chosen() if dataset else replace(models, preset=models.preset or "tiny").chosen()
     )
-    segmenter = load(
-        preset,
-        config=config,
-        device=device,
-        precision=precision,
-        clip_checkpoint=clip_checkpoint,
-        sam_checkpoint=sam_checkpoint,
-        weights_dir=weights_dir,
-        offline=offline,
-    )
+    config = models.config(maps, masks)
+    if dataset is None:
+        count = min(scenes, limit or scenes)
+        split_seed(split, count - 1, kind)
+    else:
+        way = None if not method or any(map(needs_clip, method)) else method[0]
+        if label_set is not None:
+            models.check_known(label_set.classes, labels, method=way)
+        truth = CocoExamples(dataset, images or dataset.parent, limit)
+        count = len(truth)
+        if label_set is None:
+            models.check_known(_named(truth.names, labels.distractor), labels, method=way)
+    if output is not None:
+        check_writable(output)
+    segmenter = models.load(config)
+
+    from clip2sam.analysis.budget import budget as measure_budget
+    from clip2sam.analysis.dense import evaluate_dense
+    from clip2sam.analysis.evaluate import evaluate as evaluate_examples
+    from clip2sam.analysis.recognition import evaluate_recognition
+    from clip2sam.analysis.sweep import sweep as try_settings
+    from clip2sam.dense import DenseSettings
+    from clip2sam.models.loading import with_method
 
     def measured(what: str, measure: Callable[..., Any], judged: Any) -> Any:
         """A measurement of the images, with its progress."""
-        if dataset is None:
-            examples = scene_examples(split, scenes, kind=kind)
-        else:
-            examples = coco_examples(dataset, images or dataset.parent)
-        columns = (TextColumn(what), TextColumn("{task.completed} images"))
-        with Progress(*columns, console=err, transient=True) as bar:
-            task = bar.add_task(what, total=None)
+        examples = scene_examples(split, count, kind=kind) if truth is None else truth
+        with image_bar() as bar:
+            task = bar.add_task(what, total=count)
             return measure(
-                judged, examples, given, distractor or (), on_example=lambda: bar.advance(task)
+                judged,
+                examples,
+                given,
+                labels.distractor or (),
+                on_example=lambda: bar.advance(task),
             )
 
     figures: dict[str, Any] = {}
     failures: dict[str, str] = {}
     for name in method or [config.method.name]:
-        tried = with_method(segmenter, name, weights_dir=weights_dir, offline=offline)
-        if presence_threshold is not None:
-            tried = tried.with_config(presence_threshold=presence_threshold)
+        tried = with_method(segmenter, name, weights_dir=models.weights_dir, offline=models.offline)
+        if maps.presence_threshold is not None:
+            tried = tried.with_config(presence_threshold=maps.presence_threshold)
         figures[name] = measured(name, evaluate_examples, tried)
         failures |= dict(figures[name]["failures"])
         _print_figures(name, figures[name])
+        if dataset is not None or given is not None:
+            _print_classes(figures[name]["classes"])
         if budget:
             spent = measured(f"{name}, budget", measure_budget, tried)
             figures[name]["budget"] = asdict(spent) | {"losses": spent.losses()}
@@ -394,6 +397,23 @@ def _print_figures(method: str, figures: dict[str, Any]) -> None:
     out.print(Text(f"COCO over masks, mean over categories: {_listed(figures['coco'])}"))
     out.print(Text(f"over all pairs of image and label: {_listed(pooled)}"))
     out.print(Text(f"an image: {_listed(per_image)}"))
+
+
+def _print_classes(classes: dict[str, dict[str, Any]]) -> None:
+    """A table of the classes; of many, those with the most objects."""
+    columns = ("objects", "AP", "AP50", "recall", "false masks", "threshold")
+    table = Table("class", *columns, title="classes; recall and false masks at an IoU of 0.5")
+    shown = set(sorted(classes, key=lambda name: -classes[name]["objects"])[:CLASSES_SHOWN])
+    for name in (name for name in classes if name in shown):
+        own = classes[name]
+        numbers = (f"{own[k]:.3f}" for k in ("AP", "AP50", "recall"))
+        threshold = "none" if own["threshold"] is None else f"{own['threshold']:g}"
+        row = (str(own["objects"]), *numbers, str(own["false_masks"]), threshold)
+        table.add_row(Text(name), *row)
+    out.print(table)
+    if len(classes) > len(shown):
+        rest = len(classes) - len(shown)
+        out.print(f"and {rest} classes with fewer objects: --output FILE has all")
 
 
 def _listed(figures: dict[str, float]) -> str:

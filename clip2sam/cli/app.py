@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from clip2sam import __version__
 from clip2sam.cli import weights
@@ -25,6 +26,7 @@ from clip2sam.cli.dataset import export, label
 from clip2sam.cli.demo import demo
 from clip2sam.cli.dense import dense
 from clip2sam.cli.doctor import doctor
+from clip2sam.cli.options import flag
 from clip2sam.cli.segment import segment
 from clip2sam.errors import (
     Clip2SamError,
@@ -61,9 +63,30 @@ ERROR_CODES = {
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """The base of typer's errors about arguments, which has no public name there."""
 
+
+class Plain:
+    """A help page that gives no type of a flag: there is none to type."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """The flag `--help`."""
+        option = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
+class PlainCommand(Plain, TyperCommand):
+    """A command."""
+
+
+class PlainGroup(Plain, TyperGroup):
+    """Commands together."""
+
+
 EXIT_CODES_HELP = "Exit codes\n" + "\n".join(f"{n}: {text}" for n, text in EXIT_CODES.items())
 
 app = typer.Typer(
+    cls=PlainGroup,
     help="clip2sam: typed labels in, masks out, with no training.",
     epilog=EXIT_CODES_HELP,
     no_args_is_help=True,
@@ -84,13 +107,15 @@ COMMANDS = (
     doctor,
 )
 for command in COMMANDS:
-    app.command(epilog=EXIT_CODES_HELP)(command)
-app.add_typer(weights.app, name="weights", epilog=EXIT_CODES_HELP)
+    app.command(cls=PlainCommand, epilog=EXIT_CODES_HELP)(command)
+for registered in weights.app.registered_commands:
+    registered.cls = PlainCommand
+app.add_typer(weights.app, name="weights", cls=PlainGroup, epilog=EXIT_CODES_HELP)
 
 
 @app.callback(invoke_without_command=True)
 def print_version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[bool, flag("--version", "Print the version and exit.")] = False,
 ) -> None:
     """Without a command."""
     if version:

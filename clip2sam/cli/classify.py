@@ -8,58 +8,27 @@ import typer
 from rich.text import Text
 
 from clip2sam.cli.console import err, image_bar, out
-from clip2sam.cli.options import (
-    AllowUnknown,
-    Caption,
-    ClipCheckpoint,
-    Device,
-    Distractor,
-    Label,
-    Labels,
-    Offline,
-    Precision,
-    Preset,
-    Resolution,
-    SamCheckpoint,
-    WeightsDir,
-    as_path,
-    given_labels,
-    path_option,
-    settings,
-)
-from clip2sam.cli.presets import check_known, chosen_preset, print_unknown
+from clip2sam.cli.groups import LabelOptions, ModelOptions, listed, spread
+from clip2sam.cli.options import Caption, Images, count_option, output_option
+from clip2sam.cli.presets import print_unknown
+from clip2sam.data.files import check_writable
 
 if TYPE_CHECKING:
     from clip2sam.labelling.each import Outcome
     from clip2sam.recognition import Recognition
 
 
+@spread
 def classify(
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Images, folders of images, quoted globs.",
-            show_default=False,
-            parser=as_path,
-        ),
-    ],
-    label: Label = None,
-    labels: Labels = None,
+    images: Images,
+    *,
+    labels: LabelOptions,
     caption: Caption = None,
-    distractor: Distractor = None,
+    models: ModelOptions,
     top: Annotated[
-        int | None, typer.Option(help="Print so many labels an image; else all.", min=1)
+        int | None, count_option("Print so many labels an image; else all.", min=1)
     ] = None,
-    output: Annotated[Path | None, path_option("Write all figures into this JSON file.")] = None,
-    preset: Preset = None,
-    allow_unknown: AllowUnknown = False,
-    resolution: Resolution = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    clip_checkpoint: ClipCheckpoint = None,
-    sam_checkpoint: SamCheckpoint = None,
-    weights_dir: WeightsDir = None,
-    offline: Offline = False,
+    output: Annotated[Path | None, output_option("Write all figures into this JSON file.")] = None,
 ) -> None:
     """Say what is in images as a whole, by CLIP alone: no masks, and no SAM at work.
 
@@ -69,31 +38,21 @@ def classify(
 
     Example: clip2sam classify photos/ --label cat --label dog --output scores.json
     """
-    from clip2sam.data.labels import as_label_set
-    from clip2sam.data.sources import check_output, find_source
-    from clip2sam.labelling.each import each_image
-    from clip2sam.models.loading import load
-    from clip2sam.recognition import recognise
+    from clip2sam.data.sources import check_output
 
-    preset = chosen_preset(preset, weights_dir=weights_dir)
-    # mistakes are found before the models are loaded
-    label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
-    config = settings(preset)
-    source = find_source(images)
+    label_set = labels.label_set(caption)
+    models = models.chosen()
+    config = models.config()
+    source = listed(images, offline=models.offline)
     if output is not None:
         check_output(source, output)
-    unknown = check_known(preset, label_set.classes, allow=allow_unknown)
-    segmenter = load(
-        preset,
-        config=config,
-        device=device,
-        precision=precision,
-        resolution=resolution,
-        clip_checkpoint=clip_checkpoint,
-        sam_checkpoint=sam_checkpoint,
-        weights_dir=weights_dir,
-        offline=offline,
-    )
+        check_writable(output)
+    unknown = models.check_known(label_set.classes, labels)
+    segmenter = models.load(config)
+
+    from clip2sam.labelling.each import each_image
+    from clip2sam.recognition import recognise
+
     outcomes = each_image(
         source, lambda image, *_: recognise(segmenter, segmenter.encode([image]), label_set)[0]
     )

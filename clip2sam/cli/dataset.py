@@ -2,54 +2,44 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from clip2sam.cli import completion
-from clip2sam.cli.console import err, out
+from clip2sam.cli.console import err, image_bar, out
+from clip2sam.cli.groups import LabelOptions, MapOptions, MaskOptions, ModelOptions, spread
 from clip2sam.cli.options import (
-    AllowUnknown,
+    SETTINGS,
     Caption,
-    ClipCheckpoint,
     Compile,
-    Device,
-    Distractor,
-    Grid,
-    Label,
-    Labels,
-    MaxObjects,
     Method,
     MinShare,
-    Offline,
-    OneMask,
-    PlainSimilarity,
-    PointThreshold,
     Polygons,
-    Precision,
-    PresenceThreshold,
-    Preset,
-    Published,
-    Resolution,
     Root,
-    SamCheckpoint,
     Source,
-    Tile,
-    TileOverlap,
     Tolerance,
-    WeightsDir,
     as_path,
-    given_labels,
+    count_option,
+    flag,
     number_option,
+    output_option,
     path_option,
-    settings,
+    text_option,
 )
-from clip2sam.cli.presets import check_known, chosen_preset
+from clip2sam.data.files import check_writable
+from clip2sam.data.sources import check_found
 from clip2sam.errors import ConfigError
 
 if TYPE_CHECKING:
     from clip2sam.pipeline import Segmenter
+
+CHANGED = ("again", "refuse")
+"""`clip2sam.labelling.changes.Changed`, which is slow to import."""
+
+FOLDER_FORMATS = ("yolo", "png")
+"""The formats of `export` that write a folder."""
 
 
 def _keep_above(text: str | float) -> str | float:
@@ -65,19 +55,22 @@ def _keep_above(text: str | float) -> str | float:
     return value
 
 
+@spread
 def label(
     source: Source,
-    label: Label = None,
-    labels: Labels = None,
+    *,
+    labels: LabelOptions,
     caption: Caption = None,
-    distractor: Distractor = None,
-    output: Annotated[Path, path_option("The run's folder: started or continued.")] = Path("run"),
+    method: Method = None,
+    maps: MapOptions,
+    masks: MaskOptions,
+    models: ModelOptions,
+    compiled: Compile = False,
+    output: Annotated[Path, output_option("The run's folder: started or continued.")] = Path("run"),
     root: Root = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Do failed images again.")
-    ] = False,
+    retry_failed: Annotated[bool, flag("--retry-failed", "Do failed images again.")] = False,
     max_failures: Annotated[
-        int | None, typer.Option(help="Stop after more failed images than this.", min=0)
+        int | None, count_option("Stop after more failed images than this.", min=0)
     ] = None,
     keep_above: Annotated[
         Any,
@@ -89,52 +82,31 @@ def label(
         ),
     ] = "auto",
     changed: Annotated[
-        str, typer.Option(help="Images that changed, came or went since: again or refuse.")
+        str,
+        text_option("Images that changed, came or went since: again or refuse.", "WHAT"),
     ] = "again",
     moved: Annotated[
-        bool, typer.Option("--moved", help="The run's images are at another place now: SOURCE.")
+        bool, flag("--moved", "The run's images are at another place now: SOURCE.")
     ] = False,
     hash_images: Annotated[
-        bool,
-        typer.Option("--hash", help="Tell changed images also by their content (SHA-256)."),
+        bool, flag("--hash", "Tell changed images also by their content (SHA-256).")
     ] = False,
     batch_size: Annotated[
-        int, typer.Option(help="Images between the model and the journal.", min=1, max=4096)
+        int, count_option("Images between the model and the journal.", min=1, max=4096)
     ] = 8,
     readers: Annotated[
-        int | None, typer.Option(help="Processes that decode images.", min=1, max=256)
+        int | None,
+        count_option("Processes that decode images.", "--readers", "--workers", min=1, max=256),
     ] = None,
     max_pixels: Annotated[
-        int, typer.Option(help="Images with more pixels, by their header, fail.", min=1)
+        int, count_option("Images with more pixels, by their header, fail.", min=1)
     ] = 100_000_000,
     timeout: Annotated[
         float, number_option("Seconds that decoding one image may take.", above=0.0, most=86400.0)
     ] = 60.0,
-    preset: Preset = None,
-    allow_unknown: AllowUnknown = False,
-    published: Published = False,
-    method: Method = None,
-    no_feature_surgery: PlainSimilarity = False,
-    presence_threshold: PresenceThreshold = None,
-    point_threshold: PointThreshold = None,
-    grid: Grid = None,
-    one_mask: OneMask = False,
-    max_objects: MaxObjects = None,
-    min_share: MinShare = None,
-    tile: Tile = None,
-    tile_overlap: TileOverlap = None,
-    resolution: Resolution = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    compiled: Compile = False,
-    clip_checkpoint: ClipCheckpoint = None,
-    sam_checkpoint: SamCheckpoint = None,
-    weights_dir: WeightsDir = None,
-    offline: Offline = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print failures and errors only.")] = False,
+    quiet: Annotated[bool, flag("--quiet", "Print failures and errors only.")] = False,
     json: Annotated[
-        bool,
-        typer.Option("--json", help="Print a line of JSON for each image, then the summary."),
+        bool, flag("--json", "Print a line of JSON for each image, then the summary.")
     ] = False,
 ) -> None:
     """Label a dataset: start, or continue. Every image is in a journal as soon as it is done.
@@ -143,48 +115,22 @@ def label(
 
     Example: clip2sam label images/ --labels labels.yaml --output run/
     """
+    if changed not in CHANGED:
+        raise ConfigError(f"--changed must be again or refuse, but got {changed!r}")
+    label_set = labels.label_set(caption)
+    models = models.chosen(method=method, run=output)
+    config = models.config(maps, masks, method=method)
+    check_found(source, root)
+    check_writable(output, folder=True)
+    models.check_known(label_set.classes, labels, method=method)
+
     from clip2sam.cli.progress import Display
-    from clip2sam.data.labels import as_label_set
-    from clip2sam.labelling.changes import Changed
     from clip2sam.labelling.run import label_dataset
 
-    if changed not in get_args(Changed):
-        raise ConfigError(f"--changed must be again or refuse, but got {changed!r}")
-    chosen = chosen_preset(preset, weights_dir=weights_dir, run=output)
-    label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
-    config = settings(
-        chosen,
-        published=published,
-        method=method,
-        no_feature_surgery=no_feature_surgery,
-        presence_threshold=presence_threshold,
-        point_threshold=point_threshold,
-        grid=grid,
-        one_mask=one_mask,
-        max_objects=max_objects,
-        min_share=min_share,
-        tile=tile,
-        tile_overlap=tile_overlap,
-    )
-    check_known(chosen, label_set.classes, method=method, allow=allow_unknown)
-
     def load_models() -> "Segmenter":
-        from clip2sam.models.loading import load
         from clip2sam.tiles import cost
 
-        segmenter = load(
-            chosen,
-            config=config,
-            method=method,
-            device=device,
-            precision=precision,
-            compiled=compiled,
-            resolution=resolution,
-            clip_checkpoint=clip_checkpoint,
-            sam_checkpoint=sam_checkpoint,
-            weights_dir=weights_dir,
-            offline=offline,
-        )
+        segmenter = models.load(config, method=method, compiled=compiled)
         if config.tile != "off" and not quiet and not json:
             err.print(Text(cost(config, segmenter.view_side)))
         return segmenter
@@ -197,7 +143,7 @@ def label(
                 label_set,
                 output,
                 segmenter=load_models,
-                preset=chosen,
+                preset=models.preset or "tiny",
                 root=root,
                 retry_failed=retry_failed,
                 changed=changed,  # type: ignore[arg-type]  # checked above
@@ -232,38 +178,56 @@ def export(
     ],
     output: Annotated[
         Path,
-        path_option("A file (coco, results, labelstudio) or a folder (yolo, png)."),
+        output_option("A file (coco, results, labelstudio) or a folder (yolo, png)."),
     ],
     format: Annotated[
         str,
-        typer.Option(
-            help="coco, results, yolo, labelstudio or png.", autocompletion=completion.formats
+        text_option(
+            "coco, results, yolo, labelstudio or png.", "NAME", completed=completion.formats
         ),
     ] = "coco",
     presence_threshold: Annotated[
         float | None,
-        number_option("Presence score that every class must reach; else the run's own."),
+        number_option(
+            "Presence score that every class must reach; else the run's own.",
+            "--presence-threshold",
+            "--conf",
+            panel=SETTINGS,
+        ),
     ] = None,
     class_threshold: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=SCORE: the same for one class; repeatable.", show_default=False),
+        list[str] | None, text_option("The same for one class; repeatable.", "NAME=SCORE", SETTINGS)
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--class", help="A class to keep; repeat it for more.", show_default=False),
+        text_option("A class to keep; repeat it for more.", "NAME", SETTINGS, "--class"),
     ] = None,
-    min_score: Annotated[float, number_option("Least score of a mask, 0 to 1.")] = 0.0,
+    min_score: Annotated[
+        float, number_option("Least score of a mask, 0 to 1.", panel=SETTINGS)
+    ] = 0.0,
     min_share: MinShare = None,
-    max_objects: MaxObjects = None,
-    min_area: Annotated[int, typer.Option(help="Least area of a mask in pixels.")] = 0,
+    max_objects: Annotated[
+        int | None,
+        count_option(
+            "At most so many masks of a label in an image; else all.",
+            panel=SETTINGS,
+            min=1,
+            max=64,
+        ),
+    ] = None,
+    min_area: Annotated[int, count_option("Least area of a mask in pixels.", panel=SETTINGS)] = 0,
     duplicates: Annotated[
         float | None,
-        number_option("Of masks of one class with a larger IoU than this, keep the best."),
+        number_option(
+            "Of masks of one class with a larger IoU than this, keep the best.", panel=SETTINGS
+        ),
     ] = None,
     overlap: Annotated[
         str,
-        typer.Option(
-            help="Pixels in several classes: all keep them (keep), the best score, the small mask."
+        text_option(
+            "Pixels in several classes: all keep them (keep), the best score, the small mask.",
+            "WHAT",
+            SETTINGS,
         ),
     ] = "keep",
     polygons: Polygons = False,
@@ -273,16 +237,14 @@ def export(
     ] = None,
     image_prefix: Annotated[
         str | None,
-        typer.Option(
-            help="labelstudio: what stands in front of an image's name; by default "
-            "/data/local-files/?d=."
+        text_option(
+            "labelstudio: what stands in front of an image's name; else /data/local-files/?d=.",
+            "TEXT",
         ),
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(
-            help="yolo: copy, link (hard links) or none; else copy.", metavar="copy|link|none"
-        ),
+        text_option("yolo: copy, link (hard links) or none; else copy.", "copy|link|none"),
     ] = None,
     val_share: Annotated[
         float | None,
@@ -307,18 +269,22 @@ def export(
         duplicates,
         overlap,
     )
-    summary = export_run(
-        run,
-        output,
-        format,
-        decision,
-        polygons=polygons,
-        tolerance=tolerance,
-        merge=merge,
-        image_prefix=image_prefix,
-        images=images,
-        val_share=val_share,
-    )
+    check_writable(output, folder=format in FOLDER_FORMATS)
+    with image_bar() as bar:
+        task = bar.add_task("exporting", total=None)
+        summary = export_run(
+            run,
+            output,
+            format,
+            decision,
+            polygons=polygons,
+            tolerance=tolerance,
+            merge=merge,
+            image_prefix=image_prefix,
+            images=images,
+            val_share=val_share,
+            on_image=lambda done, of: bar.update(task, completed=done, total=of),
+        )
     written, masks = summary.done + summary.empty, sum(c.masks for c in summary.classes)
     counts = f"{written} of {summary.listed} images, {masks} masks, {summary.failed} failed, to "
     out.print(Text(counts) + Text(str(output), style="bold"))

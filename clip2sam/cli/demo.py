@@ -7,20 +7,25 @@ from rich.table import Table
 from rich.text import Text
 
 from clip2sam.cli.console import out
-from clip2sam.cli.options import Device, path_option
+from clip2sam.cli.groups import ModelOptions
+from clip2sam.cli.options import Device, output_option
+from clip2sam.data.files import check_writable
 
 
 def demo(
-    output: Annotated[Path, path_option("Folder for the images and the drawings.")] = Path(
+    output: Annotated[Path, output_option("Folder for the images and the drawings.")] = Path(
         "demo-out"
     ),
     device: Device = "auto",
 ) -> None:
     """Draw images of shapes, segment them with the preset tiny, compare with the drawn truth."""
-    from clip2sam.models.loading import load
+    check_writable(output, folder=True)
+    models = ModelOptions("tiny", device=device).chosen()
+    segmenter = models.load(models.config())
+
     from clip2sam.tiny.demo import run_demo
 
-    report = run_demo(load("tiny", device=device), output)
+    report = run_demo(segmenter, output)
     columns = ("image", "label", "drawn", "masks", "found", "IoU", "presence")
     table = Table(*columns, title="clip2sam demo: preset tiny, objects drawn and found")
     for row in report.rows:

@@ -8,32 +8,10 @@ import typer
 from rich.text import Text
 
 from clip2sam.cli.console import err, image_bar, out
-from clip2sam.cli.options import (
-    AllowUnknown,
-    Caption,
-    ClipCheckpoint,
-    Device,
-    Distractor,
-    Label,
-    Labels,
-    Method,
-    Offline,
-    PlainSimilarity,
-    Precision,
-    PresenceThreshold,
-    Preset,
-    Resolution,
-    SamCheckpoint,
-    Tile,
-    TileOverlap,
-    WeightsDir,
-    as_path,
-    given_labels,
-    number_option,
-    path_option,
-    settings,
-)
-from clip2sam.cli.presets import check_known, chosen_preset, print_unknown
+from clip2sam.cli.groups import LabelOptions, MapOptions, ModelOptions, listed, spread
+from clip2sam.cli.options import Caption, Images, Method, flag, number_option, output_option
+from clip2sam.cli.presets import print_unknown
+from clip2sam.data.files import check_writable, write_atomically
 
 if TYPE_CHECKING:
     from clip2sam.data.labels import LabelSet
@@ -41,20 +19,16 @@ if TYPE_CHECKING:
     from clip2sam.labelling.each import Outcome
 
 
+@spread
 def dense(
-    images: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Images, folders of images, quoted globs.",
-            show_default=False,
-            parser=as_path,
-        ),
-    ],
-    label: Label = None,
-    labels: Labels = None,
+    images: Images,
+    *,
+    labels: LabelOptions,
     caption: Caption = None,
-    distractor: Distractor = None,
-    output: Annotated[Path, path_option("Folder for the label maps and classes.json.")] = Path(
+    method: Method = None,
+    maps: MapOptions,
+    models: ModelOptions,
+    output: Annotated[Path, output_option("Folder for the label maps and classes.json.")] = Path(
         "out"
     ),
     threshold: Annotated[
@@ -64,22 +38,8 @@ def dense(
         ),
     ] = None,
     no_refine: Annotated[
-        bool, typer.Option("--no-refine", help="Leave SAM's masks out: CLIP's maps alone.")
+        bool, flag("--no-refine", "Leave SAM's masks out: CLIP's maps alone.")
     ] = False,
-    preset: Preset = None,
-    allow_unknown: AllowUnknown = False,
-    method: Method = None,
-    no_feature_surgery: PlainSimilarity = False,
-    presence_threshold: PresenceThreshold = None,
-    tile: Tile = None,
-    tile_overlap: TileOverlap = None,
-    resolution: Resolution = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    clip_checkpoint: ClipCheckpoint = None,
-    sam_checkpoint: SamCheckpoint = None,
-    weights_dir: WeightsDir = None,
-    offline: Offline = False,
 ) -> None:
     """Give every pixel one label or background: a PNG of class numbers for each image.
 
@@ -88,41 +48,22 @@ def dense(
 
     Example: clip2sam dense photos/ --label road --label car --label sky --output maps/
     """
-    from clip2sam.data.files import write_atomically
-    from clip2sam.data.labels import as_label_set
-    from clip2sam.data.sources import check_output, find_source
+    from clip2sam.data.sources import check_output
+
+    label_set = labels.label_set(caption)
+    models = models.chosen(method=method)
+    config = models.config(maps, method=method)
+    source = listed(images, offline=models.offline)
+    check_output(source, output)
+    check_writable(output, folder=True)
+    unknown = models.check_known(label_set.classes, labels, method=method)
+    segmenter = models.load(config, method=method)
+
     from clip2sam.dense import DenseSettings, label_pixels
     from clip2sam.export.names import FileNames
     from clip2sam.labelling.each import each_image
-    from clip2sam.models.loading import load
 
-    preset = chosen_preset(preset, weights_dir=weights_dir)
-    # mistakes are found before the models are loaded
-    label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
     chosen = DenseSettings(threshold=threshold, refine=not no_refine)
-    config = settings(
-        preset,
-        method=method,
-        no_feature_surgery=no_feature_surgery,
-        presence_threshold=presence_threshold,
-        tile=tile,
-        tile_overlap=tile_overlap,
-    )
-    source = find_source(images)
-    check_output(source, output)
-    unknown = check_known(preset, label_set.classes, method=method, allow=allow_unknown)
-    segmenter = load(
-        preset,
-        config=config,
-        method=method,
-        device=device,
-        precision=precision,
-        resolution=resolution,
-        clip_checkpoint=clip_checkpoint,
-        sam_checkpoint=sam_checkpoint,
-        weights_dir=weights_dir,
-        offline=offline,
-    )
     _write_classes(output / "classes.json", label_set)
     outcomes = each_image(
         source,
@@ -152,7 +93,6 @@ def dense(
 
 def _write_classes(path: Path, labels: "LabelSet") -> None:
     """Names and colours of all class numbers."""
-    from clip2sam.data.files import write_atomically
     from clip2sam.export.png import class_colours
 
     names = ("background", *(c.name for c in labels.wanted))

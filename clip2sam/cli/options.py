@@ -1,31 +1,35 @@
-"""Every option and argument that commands share, each defined once; and what several of them give
-together: labels and settings."""
+"""Every option and argument that commands share, each defined once. `groups` puts those together
+that go together."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from clip2sam.cli import completion
 from clip2sam.clip.methods import METHODS
-from clip2sam.errors import LabelError
-from clip2sam.models.locators import LOCATORS, checked_method, settings_for
+from clip2sam.models.locators import LOCATORS
 
-if TYPE_CHECKING:
-    from clip2sam.config import Config
-    from clip2sam.data.labels import LabelSet
+# Kinds of options
 
-# Kinds of values
+LABELS, SETTINGS, MODELS = "Labels", "Settings", "Models"
+"""The panels of a help page, beside that of a command's own options."""
 
 
-def number_option(help: str, above: float = -math.inf, most: float = math.inf) -> Any:
+def number_option(
+    help: str,
+    *names: str,
+    above: float = -math.inf,
+    most: float = math.inf,
+    panel: str | None = None,
+) -> Any:
     """An option whose value is a finite number: nan and inf would switch a comparison off, or drop
     every mask, in silence.
 
     Args:
+        names: if it has others than its parameter's.
         above: the value must be higher.
         most: the highest value.
     """
@@ -43,7 +47,7 @@ def number_option(help: str, above: float = -math.inf, most: float = math.inf) -
             raise typer.BadParameter(f"expected {expected}, got {text!r:.80}")
         return value
 
-    return typer.Option(help=help, metavar="NUMBER", parser=read)
+    return typer.Option(*names, help=help, metavar="NUMBER", parser=read, rich_help_panel=panel)
 
 
 def as_path(text: str | Path) -> Path:
@@ -61,13 +65,69 @@ def as_source(text: str) -> str:
     return text
 
 
-def path_option(help: str) -> Any:
-    """An option whose value is a path."""
-    return typer.Option(help=help, metavar="PATH", parser=as_path)
+def path_option(help: str, *names: str, panel: str | None = None) -> Any:
+    """An option whose value is a path.
+
+    Args:
+        names: if it has others than its parameter's.
+    """
+    return typer.Option(*names, help=help, metavar="PATH", parser=as_path, rich_help_panel=panel)
+
+
+def output_option(help: str) -> Any:
+    """The option `--output`, which every command describes itself."""
+    return path_option(help, "--output", "-o")
+
+
+def text_option(
+    help: str,
+    metavar: str,
+    panel: str | None = None,
+    *names: str,
+    completed: Callable[[], Sequence[str]] | None = None,
+) -> Any:
+    """An option whose value is a text, or a list of them that it is repeated for.
+
+    Args:
+        names: if it has others than its parameter's.
+        completed: what the shell offers as values.
+    """
+    return typer.Option(
+        *names, help=help, metavar=metavar, rich_help_panel=panel, autocompletion=completed
+    )
+
+
+def count_option(
+    help: str,
+    *names: str,
+    min: int | None = None,
+    max: int | None = None,
+    panel: str | None = None,
+) -> Any:
+    """An option whose value is a whole number.
+
+    Args:
+        names: if it has others than its parameter's.
+        min, max: the least and the highest value.
+    """
+    return typer.Option(*names, help=help, metavar="N", min=min, max=max, rich_help_panel=panel)
+
+
+def flag(name: str, help: str, panel: str | None = None) -> Any:
+    """An option without a value."""
+    return typer.Option(name, help=help, metavar="", rich_help_panel=panel)
 
 
 # Images
 
+Images = Annotated[
+    list[str],
+    typer.Argument(
+        help="Images, folders of images, quoted globs, addresses (https://...).",
+        show_default=False,
+        parser=as_source,
+    ),
+]
 Source = Annotated[
     str,
     typer.Argument(
@@ -87,45 +147,47 @@ Root = Annotated[
 
 Label = Annotated[
     list[str] | None,
-    typer.Option(
-        help="A label; repeat it for more. dog+cat: one mask for both.", show_default=False
-    ),
+    text_option("A label; repeat it for more. dog+cat: one mask for both.", "NAME", LABELS),
 ]
 Labels = Annotated[
     Path | None,
     path_option(
-        "A labels file: .txt with a name a line; YAML or JSON also with text prompts, thresholds."
+        "A labels file: .txt with a name a line; YAML or JSON also with text prompts, thresholds.",
+        "--labels",
+        "--classes",
+        panel=LABELS,
     ),
 ]
 Caption = Annotated[
     str | None,
-    typer.Option(
-        help="A sentence: each phrase that names something is a label. In place of labels.",
-        show_default=False,
+    text_option(
+        "A sentence: each phrase that names something is a label. In place of labels.",
+        "SENTENCE",
+        LABELS,
     ),
 ]
 Distractor = Annotated[
     list[str] | None,
-    typer.Option(
-        help="A label that competes with the others and gets no mask; repeatable.",
-        show_default=False,
+    text_option(
+        "A label that competes with the others and gets no mask; repeatable.", "NAME", LABELS
     ),
+]
+AllowUnknown = Annotated[
+    bool,
+    flag("--allow-unknown", "Go on with labels that the preset tiny doesn't know.", LABELS),
 ]
 
 # Models
 
 Preset = Annotated[
     str | None,
-    typer.Option(
-        help="Models: tiny, vit-b, vit-l, vit-h or vit-h-laion. By default the first of vit-h, "
-        "vit-l, vit-b and vit-h-laion whose weights are here, else tiny (drawn shapes only).",
-        show_default=False,
-        autocompletion=completion.presets,
+    text_option(
+        "tiny, vit-b, vit-l, vit-h or vit-h-laion. By default the first of vit-h, vit-l, vit-b and "
+        "vit-h-laion whose weights are here, else tiny (drawn shapes only).",
+        "NAME",
+        MODELS,
+        completed=completion.presets,
     ),
-]
-AllowUnknown = Annotated[
-    bool,
-    typer.Option("--allow-unknown", help="Go on with labels that the preset tiny doesn't know."),
 ]
 PresetName = Annotated[
     str,
@@ -135,172 +197,121 @@ PresetName = Annotated[
         autocompletion=completion.presets,
     ),
 ]
+Resolution = Annotated[
+    int | None, count_option("Side of CLIP's square input in pixels.", panel=MODELS)
+]
 Device = Annotated[
     str,
-    typer.Option(help="auto, cpu, cuda, cuda:N or mps.", autocompletion=completion.devices),
+    text_option("auto, cpu, cuda, cuda:N or mps.", "NAME", MODELS, completed=completion.devices),
 ]
 Precision = Annotated[
-    str, typer.Option(help="fp32, bf16 or fp16.", autocompletion=completion.precisions)
+    str, text_option("fp32, bf16 or fp16.", "NAME", MODELS, completed=completion.precisions)
 ]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Apply torch.compile to SAM's image encoder.")
+Compile = Annotated[bool, flag("--compile", "Apply torch.compile to SAM's image encoder.", MODELS)]
+ClipCheckpoint = Annotated[
+    Path | None, path_option("A file of your own for the preset's CLIP.", panel=MODELS)
 ]
-ClipCheckpoint = Annotated[Path | None, path_option("A file of your own for the preset's CLIP.")]
-SamCheckpoint = Annotated[Path | None, path_option("A file of your own for the preset's SAM.")]
+SamCheckpoint = Annotated[
+    Path | None, path_option("A file of your own for the preset's SAM.", panel=MODELS)
+]
+Sha256 = Annotated[
+    list[str] | None,
+    text_option("That such a file must have; repeat it for two.", "HEX", MODELS, "--sha256"),
+]
 WeightsDir = Annotated[
     Path | None,
-    path_option("Folder for weights; else CLIP2SAM_WEIGHTS, else the user's cache folder."),
+    path_option(
+        "Folder for weights; else CLIP2SAM_WEIGHTS, else the user's cache folder.", panel=MODELS
+    ),
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+Offline = Annotated[bool, flag("--offline", "Never use the network.", MODELS)]
 
 # Settings
 
 Published = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--published",
-        help="Settings of the published demo: no presence decision, one mask a label.",
+        "Settings of the published demo: no presence decision, one mask a label.",
+        SETTINGS,
     ),
 ]
 Method = Annotated[
     str | None,
-    typer.Option(
-        help=f"How labels are found: {', '.join((*METHODS, *LOCATORS))}.",
-        autocompletion=completion.methods,
+    text_option(
+        f"How labels are found: {', '.join((*METHODS, *LOCATORS))}.",
+        "NAME",
+        SETTINGS,
+        completed=completion.methods,
     ),
 ]
 PlainSimilarity = Annotated[
     bool,
-    typer.Option(
+    flag(
         "--no-feature-surgery",
-        help="Plain cosines as scores; give a --presence-threshold that suits them.",
+        "Plain cosines as scores; give a --presence-threshold that suits them.",
+        SETTINGS,
     ),
 ]
 PresenceThreshold = Annotated[
     float | None,
-    number_option("Raw score that a label must reach to be present; else the preset's."),
+    number_option(
+        "Raw score that a label must reach to be present; else the preset's.",
+        "--presence-threshold",
+        "--conf",
+        panel=SETTINGS,
+    ),
 ]
 PointThreshold = Annotated[
     float | None,
     number_option(
-        "Cells of the grid at or above it (0 to 1) are positive; else 0.5, with --one-mask 0.8."
+        "Cells of the grid at or above it (0 to 1) are positive; else 0.5, with --one-mask 0.8.",
+        panel=SETTINGS,
     ),
 ]
-Grid = Annotated[int | None, typer.Option(help="Cells a side of the grid of points.")]
+Grid = Annotated[int | None, count_option("Cells a side of the grid of points.", panel=SETTINGS)]
 OneMask = Annotated[
     bool,
-    typer.Option(
-        "--one-mask", help="One mask a label, as published; by default one for each object."
-    ),
+    flag("--one-mask", "One mask a label, as published; else one for each object.", SETTINGS),
 ]
 MaxObjects = Annotated[
     int | None,
-    typer.Option(help="At most so many masks of a label in an image; by default 8.", min=1, max=64),
+    count_option(
+        "At most so many masks of a label in an image; else 8.", panel=SETTINGS, min=1, max=64
+    ),
 ]
 MinShare = Annotated[
     float | None,
     number_option(
-        "Show masks so strong beside their label's best one in the image: 0 (all) to 1; else 0.5."
+        "Show masks so strong beside their label's best one in the image: 0 (all) to 1; else 0.5.",
+        panel=SETTINGS,
     ),
 ]
 Tile = Annotated[
     str | None,
-    typer.Option(
-        help="Windows of large images, for small objects: auto, off, or a side in pixels.",
-        metavar="auto|off|SIDE",
+    text_option(
+        "Windows of large images, for small objects: auto, off, or a side in pixels.",
+        "auto|off|N",
+        SETTINGS,
     ),
 ]
 TileOverlap = Annotated[
     float | None,
-    number_option("The part of a window that its neighbour shows as well, 0 to 0.9; else 0.5."),
+    number_option(
+        "The part of a window that its neighbour shows as well, 0 to 0.9; else 0.5.",
+        panel=SETTINGS,
+    ),
 ]
-Resolution = Annotated[int | None, typer.Option(help="Side of CLIP's square input in pixels.")]
 
 # Outputs
 
-Polygons = Annotated[bool, typer.Option("--polygons", help="COCO: write polygons instead of RLE.")]
+Polygons = Annotated[bool, flag("--polygons", "COCO: write polygons instead of RLE.")]
 Tolerance = Annotated[
     float | None,
     number_option("Of polygons: how far they may leave their mask's outline, in pixels; else 1."),
 ]
 
 
-def given_labels(
-    label: list[str] | None, labels: Path | None, caption: str | None
-) -> "list[str] | Path | LabelSet":
-    """The labels of `--label`, of `--labels` or of `--caption`.
-
-    Raises:
-        LabelError: none of the options is given, or several are; or the caption names nothing.
-    """
-    from clip2sam.data.captions import labels_of_caption
-
-    if caption is not None and not label and labels is None:
-        return labels_of_caption(caption)
-    given = labels_if_given(label, labels)
-    if given is None or caption is not None:
-        raise LabelError(
-            "give labels by --label NAME (repeatable), by --labels FILE or by --caption SENTENCE: "
-            "one of the three"
-        )
-    return given
-
-
-def labels_if_given(label: list[str] | None, labels: Path | None) -> list[str] | Path | None:
-    """The labels of `--label` or of `--labels`; None if none of the two options is given.
-
-    Raises:
-        LabelError: both are.
-    """
-    if label and labels is not None:
-        raise LabelError(
-            "give labels by --label NAME (repeatable) or by --labels FILE: one of the two"
-        )
-    return labels or label or None
-
-
 def places(spans: Sequence[tuple[int, int]]) -> str:
     """Where a caption names a label, after its name: " [2:5, 17:20]"; nothing for other labels."""
     return f" [{', '.join(f'{start}:{end}' for start, end in spans)}]" if spans else ""
-
-
-def settings(
-    preset: str,
-    *,
-    published: bool = False,
-    method: str | None = None,
-    no_feature_surgery: bool = False,
-    presence_threshold: float | None = None,
-    point_threshold: float | None = None,
-    grid: int | None = None,
-    one_mask: bool = False,
-    max_objects: int | None = None,
-    min_share: float | None = None,
-    tile: str | None = None,
-    tile_overlap: float | None = None,
-) -> "Config":
-    """The preset's settings, or with `published` those of the published demo, with the options
-    that are given in their place.
-
-    Raises:
-        ConfigError: an unknown preset or method, or a value out of range.
-    """
-    from clip2sam.config import published as published_demo
-    from clip2sam.models.presets import get_preset
-
-    base = published_demo() if published else get_preset(preset).config
-    if method is not None:
-        base = settings_for(checked_method(method), base)
-    changes: dict[str, Any] = {
-        "feature_surgery": False if no_feature_surgery else None,
-        "presence_threshold": presence_threshold,
-        "point_threshold": point_threshold,
-        "grid": grid,
-        "prompts": "label" if one_mask else None,
-        "max_objects": max_objects,
-        "min_share": min_share,
-        "tile": int(tile) if tile is not None and tile.isdecimal() else tile,
-        "tile_overlap": tile_overlap,
-    }
-    given = {name: value for name, value in changes.items() if value is not None}
-    return replace(base, **given)

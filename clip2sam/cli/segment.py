@@ -2,92 +2,52 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from clip2sam.cli.console import err, image_bar, out
+from clip2sam.cli.groups import LabelOptions, MapOptions, MaskOptions, ModelOptions, listed, spread
 from clip2sam.cli.options import (
-    AllowUnknown,
     Caption,
-    ClipCheckpoint,
-    Device,
-    Distractor,
-    Grid,
-    Label,
-    Labels,
-    MaxObjects,
+    Images,
     Method,
-    MinShare,
-    Offline,
-    OneMask,
-    PlainSimilarity,
-    PointThreshold,
     Polygons,
-    Precision,
-    PresenceThreshold,
-    Preset,
-    Published,
-    Resolution,
-    SamCheckpoint,
-    Tile,
-    TileOverlap,
     Tolerance,
-    WeightsDir,
-    as_source,
-    given_labels,
-    path_option,
+    output_option,
     places,
-    settings,
+    text_option,
 )
-from clip2sam.cli.presets import check_known, chosen_preset, print_unknown
+from clip2sam.cli.presets import print_unknown
+from clip2sam.config import PROMPTS
+from clip2sam.data.files import check_writable
 from clip2sam.errors import ConfigError
 
 if TYPE_CHECKING:
     from clip2sam.data.records import ImageRecord
     from clip2sam.result import Result
 
+OVERLAYS = ("found", "all", "none")
+"""`clip2sam.visualize.overlays.Overlays`, which is slow to import."""
 
+
+@spread
 def segment(
-    images: Annotated[
-        list[str],
-        typer.Argument(
-            help="Images, folders of images, quoted globs, addresses (https://...).",
-            show_default=False,
-            parser=as_source,
-        ),
-    ],
-    label: Label = None,
-    labels: Labels = None,
+    images: Images,
+    *,
+    labels: LabelOptions,
     caption: Caption = None,
-    distractor: Distractor = None,
-    output: Annotated[Path, path_option("Folder for annotations.json and overlays/.")] = Path(
+    method: Method = None,
+    maps: MapOptions,
+    masks: MaskOptions,
+    models: ModelOptions,
+    output: Annotated[Path, output_option("Folder for annotations.json and overlays/.")] = Path(
         "out"
     ),
-    overlays: Annotated[str, typer.Option(help="Labels to draw: found, all or none.")] = "found",
+    overlays: Annotated[str, text_option("Labels to draw: found, all or none.", "WHICH")] = "found",
     polygons: Polygons = False,
     tolerance: Tolerance = None,
-    preset: Preset = None,
-    allow_unknown: AllowUnknown = False,
-    published: Published = False,
-    method: Method = None,
-    no_feature_surgery: PlainSimilarity = False,
-    presence_threshold: PresenceThreshold = None,
-    point_threshold: PointThreshold = None,
-    grid: Grid = None,
-    one_mask: OneMask = False,
-    max_objects: MaxObjects = None,
-    min_share: MinShare = None,
-    tile: Tile = None,
-    tile_overlap: TileOverlap = None,
-    resolution: Resolution = None,
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    clip_checkpoint: ClipCheckpoint = None,
-    sam_checkpoint: SamCheckpoint = None,
-    weights_dir: WeightsDir = None,
-    offline: Offline = False,
 ) -> None:
     """Segment labels in images: a mask for each object, in annotations.json (COCO, scores).
 
@@ -97,52 +57,26 @@ def segment(
     Example: clip2sam segment street.jpg --label person --label "traffic light" --output out/
     """
     from clip2sam.coco.outlines import tolerance_of
-    from clip2sam.config import PROMPTS
     from clip2sam.data.images import printable
-    from clip2sam.data.labels import as_label_set
-    from clip2sam.data.urls import find_images
-    from clip2sam.labelling.segment import check_place, segment_images, without_own
-    from clip2sam.models.loading import load
-    from clip2sam.tiles import cost
-    from clip2sam.visualize.overlays import Overlays
+    from clip2sam.data.urls import check_place, without_own
 
-    if overlays not in get_args(Overlays):
+    if overlays not in OVERLAYS:
         raise ConfigError(f"--overlays must be found, all or none, but got {overlays!r}")
     pixels = tolerance_of(tolerance, polygons=polygons)
-    preset = chosen_preset(preset, weights_dir=weights_dir)
-    # mistakes are found before the models are loaded
-    label_set = as_label_set(given_labels(label, labels, caption), distractors=distractor or ())
-    config = settings(
-        preset,
-        published=published,
-        method=method,
-        no_feature_surgery=no_feature_surgery,
-        presence_threshold=presence_threshold,
-        point_threshold=point_threshold,
-        grid=grid,
-        one_mask=one_mask,
-        max_objects=max_objects,
-        min_share=min_share,
-        tile=tile,
-        tile_overlap=tile_overlap,
-    )
-    source, drawn = without_own(find_images(images, offline=offline))
+    label_set = labels.label_set(caption)
+    models = models.chosen(method=method)
+    config = models.config(maps, masks, method=method)
+    source, drawn = without_own(listed(images, offline=models.offline))
     for folder, count in drawn.items():
         err.print(Text(f"left out {count} images in {printable(folder)}: clip2sam has drawn them"))
     check_place(source, output)
-    unknown = check_known(preset, label_set.classes, method=method, allow=allow_unknown)
-    segmenter = load(
-        preset,
-        config=config,
-        method=method,
-        device=device,
-        precision=precision,
-        resolution=resolution,
-        clip_checkpoint=clip_checkpoint,
-        sam_checkpoint=sam_checkpoint,
-        weights_dir=weights_dir,
-        offline=offline,
-    )
+    check_writable(output, folder=True)
+    unknown = models.check_known(label_set.classes, labels, method=method)
+    segmenter = models.load(config, method=method)
+
+    from clip2sam.labelling.segment import segment_images
+    from clip2sam.tiles import cost
+
     if config.tile != "off":
         err.print(Text(cost(config, segmenter.view_side)))
     drawings = 0
@@ -166,7 +100,7 @@ def segment(
                 overlays=overlays,  # type: ignore[arg-type]  # checked above
                 polygons=polygons,
                 tolerance=pixels,
-                preset=preset,
+                preset=models.preset or "tiny",
                 on_image=on_image,
             )
         except KeyboardInterrupt:
@@ -175,9 +109,9 @@ def segment(
             )
             raise typer.Exit(130) from None
     failed = sum(record.state == "failed" for record in records)
-    masks = sum(len(record.annotations) for record in records)
+    found = sum(len(record.annotations) for record in records)
     counts = (
-        f"{len(records)} images, {len(label_set.wanted)} labels, {masks} masks "
+        f"{len(records)} images, {len(label_set.wanted)} labels, {found} masks "
         f"({PROMPTS[config.prompts]}), {failed} failed"
     )
     where = f" and {drawings} drawings in {output / 'overlays'}" if drawings else ""

@@ -41,8 +41,9 @@ def decode_rle(rle: dict[str, Any]) -> Bool[np.ndarray, "height width"]:
     """
     runs = run_lengths(rle)
     height, width = rle["size"]
-    inside = np.arange(len(runs)) % 2 == 1
-    return np.ascontiguousarray(np.repeat(inside, runs).reshape(width, height).T)
+    inside = (np.arange(len(runs)) % 2).astype(np.uint8)
+    columns = np.repeat(inside, runs).reshape(width, height)
+    return np.ascontiguousarray(cv2.transpose(columns).reshape(height, width)).view(np.bool_)
 
 
 def run_lengths(rle: dict[str, Any]) -> Int[np.ndarray, "runs"]:

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -79,6 +80,33 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """
     with atomic_file(path) as file:
         file.write(data)
+
+
+def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Find out in front of a long job whether its output can be written. Nothing is left behind.
+
+    Args:
+        folder: the output is a folder, which may be there; else a file.
+
+    Raises:
+        OutputError: as writing it would raise it.
+    """
+    target = Path(path)
+    with output_errors(target):
+        if not folder:
+            _check_target(target)
+        if folder != target.is_dir() and target.exists():
+            number = errno.EEXIST if folder else errno.EISDIR
+            raise OSError(number, os.strerror(number))
+        above = target
+        while not above.exists():
+            above = above.parent
+        if above == target and not folder:
+            above = target.parent
+        # Permission bits don't say it of every file system. Where the system can, the file has no
+        # name at all.
+        with tempfile.TemporaryFile(dir=above):
+            """It can be made."""
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

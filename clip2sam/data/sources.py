@@ -107,6 +107,26 @@ def find_source(sources: PathLike | Sequence[PathLike], root: PathLike | None = 
     return _several([path], root)
 
 
+def check_found(source: PathLike, root: PathLike | None = None) -> None:
+    """Find out in front of a long job whether there is an image, without listing them all.
+
+    Args:
+        source, root: as for `find_source`.
+
+    Raises:
+        ImageError: as `find_source`.
+    """
+    path = os.path.abspath(source)
+    if path.lower().endswith((".json", *LIST_SUFFIXES)) and os.path.isfile(path):
+        find_source(path, root)
+        return
+    if root is not None:
+        _root(root)
+    _, files = _files(path, alone=True)
+    if not any(True for _ in files):
+        raise _none_found(path)
+
+
 def _several(paths: Sequence[str], root: PathLike | None) -> FileSource:
     """Folders, globs and images, each given as an absolute path."""
     if not paths:
@@ -325,13 +345,17 @@ def _source(
 ) -> FileSource:
     chosen = tuple(sorted(set(keys), key=os.fsencode))
     if not chosen:
-        where = ", ".join(map(printable, origin.split("\0")[:3]))
-        raise ImageError(
-            f"no image found in {where}: looked for names ending in {', '.join(SUFFIXES)}, or for "
-            "the names in a list"
-        )
+        raise _none_found(origin)
     numbers = range(1, len(chosen) + 1) if ids is None else [ids[key] for key in chosen]
     return FileSource(origin, root, chosen, tuple(numbers))
+
+
+def _none_found(origin: str) -> ImageError:
+    where = ", ".join(map(printable, origin.split("\0")[:3]))
+    return ImageError(
+        f"no image found in {where}: looked for names ending in {', '.join(SUFFIXES)}, or for "
+        "the names in a list"
+    )
 
 
 def _walk(top: str) -> Iterator[str]:

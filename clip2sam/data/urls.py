@@ -7,15 +7,22 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from clip2sam import __version__
 from clip2sam.data.files import cut_to_bytes
 from clip2sam.data.images import printable
-from clip2sam.data.sources import FileSource, PathLike, find_source
+from clip2sam.data.sources import (
+    FileSource,
+    PathLike,
+    Source,
+    check_output,
+    find_source,
+    without_drawings,
+)
 from clip2sam.errors import ConfigError, ImageError, one_line
 
 TIMEOUT = (10.0, 30.0)
@@ -189,3 +196,24 @@ def _body(response: Any, where: str) -> bytes:
     if re.match(rb"\s*<(!doctype html|html)", data[:200], re.IGNORECASE):
         raise ImageError(_web_page(where))
     return bytes(data)
+
+
+def without_own(source: FileSource | WebSource) -> tuple[FileSource | WebSource, dict[str, int]]:
+    """`without_drawings`, also where there are addresses among the images."""
+    if isinstance(source, FileSource):
+        return without_drawings(source)
+    if source.files is None:
+        return source, {}
+    files, drawn = without_drawings(source.files)
+    return replace(source, files=files), drawn
+
+
+def check_place(source: Source, output: Path) -> None:
+    """`check_output` for an output that may be a folder below the images: it isn't read again.
+
+    Raises:
+        ConfigError: it lies where images are read.
+    """
+    files = source.files if isinstance(source, WebSource) else source
+    if files is not None:
+        check_output(files, output, below=True)

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def export_run(
     image_prefix: str | None = None,
     images: str | None = None,
     val_share: float | None = None,
+    on_image: Callable[[int, int], Any] | None = None,
 ) -> Summary:
     """Write what a run has in its journal, finished or not.
 
@@ -43,6 +45,7 @@ def export_run(
         image_prefix: for labelstudio: what stands in front of an image's name.
         images: for yolo: "copy" (the default), "link" (hard links) or "none".
         val_share: for yolo: the share of the images that are for validation; by default 0.1.
+        on_image: called for each image of the journal with the number done, and of how many.
 
     Returns:
         The counts of what was written, and how well polygons fit their masks.
@@ -77,7 +80,7 @@ def export_run(
     folder.check_output(target)
     index = read_index(folder.journal, folder.ids)
     _check_lines(folder, index)
-    return write_files(folder, index, decision or Decision(), {target: exporter})
+    return write_files(folder, index, decision or Decision(), {target: exporter}, on_image)
 
 
 def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from clip2sam.coco.outlines import TOLERANCE
 from clip2sam.data.images import MAX_PIXELS, Image, printable
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import ImageRecord
-from clip2sam.data.sources import FileSource, Source, check_output, without_drawings
-from clip2sam.data.urls import WebSource, find_images, shown_url
+from clip2sam.data.sources import Source
+from clip2sam.data.urls import WebSource, check_place, find_images, shown_url, without_own
 from clip2sam.errors import ImageError
 from clip2sam.export.coco import CocoExporter
 from clip2sam.labelling.each import each_image
@@ -107,27 +107,6 @@ def segment_images(
             good, labels.wanted, folder / "annotations.json"
         )
     return records
-
-
-def without_own(source: FileSource | WebSource) -> tuple[FileSource | WebSource, dict[str, int]]:
-    """`without_drawings`, also where there are addresses among the images."""
-    if isinstance(source, FileSource):
-        return without_drawings(source)
-    if source.files is None:
-        return source, {}
-    files, drawn = without_drawings(source.files)
-    return replace(source, files=files), drawn
-
-
-def check_place(source: Source, output: Path) -> None:
-    """`check_output` for an output that may be a folder below the images: it isn't read again.
-
-    Raises:
-        ConfigError: it lies where images are read.
-    """
-    files = source.files if isinstance(source, WebSource) else source
-    if files is not None:
-        check_output(files, output, below=True)
 
 
 def url_of(source: Source, key: str) -> str:

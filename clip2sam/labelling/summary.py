@@ -7,7 +7,7 @@ the byte whatever the batch size, the number of threads or interruptions, but fo
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,11 @@ def publish(
 
 
 def write_files(
-    run: RunFolder, index: Index, decision: Decision, exporters: Mapping[Path, Exporter]
+    run: RunFolder,
+    index: Index,
+    decision: Decision,
+    exporters: Mapping[Path, Exporter],
+    on_image: Callable[[int, int], Any] | None = None,
 ) -> Summary:
     """Decide every image of the journal, give the records to exporters, and count them.
 
@@ -168,6 +172,8 @@ def write_files(
 
     Args:
         exporters: for each path the exporter that writes it.
+        on_image: called for each image, by the first exporter, with the number done, and of how
+            many.
 
     Raises:
         ConfigError: the decision doesn't fit the run.
@@ -177,6 +183,8 @@ def write_files(
     thresholds, counts = decided_thresholds(run, decision), _Counts(run)
     decision = decided_for(run, decision)
     counted = _decided(run, index, decision, thresholds, counts)
+    if on_image is not None:
+        counted = _reported(counted, counts, len(index.offsets), on_image)
     records, fit = counted, None
     for path, exporter in exporters.items():
         fit = exporter.write(records, run.classes, path) or fit
@@ -217,6 +225,20 @@ def _decided(
             yield record
 
 
+def _reported(
+    records: Iterator[ImageRecord],
+    counts: "_Counts",
+    total: int,
+    on_image: Callable[[int, int], Any],
+) -> Iterator[ImageRecord]:
+    """The same records, each reported when it is written. Failed images are not among them: they
+    are reported with the next one."""
+    for record in records:
+        yield record
+        on_image(counts.images, total)
+    on_image(counts.images, total)
+
+
 class _Counts:
     """Counts of records on their way to an exporter."""
 
@@ -227,6 +249,11 @@ class _Counts:
         self._images, self._masks = Counter[str](), Counter[str]()
         self._scores = dict.fromkeys(run.class_names, 0.0)
         self._histograms = [Counter[int]() for _ in run.classes]
+
+    @property
+    def images(self) -> int:
+        """So many records were counted."""
+        return self._states.total()
 
     def add(self, record: ImageRecord) -> None:
         """Count a record that is decided, or failed."""

@@ -11,12 +11,13 @@ import torch
 from clip2sam.clip.methods import Method
 from clip2sam.clip.model import SurgeryCLIP
 from clip2sam.config import Config, as_config
-from clip2sam.errors import ConfigError, shown
+from clip2sam.errors import ConfigError, one_line, shown
 from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.relative import fastest
 from clip2sam.locate import Locator
 from clip2sam.models import files
 from clip2sam.models.checkpoints import load_clip, load_sam
+from clip2sam.models.devices import check_device, check_precision
 from clip2sam.models.download import fetch
 from clip2sam.models.files import Kind
 from clip2sam.models.locators import (
@@ -34,9 +35,6 @@ from clip2sam.tiny.vocabulary import UnknownLabels
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtypes by the names of `load`'s precisions."""
-
-ACCELERATORS = ("cuda", "mps", "xpu")
-"""Types of devices beside the CPU: those of PyTorch that compute with dense tensors."""
 
 
 def load(
@@ -85,11 +83,12 @@ def load(
     With "tiny" an `UnknownLabelWarning` names the labels of each set that its models don't know.
 
     Raises:
-        ConfigError: an unknown preset, device or precision, a model is missing, or an argument of
-            another type.
+        ConfigError: an unknown preset, device or precision, a precision that the device can't
+            compute in, a model is missing, or an argument of another type.
         WeightsError: weights that are missing, damaged, or can't be downloaded.
     """
-    where, dtype = as_device(device), as_dtype(precision)
+    where = as_device(device)
+    dtype = as_dtype(precision, where)
     chosen = None if preset is None else get_preset(preset)
     method = None if method is None else checked_method(method)
     with_clip = method is None or needs_clip(method)
@@ -210,19 +209,13 @@ def as_device(device: str) -> torch.device:
     Raises:
         ConfigError: no such device here, or one on which nothing can be computed.
     """
+    check_device(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"no device is called {shown(device)}; use auto, cpu, cuda or mps"
-        ) from error
+    chosen = torch.device(device)
     kind = chosen.type
     if kind == "cpu":
         return chosen
-    if kind not in ACCELERATORS:
-        raise ConfigError(f"clip2sam does not run on {kind!r}; use auto, cpu, cuda or mps")
     module = getattr(torch, kind)
     if not module.is_available():
         raise ConfigError(
@@ -236,14 +229,20 @@ def as_device(device: str) -> torch.device:
     return chosen
 
 
-def as_dtype(precision: str) -> torch.dtype:
-    """The dtype of a precision's name.
+def as_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of a precision's name, if the device can compute in it.
 
     Raises:
-        ConfigError: no such precision.
+        ConfigError: no such precision, or not on this device.
     """
-    if not isinstance(precision, str) or precision not in DTYPES:
+    check_precision(precision)
+    dtype = DTYPES[precision]
+    try:
+        one = torch.ones(1, 1, dtype=dtype, device=device)
+        one @ one
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
         raise ConfigError(
-            f"no precision is called {shown(precision)}; choose one of {', '.join(DTYPES)}"
-        )
-    return DTYPES[precision]
+            f"precision {precision!r} was given, but {str(device)!r} can't compute in it "
+            f"({one_line(error)}); use fp32"
+        ) from error
+    return dtype
