@@ -1036,8 +1036,8 @@ JOURNAL = [
         ),
         (
             "keep_above raises thresholds",
-            "else min(threshold, floor)",
-            "else max(threshold, floor)",
+            "return min(threshold, floor)",
+            "return max(threshold, floor)",
         ),
     ),
     *faults(
