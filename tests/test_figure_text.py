@@ -142,4 +142,4 @@ def test_a_sheet_names_labels_and_methods():
         Sight("raw", np.eye(4, dtype=np.float32), np.zeros_like(mask), 0.0),
     ]
     texts = written(sheet_figure([GREY], [LONG[0]], [mask], [sights]))
-    assert texts == [short(LONG[0], 22), "truth", "surgery", "IoU 1.00", "raw", "absent"]
+    assert texts == [short(LONG[0], 19), "truth", "surgery", "IoU 1.00", "raw", "absent"]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from clip2sam.data.labels import numbers
 
-FONT = 9.0
+FONT = 10.0
 """Points."""
 
 # Looked for in this order when DejaVu Sans, which comes with matplotlib, lacks a character.
@@ -102,6 +102,25 @@ def _width(letter: str) -> int:
 def _fitting(text: str, columns: int) -> str:
     """The beginning of a text that fits into so many columns."""
     return text[: bisect_right(list(accumulate(map(_width, text))), columns)]
+
+
+def wrapped(pieces: Sequence[str], inches: float, size: float) -> list[str]:
+    """Pieces of a text, with spaces between them, in lines of at most so many inches, at a font
+    size in points. A piece is never broken; one that is too long has a line of its own."""
+    probe = Figure(figsize=(1, 1), dpi=100).text(0, 0, "", fontsize=size)
+
+    def fits(text: str) -> bool:
+        probe.set(**style(text))
+        return bool(probe.get_window_extent().width <= inches * 100)
+
+    lines = [""]
+    for piece in pieces:
+        longer = f"{lines[-1]} {piece}".strip()
+        if not lines[-1] or fits(longer):
+            lines[-1] = longer
+        else:
+            lines.append(piece)
+    return lines
 
 
 def write(figure: Figure, left: float, top: float, text: str, size: float = FONT + 1) -> None:

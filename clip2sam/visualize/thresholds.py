@@ -113,7 +113,7 @@ def _draw_histogram(
     )
     _draw_threshold(ax, scored)
     limit = "no threshold" if scored.threshold is None else f"threshold {scored.threshold:.3g}"
-    ax.set_title("", fontsize=FONT)
+    ax.set_title("", fontsize=FONT - 1)
     ax.title.set(**style(f"{short(scored.name, 22)}: {limit}"))
     ax.tick_params(labelsize=FONT - 2)
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
