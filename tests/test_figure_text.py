@@ -10,6 +10,7 @@ from clip2sam.analysis.tune import ClassScores, Tuning
 from clip2sam.data.labels import as_label_set
 from clip2sam.labelling.summary import ClassSummary
 from clip2sam.visualize import label_figure
+from clip2sam.visualize.canvas import rows_and_columns
 from clip2sam.visualize.explanation import maps_figure
 from clip2sam.visualize.histogram import presence_figure
 from clip2sam.visualize.sheet import sheet_figure
@@ -133,6 +134,19 @@ def test_a_tuning_is_written_on():
     titles = [f"{short(name, 22)}: threshold 0.5" for name in names]
     assert set(titles) <= set(texts)
     assert len(set(titles)) == 5
+
+
+def test_panels_fill_the_page():
+    """Six panels are two rows of three."""
+    counts = [rows_and_columns(count, 4) for count in (1, 4, 5, 6, 7, 9)]
+    assert counts == [(1, 1), (1, 4), (2, 3), (2, 3), (2, 4), (3, 3)]
+    figure = maps_figure(GREY, np.zeros((6, 4, 4), np.float32), list("abcdef"))
+    tops = [ax.get_position().y1 for ax in figure.axes]
+    assert tops[0] == tops[2] > tops[3] == tops[5]
+    scores, none = np.linspace(0, 1, 9, dtype=np.float32), np.zeros(9, bool)
+    classes = tuple(ClassScores(name, scores, none, scores > 0.5, 0.5) for name in "abcdef")
+    figure = Tuning(as_label_set(list("abcdef")), classes, tuple("x" * 9), ()).show()
+    assert all(ax.axison for ax in figure.axes)
 
 
 def test_a_sheet_names_labels_and_methods():

@@ -42,7 +42,7 @@ def test_it_is_stored_as_it_ran(path: Path):
     assert "**What you get:**" in notebook.cells[0].source
     numbers = [cell.execution_count for cell in code_cells(notebook)]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert any("image/png" in kind for kind in kinds(notebook))
+    assert any("image/jpeg" in kind for kind in kinds(notebook))
     assert not [kind for kind in kinds(notebook) if "error" in kind]
     written = [
         o.text for cell in code_cells(notebook) for o in cell.outputs if o.output_type == "stream"

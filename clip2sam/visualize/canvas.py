@@ -99,6 +99,13 @@ def fit(height: int, width: int, most_wide: float, most_high: float) -> tuple[fl
     return min(most_wide, most_high * ratio), min(most_high, most_wide / ratio)
 
 
+def rows_and_columns(count: int, most: int) -> tuple[int, int]:
+    """Rows of at most so many columns for that many panels, with as few empty places as there can
+    be: six are two rows of three, not of four and two."""
+    rows = max(-(-count // most), 1)
+    return rows, max(-(-count // rows), 1)
+
+
 def place_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
     """New axes at a position in inches."""
     wide, high = figure.get_size_inches()

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.palette import colour
-from clip2sam.visualize.canvas import NotebookFigure, fit, place_axes
+from clip2sam.visualize.canvas import NotebookFigure, fit, place_axes, rows_and_columns
 from clip2sam.visualize.draw import draw_image, draw_map, draw_masks, draw_numbers, draw_points
 from clip2sam.visualize.figures import draw_grid_and_points, places
 from clip2sam.visualize.text import FONT, short, style, write
@@ -203,8 +203,8 @@ def maps_figure(
             own range.
     """
     wide, high = fit(pixels.shape[0], pixels.shape[1], 2.6, 2.6)
-    columns, slot = min(len(maps), 4), max(wide, 1.6) + _BAR + _GAP
-    rows = -(-len(maps) // columns)
+    rows, columns = rows_and_columns(len(maps), 4)
+    slot = max(wide, 1.6) + _BAR + _GAP
     figure = NotebookFigure(figsize=(columns * slot + _GAP, rows * (high + _HEADING) + _GAP))
     limits = _limits(maps) if shared else None
     for i, (similarity, title) in enumerate(zip(maps, titles, strict=True)):
