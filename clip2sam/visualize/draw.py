@@ -124,8 +124,7 @@ def draw_grid(
         np.arange(1, cols) * width / cols, 0, height, colors="white", linewidth=0.5, alpha=0.7
     )
     wide, high = 72 * np.array(inches(ax)) / (cols, rows)  # of a cell, in points, like the font
-    # Values are in the lower left corner, beside a point marker at the cell's centre (8 points).
-    size = min(FONT, max((high / 2 - 8) / 0.75, (wide / 2 - 8) / 2.3), high * 0.9, wide / 2.7)
+    size = min(FONT, 0.4 * high, wide / 3.1)  # room for a marker above or below a value
     if size >= 5:
         none = np.zeros((0, 2), np.float32)
         _write_values(ax, grid, (width, height), size, none if around is None else around)
@@ -288,7 +287,7 @@ def _write_values(
     rows, cols = grid.shape
     point = np.array(image) / inches(ax) / 72  # in pixels of the image
     cell = np.array(image) / (cols, rows)
-    text = np.array([2.3, 0.75]) * size * point
+    text = np.array([2.4, 0.75]) * size * point
     low = around[:, 1] < 0.1 * image[1]  # numbers are below these, see `draw_numbers`
     above = np.where(low[:, None], (6, 6), (6, 8 + FONT)) * point
     below = np.where(low[:, None], (6, 8 + FONT), (6, 6)) * point
