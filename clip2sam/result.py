@@ -199,9 +199,9 @@ class Result:
 
         return result_figure(self)
 
-    def _repr_png_(self) -> bytes:
-        """How a notebook shows a result: `show()` as PNG."""
-        return self.show()._repr_png_()
+    def _repr_jpeg_(self) -> bytes:
+        """How a notebook shows a result: `show()` as JPEG."""
+        return self.show()._repr_jpeg_()
 
 
 @dataclass(frozen=True)

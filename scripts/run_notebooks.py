@@ -17,7 +17,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-LARGEST = 500_000
+LARGEST = 1_500_000
 """Bytes of a stored notebook."""
 
 

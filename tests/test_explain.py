@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 import typer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image as PILImage
 from typer.testing import CliRunner
 
@@ -23,6 +21,7 @@ from clip2sam.errors import ConfigError, ImageError, LabelError, ModelError
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PromptSAM
 from clip2sam.visualize.explanation import Explained
+from tests.figures import written
 from tests.models import small_clip, small_sam
 
 LABELS = ["person", "traffic light", "$a_b$ <b>"]
@@ -47,12 +46,6 @@ def image() -> Image:
     return Image(
         np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8), "street.png"
     )
-
-
-def texts(figure: Figure) -> list[str]:
-    """Everything that is written on a figure, which is drawn for it."""
-    FigureCanvasAgg(figure).draw()
-    return [t.get_text() for t in figure.texts] + [ax.get_title() for ax in figure.axes]
 
 
 @pytest.mark.parametrize("background", [(), ("wall", "person")])
@@ -83,7 +76,7 @@ def test_a_label_alone_stands_against_the_empty_string(segmenter, image):
         explained.before - explained.redundant, segmenter(image, ["cat"]).maps[0], atol=1e-5
     )
     assert np.ptp(explained.redundant) > 0
-    assert "minus the empty string" in texts(explained.show())
+    assert "minus the empty string" in written(explained.show())
 
 
 @pytest.mark.parametrize("candidate", ["agreement", "predicted_iou"])
@@ -96,10 +89,19 @@ def test_the_kept_candidate_is_the_mask(segmenter, image, candidate):
     np.testing.assert_array_equal(explained.points, result.points[1])
     figures = [getattr(c, candidate) for c in explained.candidates]
     assert len(figures) == 3
+    best = max(c.agreement / c.of_best for c in explained.candidates)
+    for one in explained.candidates:
+        assert 0 < one.of_best <= 1
+        assert one.of_best == pytest.approx(one.agreement / best), "one scale for all of them"
     assert figures[explained.kept] == max(figures)
     assert [c.kept for c in explained.candidates].count(True) == 1
     assert len(explained.objects) == 1
-    assert "all objects with their scores" not in texts(explained.show())
+    texts = written(explained.show())
+    assert "all objects with their scores" not in texts
+    note = f"100% is {best:.2f}, the best that a mask reaches with this map"
+    assert any(note in t for t in texts)
+    share = f"agreement {explained.candidates[0].of_best:.0%}"
+    assert any(t.startswith("candidate 1") and t.endswith(share) for t in texts)
 
 
 @pytest.mark.parametrize("candidate", ["agreement", "both"])
@@ -126,7 +128,7 @@ def test_every_object_is_a_mask_of_the_result(segmenter, image, candidate):
             np.testing.assert_array_equal(kept.mask, shown[k].mask)
             assert kept.predicted_iou == shown[k].predicted_iou
     assert max(o.height for o in explained.objects) <= explained.raw.max()
-    assert f"object {k + 1}, candidate 1" in "".join(texts(explained.show()))
+    assert f"object {k + 1}, candidate 1" in "".join(written(explained.show()))
 
 
 def test_an_object_that_is_not_there_is_refused(segmenter, image):
@@ -167,21 +169,22 @@ def test_objects_that_are_left_out_say_why(segmenter, image):
     assert explained.shown == len(strict(image, labels).masks) == 1
     assert explained.objects[1].share == weak < 1
     assert explained.objects[1].left_out == f"its share is below {(1 + weak) / 2:g}"
-    written = texts(explained.show())
+    texts = written(explained.show())
     rest = len(explained.objects) - 1
-    assert any(t.endswith(f"present: 1 object, {rest} left out") for t in written)
+    assert any(t.endswith(f"present: 1 object, {rest} left out") for t in texts)
     for one in explained.objects[1:]:
-        assert f"left out: {one.left_out}" in written
-    assert "shown" in written
+        assert f"left out: {one.left_out}" in texts
+    assert "shown" in texts
     left_out = explain(strict, image, labels, "cat", object=3)
     assert left_out.kept is None
-    assert any("would be kept" in t for t in texts(left_out.show()))
+    assert any("would be kept" in t for t in written(left_out.show()))
 
 
 def test_a_table_without_room_counts_the_rest(segmenter, image):
     explained = explain(segmenter, image, ["person"], "person")
-    many = replace(explained, objects=explained.objects * 16)
-    assert any(t.startswith("and ") and t.endswith(" more") for t in texts(many.show()))
+    many = replace(explained, objects=explained.objects * 40)
+    texts = written(many.show())
+    assert f"and {len(many.objects) - 15} more" in texts
 
 
 def test_a_candidate_rule_of_ones_own_is_explained(segmenter, image):
@@ -201,9 +204,9 @@ def test_an_absent_label_is_followed_to_the_end(segmenter, image):
     np.testing.assert_array_equal(explained.points, kept.points)
     for a, b in zip(explained.candidates, kept.candidates, strict=True):
         np.testing.assert_array_equal(a.mask, b.mask)
-    written = texts(explained.show())
-    assert any(t.endswith(f"absent: {explained.reason}") for t in written)
-    assert any("would be kept" in t for t in written)
+    texts = written(explained.show())
+    assert any(t.endswith(f"absent: {explained.reason}") for t in texts)
+    assert any("would be kept" in t for t in texts)
 
 
 def test_a_classs_own_threshold_goes_first(segmenter, image):
@@ -256,22 +259,22 @@ def test_a_map_without_a_range_has_no_points_and_is_drawn(image):
     assert explained.reason == "its map is the same everywhere"
     assert explained.candidates == ()
     assert explained.points.shape == (0, 3)
-    assert "no points, so no candidates" in texts(explained.show())
+    assert "no points, so no candidates" in written(explained.show())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (40, 300), (300, 40)])
 def test_images_of_any_size_are_explained(segmenter, size):
     pixels = np.full((*size, 3), 90, np.uint8)
     explained = explain(segmenter, pixels, [f"label {i}" for i in range(12)], "label 11")
-    written = texts(explained.show())
-    assert written[0] == "label 11"
-    assert any(t.endswith("8 of 12 labels") for t in written)
+    texts = written(explained.show())
+    assert texts[0] == "label 11"
+    assert any(t.endswith("8 of 12 labels") for t in texts)
 
 
 def test_names_are_written_as_typed_and_the_figure_shows_itself(segmenter, image):
     explained = explain(segmenter, image, LABELS, LABELS[2])
-    assert texts(explained.show())[0] == LABELS[2]
-    assert explained._repr_png_().startswith(b"\x89PNG")
+    assert written(explained.show())[0] == LABELS[2]
+    assert explained._repr_jpeg_().startswith(b"\xff\xd8")
     assert isinstance(explained, Explained)
 
 
@@ -280,7 +283,9 @@ def test_a_caption_has_a_map_for_each_word(segmenter, image):
     assert maps.words == ("A", "dog", "and", "a", "small")
     labels = clip2sam.LabelSet(tuple(clip2sam.LabelClass(word, (word,)) for word in maps.words))
     np.testing.assert_array_equal(maps.maps, segmenter(image, labels).maps)
-    assert [t.split()[0] for t in texts(maps.show()) if t] == list(maps.words)
+    titles = [ax.get_title() for ax in maps.show().axes]
+    assert [t.split()[0] for t in titles] == list(maps.words)
+    assert set(titles) <= set(written(maps.show()))
     for empty in ("", " ... !"):
         with pytest.raises(LabelError, match="a caption with at least one word"):
             explain_caption(segmenter, image, empty)

@@ -28,8 +28,7 @@ from clip2sam.labelling.fingerprint import fingerprint, plain
 from clip2sam.labelling.info import run_info
 from clip2sam.labelling.journal import Journal, read_index, read_records
 from clip2sam.labelling.manifest import begin_run, open_run, time_now
-from clip2sam.labelling.summary import ClassSummary, as_row, write_files
-from clip2sam.visualize.histogram import presence_figure
+from clip2sam.labelling.summary import as_row, write_files
 
 CLASSES = (
     LabelClass("cat", ("cat",), supercategory="animal"),
@@ -584,16 +583,3 @@ def test_an_export_needs_neither_torch_nor_matplotlib(make_run, tmp_path):
     )
     assert done.stdout == "[]\n", done.stderr
     assert (tmp_path / "coco.json").exists()
-
-
-def test_many_classes_in_any_script_can_be_drawn(tmp_path):
-    classes = [
-        ClassSummary(f"$日本_{i}", 0.1 if i % 2 else None, histogram={-0.02: 3, 0.1: 1000})
-        for i in range(119)
-    ]
-    classes.insert(3, ClassSummary("empty", 0.1))
-    presence_figure(classes[:9], 0.02).savefig(tmp_path / "few.png")
-    figure = presence_figure(classes, 0.02)
-    assert "the first 100 of 120 classes" in figure.axes[0].get_title()
-    assert (tmp_path / "few.png").stat().st_size > 1000
-    presence_figure([ClassSummary("nothing", None)], 0.02).savefig(tmp_path / "none.png")

@@ -66,7 +66,7 @@ FOREIGN = {  # private names of other libraries, or names that only look private
     "_linear_pointwise": "torch.ops.mkldnn: packed weights; there is no public one",
     "_esm": "anywidget: the name that it reads",
     "_css": "anywidget: the name that it reads",
-    "_repr_png_": "IPython: the name that it reads",
+    "_repr_jpeg_": "IPython: the name that it reads",
     "_repr_html_": "IPython: the name that it reads",
     "_repr_mimebundle_": "IPython: the name that it reads",
 }

@@ -42,7 +42,7 @@ def test_it_is_stored_as_it_ran(path: Path):
     assert "**What you get:**" in notebook.cells[0].source
     numbers = [cell.execution_count for cell in code_cells(notebook)]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert any("image/png" in kind for kind in kinds(notebook))
+    assert any("image/jpeg" in kind for kind in kinds(notebook))
     assert not [kind for kind in kinds(notebook) if "error" in kind]
     written = [
         o.text for cell in code_cells(notebook) for o in cell.outputs if o.output_type == "stream"
@@ -55,3 +55,47 @@ def test_it_is_stored_as_it_ran(path: Path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_shows_what_is_stored(path: Path):
     assert kinds(execute(path)) == kinds(nbformat.read(path, as_version=4))
+
+
+def printed(number: str) -> str:
+    """All that a notebook prints, and its tables, as stored."""
+    (path,) = (path for path in NOTEBOOKS if path.name.startswith(number))
+    cells = code_cells(nbformat.read(path, as_version=4))
+    outputs = [output for cell in cells for output in cell.outputs]
+    return "\n".join(
+        [
+            output.get("text") or output.get("data", {}).get("text/markdown", "")
+            for output in outputs
+        ]
+    )
+
+
+def test_the_first_begins_with_a_model_and_a_file():
+    (path,) = (path for path in NOTEBOOKS if path.name.startswith("01"))
+    first, second = code_cells(nbformat.read(path, as_version=4))[:2]
+    assert 'clip2sam.load("tiny")' in first.source
+    assert 'segmenter("scene.png", ' in second.source
+
+
+def test_the_second_finds_why_a_label_is_missed():
+    """One thing changed at a time: only without its stripes the circle is a circle."""
+    rows = re.findall(r"^(.+?)  +red thing .*red circle (\S+)  red moon", printed("02"), re.M)
+    scores = {what: float(score) for what, score in rows}
+    changes = ["as it is", "without the cross", "away from the corner", "without its stripes"]
+    assert list(scores) == changes
+    assert [scores[what] >= 0.32 for what in changes] == [False, False, False, True]
+
+
+def test_the_thirds_sheet_has_masks_in_every_image():
+    counts = re.search(r"masks in each: \[(.*)\]", printed("03"))
+    assert counts
+    masks = [int(count) for count in counts[1].split(", ")]
+    assert len(masks) == 8
+    assert min(masks) > 0
+
+
+def test_the_fourth_shows_where_tuning_helps_and_where_not():
+    rows = re.findall(r"\| mean \| .*?\*\*(\S+)\*\* .*?\*\*(\S+)\*\*", printed("04"))
+    (dim, dim_preset), (clear, clear_preset) = [(float(a), float(b)) for a, b in rows]
+    assert dim > dim_preset + 0.02
+    assert clear <= clear_preset

@@ -99,9 +99,9 @@ class Explanation:
 
         return explanation_figure(self)
 
-    def _repr_png_(self) -> bytes:
-        """How a notebook shows it: `show()` as PNG."""
-        return self.show()._repr_png_()
+    def _repr_jpeg_(self) -> bytes:
+        """How a notebook shows it: `show()` as JPEG."""
+        return self.show()._repr_jpeg_()
 
 
 def explain(
@@ -233,9 +233,9 @@ class CaptionMaps:
         titles = [f"{word}  {score:.3f}" for word, score in pairs]
         return maps_figure(self.image.pixels, self.maps, titles)
 
-    def _repr_png_(self) -> bytes:
-        """How a notebook shows them: `show()` as PNG."""
-        return self.show()._repr_png_()
+    def _repr_jpeg_(self) -> bytes:
+        """How a notebook shows them: `show()` as JPEG."""
+        return self.show()._repr_jpeg_()
 
 
 def explain_caption(segmenter: Segmenter, image: ImageLike, caption: str) -> CaptionMaps:

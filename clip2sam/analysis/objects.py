@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from clip2sam.analysis.agreement import best_agreement
 from clip2sam.errors import ConfigError
 from clip2sam.pipeline import Features, Segmenter
 from clip2sam.result import check_finite, finite_if_all_are, prompt_points
@@ -22,6 +23,11 @@ class Candidate:
     """SAM's own estimate of its IoU with the truth, not clamped."""
     agreement: float
     """How well it agrees with the label's map, 0 to 1, see `Segmenter.agreement`."""
+    of_best: float
+    """Its agreement as a share of the best one that a mask of this prompt can be expected to reach,
+    0 to 1: the highest of the candidates and of the masks that the map itself makes, see
+    `best_agreement`. A true mask of an object may have an agreement of 0.2 with a coarse map; its
+    share is near 1."""
     kept: bool
     """Whether the settings prefer it to the others. It becomes a mask if the label is present and
     the object is not left out."""
@@ -151,7 +157,9 @@ def _candidates(
     agrees = segmenter.agreement(maps, prompts, offered)[k].tolist()
     full = _upscaled(segmenter, offered.logits[k], masks.sizes[0])
     best = int(masks.candidate[k])
-    rows = zip(full, offered.predicted_iou[k].tolist(), agrees, strict=True)
+    most = max(best_agreement(segmenter, maps, prompts, k), *agrees)
+    shares = [one / most if most > 0 else 1.0 for one in agrees]
+    rows = zip(full, offered.predicted_iou[k].tolist(), agrees, shares, strict=True)
     return tuple(Candidate(*row, kept=i == best) for i, row in enumerate(rows))
 
 

@@ -128,9 +128,9 @@ class Tuning:
 
         return tuning_figure(self)
 
-    def _repr_png_(self) -> bytes:
-        """How a notebook shows it: `show()` as PNG."""
-        return self.show()._repr_png_()
+    def _repr_jpeg_(self) -> bytes:
+        """How a notebook shows it: `show()` as JPEG."""
+        return self.show()._repr_jpeg_()
 
 
 def tune(

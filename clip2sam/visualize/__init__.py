@@ -8,6 +8,7 @@ more than a factor of eight is stretched; it would be a line otherwise.
 
     text         labels as typed, in any script
     canvas       axes, and the image at a size that is quick to draw
+    tags         where the names of masks are written
     draw         map, grid, points, masks: one thing over one image
     figures      whole figures of a result, and their files
     overlays     a figure for each label of a result, as files

@@ -1,14 +1,13 @@
 """One thing over one image: its map, its grid, its points, or its masks with their tags."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib import patheffects
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from clip2sam.data.labels import numbers
@@ -26,7 +25,11 @@ from clip2sam.visualize.canvas import (
     show_canvas,
     shrunk_mask,
 )
-from clip2sam.visualize.text import FONT, short, style
+from clip2sam.visualize.tags import draw_tags
+from clip2sam.visualize.text import FONT, short
+
+FILL = 0.15
+"""Opacity of a mask's fill: faint, so that the colour of what lies under it can be seen."""
 
 
 def draw_image(
@@ -90,6 +93,7 @@ def draw_grid(
     *,
     ax: Axes | None = None,
     alpha: float = 0.5,
+    around: Float[np.ndarray, "points 2"] | None = None,
 ) -> Axes:
     """The pooled grid that points are chosen on: its cells as heat over the grey image, with their
     values.
@@ -97,6 +101,8 @@ def draw_grid(
     Args:
         grid: scaled to 0..1; cells that are not finite are grey and have no value. Values are left
             out where the cells are too small for them.
+        around: (x, y) of points, in continuous pixels of the image, that will be drawn with their
+            numbers: values are written beside them.
     """
     height, width = pixels.shape[:2]
     rows, cols = grid.shape
@@ -118,10 +124,10 @@ def draw_grid(
         np.arange(1, cols) * width / cols, 0, height, colors="white", linewidth=0.5, alpha=0.7
     )
     wide, high = 72 * np.array(inches(ax)) / (cols, rows)  # of a cell, in points, like the font
-    # Values are in the lower left corner, beside a point marker at the cell's centre (8 points).
-    size = min(FONT, max((high / 2 - 8) / 0.75, (wide / 2 - 8) / 2.3), high * 0.9, wide / 2.7)
+    size = min(FONT, 0.4 * high, wide / 3.1)  # room for a marker above or below a value
     if size >= 5:
-        _write_values(ax, grid, width / cols, height / rows, size)
+        none = np.zeros((0, 2), np.float32)
+        _write_values(ax, grid, (width, height), size, none if around is None else around)
     return ax
 
 
@@ -199,10 +205,11 @@ def draw_masks(
     numbered: bool = False,
     tagged: bool = True,
 ) -> Axes:
-    """Masks over the image, filled and outlined, each with a tag of its name and score.
+    """Masks over the image, outlined and faintly filled, each with a tag of its name and score.
 
-    Masks with the same name are numbered, from 1: "cat #2 0.87". Large masks are drawn first, so
-    that small ones stay visible. Tags don't overlap where there is
+    The image's own colours stay visible: they may be what the label is about. Masks with the same
+    name are numbered, from 1: "cat #2 0.87". Large masks are drawn first, so that small ones stay
+    visible. Tags stand beside their masks and hide neither objects nor each other where there is
     room; a line connects a tag that had to move away with its mask.
 
     Args:
@@ -226,17 +233,17 @@ def draw_masks(
     drawn = [i for i, mask in enumerate(small) if mask.any()]
     order = sorted(drawn, key=lambda i: -int(small[i].sum()))
     for i in order:
-        mixed = canvas[small[i]] * 0.5 + np.array(colours[i]) * (255 * 0.5)
+        mixed = canvas[small[i]] * (1 - FILL) + np.array(colours[i]) * (255 * FILL)
         canvas[small[i]] = mixed.astype(np.uint8)
     ax = axes_for(height, width, ax)
-    stroke = 1.5 / 72 * max(canvas.shape[:2]) / max(inches(ax))  # 1.5 points, in canvas pixels
+    point = max(canvas.shape[:2]) / max(inches(ax)) / 72  # in canvas pixels
     for i in order:
-        _outline(canvas, small[i], colours[i], stroke)
+        _outline(canvas, small[i], colours[i], point)
     show_canvas(canvas, height, width, ax)
     if tagged:
         shown = [f"{short(n, 28)} {k}".strip() for n, k in zip(names, numbers(names), strict=True)]
         texts = [f"{i + 1}" if numbered else f"{shown[i]} {scores[i]:.2f}".lstrip() for i in order]
-        _draw_tags(ax, texts, [colours[i] for i in order], [small[i] for i in order])
+        draw_tags(ax, texts, [colours[i] for i in order], [small[i] for i in order])
     return ax
 
 
@@ -249,113 +256,51 @@ def _outline(
     canvas: UInt8[np.ndarray, "rows cols 3"],
     mask: Bool[np.ndarray, "rows cols"],
     fill: RGB,
-    stroke: float,
+    point: float,
 ) -> None:
-    """Draw a mask's outline in its colour between two edges of the contrasting tone."""
+    """Draw a mask's outline in its colour between two thin edges of the contrasting tone.
+
+    Args:
+        point: the canvas pixels of a point, which is 1/72 inch.
+    """
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-    for tone, thickness in ((ink(fill), 2 * stroke), (fill, stroke)):
+    for tone, thickness in ((ink(fill), 2.8 * point), (fill, 1.6 * point)):
         cv2.drawContours(
             canvas, contours, -1, [255 * c for c in tone], max(1, round(thickness)), cv2.LINE_AA
         )
 
 
 def _write_values(
-    ax: Axes, grid: Float[np.ndarray, "grid_rows grid_cols"], wide: float, high: float, size: float
-) -> None:
-    """Write the grid's finite values into its cells, whose sides are in image pixels."""
-    halo = [patheffects.withStroke(linewidth=1.6, foreground="black")]
-    look: dict[str, Any] = {
-        "color": "white",
-        "fontsize": size,
-        "va": "baseline",
-        "path_effects": halo,
-    }
-    for row, col in np.argwhere(np.isfinite(grid)):
-        ax.text((col + 0.05) * wide, (row + 0.92) * high, f"{grid[row, col]:.2f}", **look)
-
-
-# -- tags
-
-
-def _draw_tags(
     ax: Axes,
-    texts: Sequence[str],
-    colours: Sequence[RGB],
-    masks: Sequence[Bool[np.ndarray, "rows cols"]],
+    grid: Float[np.ndarray, "grid_rows grid_cols"],
+    image: tuple[int, int],
+    size: float,
+    around: Float[np.ndarray, "points 2"],
 ) -> None:
-    """Write a tag for each mask, the last (smallest) first: they have the fewest places to go."""
-    dots = cast(Figure, ax.figure).dpi / 72  # everything below is in figure pixels, y up
-    pad = 0.3 * FONT * dots
-    frame = np.array(ax.get_window_extent().extents)
-    taken = np.zeros((0, 4))
-    for text, fill, mask in reversed(list(zip(texts, colours, masks, strict=True))):
-        tag = ax.text(0, 0, "", fontsize=FONT, color=ink(fill), ha="left", va="bottom", zorder=6)
-        tag.set(
-            **style(text),
-            bbox={"boxstyle": "square,pad=0.25", "fc": fill, "ec": ink(fill), "lw": 0.6},
-        )
-        box = tag.get_window_extent()
-        size = np.array([box.width, box.height]) + 2 * pad
-        centre, bounds = _centre_and_bounds(mask, frame)
-        place = _free_place(size, centre, bounds, frame, taken)
-        taken = np.vstack([taken, np.concatenate([place, place + size])])
-        tag.set_position(tuple(ax.transData.inverted().transform(place + pad)))
-        outside = np.maximum(bounds[:2] - place - size, place - bounds[2:]).max()
-        if outside > size[1] / 2:  # so far from its mask that it needs a line
-            ends = ax.transData.inverted().transform(np.stack([place + size / 2, centre]))
-            edge = [patheffects.withStroke(linewidth=2.4, foreground=ink(fill))]
-            ax.plot(ends[:, 0], ends[:, 1], color=fill, linewidth=1, path_effects=edge, zorder=5)
+    """Write the grid's finite values into its cells, where the points and their numbers aren't.
 
-
-def _centre_and_bounds(
-    mask: Bool[np.ndarray, "rows cols"], frame: Float[np.ndarray, "4"]
-) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "4"]]:
-    """A mask's point farthest from its edge (x, y) and its box (x0, y0, x1, y1), in the frame's
-    coordinates, y up."""
-    rows, cols = mask.shape
-    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)
-    x, y, wide, high = cv2.boundingRect(mask.astype(np.uint8))
-    deep = np.argwhere(depth >= 0.95 * depth.max())  # the middle of a long shape's spine
-    row, col = deep[((deep - (y + high / 2, x + wide / 2)) ** 2).sum(axis=1).argmin()]
-    scale = np.array([(frame[2] - frame[0]) / cols, (frame[1] - frame[3]) / rows])
-    corner = np.array([frame[0], frame[3]])
-    centre = corner + scale * (col - 0.5, row - 0.5)
-    return centre, np.concatenate([corner + scale * (x, y + high), corner + scale * (x + wide, y)])
-
-
-def _free_place(
-    size: Float[np.ndarray, "2"],
-    centre: Float[np.ndarray, "2"],
-    bounds: Float[np.ndarray, "4"],
-    frame: Float[np.ndarray, "4"],
-    taken: Float[np.ndarray, "tags 4"],
-) -> Float[np.ndarray, "2"]:
-    """The lower left corner of the first place where a tag covers no other tag, or else covers the
-    least.
-
-    Places in order: inside the mask if it is larger than the tag, above its box, below, right,
-    left, then anywhere, the nearest first. All are within the frame if the tag fits in it.
+    Args:
+        image: its width and height in pixels.
+        size: of the font, in points.
+        around: (x, y) of the points in pixels.
     """
-    wide, high = size
-    low, top = bounds[:2], bounds[2:]
-    near = [
-        (low[0], top[1]),
-        (low[0], low[1] - high),
-        (top[0], centre[1] - high / 2),
-        (low[0] - wide, centre[1] - high / 2),
-    ]
-    if (top - low > 1.3 * size).all():
-        near.insert(0, tuple(centre - size / 2))
-    step = np.maximum(size / 2, (frame[2:] - frame[:2]) / 40)
-    grid = np.meshgrid(
-        np.arange(frame[0], frame[2], step[0]), np.arange(frame[1], frame[3], step[1])
-    )
-    far = np.stack(grid, axis=-1).reshape(-1, 2)
-    far = far[np.argsort(((far + size / 2 - centre) ** 2).sum(axis=1), kind="stable")]
-    places = np.concatenate([np.array(near), far])
-    places = np.maximum(np.minimum(places, frame[2:] - size), frame[:2])
-    covered = np.minimum(places[:, None] + size, taken[:, 2:]) - np.maximum(
-        places[:, None], taken[:, :2]
-    )
-    across, down = covered.clip(0).transpose(2, 0, 1)
-    return places[(across * down).sum(axis=1).argmin()]
+    rows, cols = grid.shape
+    point = np.array(image) / inches(ax) / 72  # in pixels of the image
+    cell = np.array(image) / (cols, rows)
+    text = np.array([2.4, 0.75]) * size * point
+    low = around[:, 1] < 0.1 * image[1]  # numbers are below these, see `draw_numbers`
+    above = np.where(low[:, None], (6, 6), (6, 8 + FONT)) * point
+    below = np.where(low[:, None], (6, 8 + FONT), (6, 6)) * point
+    taken = np.concatenate([around - above, around + below], axis=1)
+    edge = (0.05, 0.09) * cell
+    halo = [patheffects.withStroke(linewidth=2.2, foreground="black")]
+    look: dict[str, Any] = {"color": "white", "fontsize": size, "va": "baseline"}
+    for row, col in np.argwhere(np.isfinite(grid)):
+        first, last = cell * (col, row) + edge, cell * (col + 1, row + 1) - edge - text
+        across, down = np.meshgrid(*np.linspace(first, last, 5).T)  # from the upper left corner
+        places = np.stack([across[::-1], down[::-1]], axis=-1).reshape(-1, 2)  # from the lower one
+        shared = np.minimum(places[:, None] + text, taken[:, 2:]) - np.maximum(
+            places[:, None], taken[:, :2]
+        )
+        x, y = places[shared.clip(0).prod(axis=-1).sum(axis=1).argmin()]
+        ax.text(x, y + text[1], f"{grid[row, col]:.2f}", path_effects=halo, **look)

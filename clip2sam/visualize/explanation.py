@@ -11,16 +11,24 @@ from matplotlib.axes import Axes
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.palette import colour
-from clip2sam.visualize.canvas import NotebookFigure, fit, place_axes
+from clip2sam.visualize.canvas import NotebookFigure, fit, place_axes, rows_and_columns
 from clip2sam.visualize.draw import draw_image, draw_map, draw_masks, draw_numbers, draw_points
 from clip2sam.visualize.figures import draw_grid_and_points, places
 from clip2sam.visualize.text import FONT, short, style, write
 
-# inches: between panels, for a colour bar, for a panel's title, for the two lines at the top
-_GAP, _BAR, _HEADING, _TOP = 0.15, 0.72, 0.32, 0.62
-_RIVALS = 7  # labels shown beside the explained one
-_ROW = 0.215  # inches: a line of the table of objects
-_COLUMNS = (0.0, 0.7, 1.4, 2.4, 3.25, 4.05, 4.75, 5.45)  # inches: of that table
+# inches: a panel, between panels, for a colour bar, for a panel's title of one or two lines, for
+# the two lines at the top, for a legend or a note below a row
+_SIDE, _GAP, _BAR, _HEADING, _HEADING_2, _TOP, _LEGEND = 3.0, 0.15, 0.72, 0.32, 0.5, 0.62, 0.35
+_SLOT = _SIDE + _BAR + _GAP
+_RIVALS, _FEWEST = 7, 5  # labels shown beside the explained one; rows that there is room for
+_ROW, _LISTED = 0.23, 16  # inches: a line of the table of objects; and the most lines
+_COLUMNS = (0.0, 0.6, 1.2, 2.3, 3.05, 3.8, 4.4, 4.95)  # inches: of that table
+_MADE_OF = (
+    "peak: the map at the object's point",
+    "contrast: the map inside the mask minus around it",
+    "share: the map inside the mask as a part of the label's best one",
+    "score: predicted IoU x stability x contrast / (contrast + 0.1) x contrast / the best contrast",
+)
 _WEAK = (0.62, 0.62, 0.62)  # the colour of masks that are left out
 
 
@@ -34,6 +42,10 @@ class ExplainedCandidate(Protocol):
     def predicted_iou(self) -> float: ...
     @property
     def agreement(self) -> float: ...
+    @property
+    def of_best(self) -> float:
+        """Its agreement as a share of the best that can be expected, 0 to 1."""
+
     @property
     def kept(self) -> bool:
         """Whether the settings prefer it to the others."""
@@ -126,41 +138,53 @@ class Explained(Protocol):
 
 
 def explanation_figure(explained: Explained) -> NotebookFigure:
-    """One label of one image, in two rows, and with one prompt an object a third.
+    """One label of one image, three panels in a row, in the order of the stages.
 
-    First the label's similarity before feature surgery, the redundant part (both on one scale),
-    their difference, which is the raw map with the peak of each object, and the grid with its
-    points. Then every class's presence with the threshold, and SAM's candidates for one object.
-    Then the masks of all objects, those that are left out in grey, and what their scores are made
-    of.
+    First the image, the label's similarity before feature surgery and the redundant part (both on
+    one scale). Then their difference, which is the raw map, with the peak of each object, every
+    class's presence with the threshold, and the grid with its points. Then SAM's candidates for one
+    object. With one prompt an object, at last the masks of all objects, those that are left out in
+    grey, and what their scores are made of.
+
+    The agreement of a candidate is written as a share of the best one that a mask can be expected
+    to reach with this map, which is not 1: see `clip2sam.analysis.agreement`.
     """
     pixels = explained.image.pixels
-    wide, high = fit(pixels.shape[0], pixels.shape[1], 2.9, 2.9)
-    slot = max(wide, 2.2) + _BAR + _GAP
-    lower = max(high, 1.9)
-    third = 0.25 + _HEADING + lower if explained.prompts == "object" and explained.objects else 0.0
-    middle = 0.35 + third
-    figure = NotebookFigure(
-        figsize=(
-            4 * slot + 2 * _GAP - _BAR,
-            _TOP + _HEADING + high + 0.35 + _HEADING + lower + middle,
-        )
-    )
-    top = figure.get_figheight() - _TOP - _HEADING - high
+    wide, high = fit(pixels.shape[0], pixels.shape[1], _SIDE, _SIDE)
+    tall = max(high, 1.9)  # of rows that hold more than images
+    rows = [_HEADING + high, _HEADING + tall + _LEGEND]
+    if explained.candidates:
+        rows.append(_HEADING_2 + high + _LEGEND)
+    if explained.prompts == "object" and explained.objects:
+        lines = min(len(explained.objects), _LISTED) + 1.5 + len(_MADE_OF)
+        rows.append(_HEADING + max(tall, lines * _ROW))
+    figure = NotebookFigure(figsize=(3 * _SLOT + _GAP, _TOP + sum(rows) + _GAP * len(rows)))
+    bottoms = figure.get_figheight() - _TOP - np.cumsum(rows) - _GAP * np.arange(len(rows))
 
-    def panel(column: int, bottom: float) -> Axes:
-        return place_axes(figure, _GAP + column * slot, bottom, wide, high)
+    def panel(row: int, column: int) -> Axes:
+        """Below a heading, at the top of its row; a narrow image stands in the middle."""
+        heading = _HEADING_2 if row == 2 and explained.candidates else _HEADING
+        bottom = float(bottoms[row]) + rows[row] - heading - high
+        left = _GAP + column * _SLOT + (_SIDE - wide) / 2
+        return place_axes(figure, left, bottom, wide, high)
 
     _headline(figure, explained)
-    _draw_terms(explained, [panel(i, top) for i in range(3)])
+    draw_image(pixels, ax=(plain := panel(0, 0)))
+    plain.set_title("the image", fontsize=FONT)
+    _draw_terms(explained, [panel(0, 1), panel(0, 2), panel(1, 0)])
+    bars = float(bottoms[1]) + _LEGEND
+    _draw_presence(explained, place_axes(figure, _GAP + _SLOT, bars, _SIDE, tall))
     points = [one.points for one in explained.objects]
-    draw_grid_and_points(pixels, explained.grid, points, panel(3, top))
-    _draw_presence(explained, place_axes(figure, _GAP, middle, slot - 3 * _GAP, lower))
-    columns = range(1, max(len(explained.candidates), 1) + 1)
-    _draw_candidates(explained, [panel(i, middle + lower - high) for i in columns])
-    if third:
-        _draw_objects(explained, panel(0, 0.2 + lower - high))
-        _write_table(figure, explained, _GAP + slot, 0.2 + lower)
+    draw_grid_and_points(pixels, explained.grid, points, panel(1, 2))
+    if explained.candidates:
+        _draw_candidates(explained, [panel(2, i) for i in range(len(explained.candidates))])
+        write(figure, _GAP, float(bottoms[2]) + _LEGEND - 0.05, _agreement_note(explained), FONT)
+    else:
+        write(figure, _GAP, float(bottoms[1]) + 0.15, "no points, so no candidates", FONT)
+    if explained.prompts == "object" and explained.objects:
+        _draw_objects(explained, panel(len(rows) - 1, 0))
+        first = float(bottoms[-1]) + rows[-1] - _HEADING
+        _write_table(figure, explained, _GAP + _SLOT, first)
     return figure
 
 
@@ -179,8 +203,8 @@ def maps_figure(
             own range.
     """
     wide, high = fit(pixels.shape[0], pixels.shape[1], 2.6, 2.6)
-    columns, slot = min(len(maps), 4), max(wide, 1.6) + _BAR + _GAP
-    rows = -(-len(maps) // columns)
+    rows, columns = rows_and_columns(len(maps), 4)
+    slot = max(wide, 1.6) + _BAR + _GAP
     figure = NotebookFigure(figsize=(columns * slot + _GAP, rows * (high + _HEADING) + _GAP))
     limits = _limits(maps) if shared else None
     for i, (similarity, title) in enumerate(zip(maps, titles, strict=True)):
@@ -251,7 +275,7 @@ def _draw_presence(explained: Explained, ax: Axes) -> None:
     ax.barh(range(len(shown)), scores, color=fills, height=0.8)
     left, right = min(0.0, *scores), max(0.0, *scores, threshold or 0.0)
     ax.set_xlim(left, right + 0.12 * (right - left or 1.0))
-    ax.set_ylim(_RIVALS + 0.5, -0.5)
+    ax.set_ylim(max(len(shown), _FEWEST) - 0.5, -0.5)
     ax.set_yticks([])
     ax.tick_params(labelsize=FONT - 1)
     ax.spines[["top", "right", "left"]].set_visible(False)
@@ -271,17 +295,21 @@ def _draw_candidates(explained: Explained, axes: Sequence[Axes]) -> None:
     pixels, fill = explained.image.pixels, colour(explained.index)
     preferred = ", would be kept" if explained.kept is None else ", kept"
     of = f"object {explained.chosen + 1}, " if len(explained.objects) > 1 else ""
-    for ax, (i, candidate) in zip(axes, enumerate(explained.candidates, 1), strict=False):
+    for ax, (i, candidate) in zip(axes, enumerate(explained.candidates, 1), strict=True):
         draw_masks(pixels, candidate.mask[None], [""], np.zeros(1), [fill], ax=ax, tagged=False)
         ax.set_title(
             f"{of}candidate {i}{preferred if candidate.kept else ''}\n"
-            f"predicted IoU {candidate.predicted_iou:.2f}, agreement {candidate.agreement:.2f}",
+            f"predicted IoU {candidate.predicted_iou:.2f}, agreement {candidate.of_best:.0%}",
             fontsize=FONT,
             fontweight="bold" if candidate.kept else "normal",
         )
-    if not explained.candidates:
-        draw_image(pixels, ax=axes[0])
-        axes[0].set_title("no points, so no candidates", fontsize=FONT)
+
+
+def _agreement_note(explained: Explained) -> str:
+    """What the candidates' agreement is a share of."""
+    best = max(explained.candidates, key=lambda one: one.of_best)
+    most = best.agreement / best.of_best if best.of_best > 0 else 0.0
+    return f"agreement with the map: 100% is {most:.2f}, the best that a mask reaches with this map"
 
 
 def _draw_objects(explained: Explained, ax: Axes) -> None:
@@ -307,9 +335,12 @@ def _draw_objects(explained: Explained, ax: Axes) -> None:
 
 
 def _write_table(figure: NotebookFigure, explained: Explained, left: float, top: float) -> None:
-    """A row for each object: what its score is made of, and whether it is shown. Rows that have no
-    room are counted."""
-    wide, high = figure.get_size_inches()
+    """A row for each object: what its score is made of, and whether it is shown. The rest of very
+    many are counted.
+
+    Args:
+        left, top: the place of the upper left corner, in inches.
+    """
     rows: list[tuple[str, ...]] = []
     rows.append(("object", "peak", "predicted IoU", "stability", "contrast", "share", "score", ""))
     shown = "would be shown" if explained.reason else "shown"
@@ -318,10 +349,10 @@ def _write_table(figure: NotebookFigure, explained: Explained, left: float, top:
         numbers = [f"{one.height:.3f}", *(f"{value:.2f}" for value in values)]
         verdict = f"left out: {one.left_out}" if one.left_out else shown
         rows.append((str(number), *numbers, verdict))
-    room = int(top / _ROW) - 1
-    if len(rows) > room:
-        rows = [*rows[: room - 1], (f"and {len(rows) - room + 1} more", *[""] * 7)]
+    if (more := len(rows) - 1 - _LISTED) > 0:
+        rows = [*rows[:_LISTED], (f"and {more + 1} more", *[""] * 7)]
     for i, row in enumerate(rows):
         for column, text in zip(_COLUMNS, row, strict=True):
-            place = ((left + column) / wide, (top - (i + 1) * _ROW) / high)
-            figure.text(*place, text, fontsize=FONT, va="baseline")
+            write(figure, left + column, top - i * _ROW, text, FONT)
+    for i, text in enumerate(_MADE_OF):
+        write(figure, left, top - (len(rows) + 0.5 + i) * _ROW, text, FONT)

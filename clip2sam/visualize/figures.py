@@ -1,7 +1,6 @@
 """Whole figures: one label in three panels, all masks of an image; and writing them to a file."""
 
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
@@ -18,10 +17,12 @@ from clip2sam.data.palette import RGB, colour
 from clip2sam.errors import ConfigError
 from clip2sam.visualize.canvas import NotebookFigure, fit, place_axes
 from clip2sam.visualize.draw import draw_grid, draw_map, draw_masks, draw_numbers, draw_points
-from clip2sam.visualize.text import FONT, short, style, write
+from clip2sam.visualize.text import FONT, short, short_names, style, wrapped, write
 
 _TAGGED = 12  # with more masks than this, tags are numbers and the legend explains them
 _ENTRIES = 60  # the legend's length
+_ABSENT = 100  # labels listed underneath
+_LINE = 0.2  # inches: a line of text underneath
 
 
 @runtime_checkable
@@ -136,9 +137,9 @@ def draw_grid_and_points(
     Args:
         points: one array a prompt: x, y in continuous pixels, and 1 (positive) or 0 (negative).
     """
-    draw_grid(pixels, grid, ax=ax)
     # prompts of one label share negative points
     each = np.unique(np.concatenate([np.zeros((0, 3)), *points]), axis=0)
+    draw_grid(pixels, grid, ax=ax, around=each[:, :2])
     draw_points(each[:, :2], each[:, 2].astype(int), ax=ax)
     if len(firsts := places(points)) > 1:
         draw_numbers(firsts, ax=ax)
@@ -168,10 +169,10 @@ def overview_figure(
     *,
     absent: Sequence[tuple[str, float]] = (),
 ) -> NotebookFigure:
-    """All masks of one image, with a legend on the right and the absent labels underneath.
+    """All masks of one image, with the absent labels underneath.
 
     Tags show name and score, and a number where several masks have one name; with more than twelve
-    masks numbers that the legend explains.
+    masks they are numbers, which a legend on the right explains.
 
     Args:
         masks, names, scores, colours: as for `draw_masks`.
@@ -184,19 +185,24 @@ def overview_figure(
     wide, high = fit(pixels.shape[0], pixels.shape[1], 8.5, 6.5)
     figure = NotebookFigure(figsize=(wide + 0.4, high + 0.8))
     ax = place_axes(figure, 0.2, 0.4, wide, high)
-    entries = _entries(names, scores, colours, numbered)
-    legend_wide, legend_high = _draw_legend(ax, entries, rows=max(10, int(high / 0.22)))
-    # The legend's size is known only now: make room for it.
+    legend_wide, legend_high = 0.0, 0.0
+    if numbered:
+        legend_wide, legend_high = _draw_legend(
+            ax, _entries(names, scores, colours), rows=max(10, int(high / 0.22))
+        )
+    # The legend's size is known only now: make room for it, and for the lines underneath.
     total_wide = max(wide + 0.4 + legend_wide, 4.0)
-    total_high = max(high, legend_high) + (0.75 if absent else 0.5)
+    lines = wrapped(_absent_pieces(absent), total_wide - 0.4, FONT + 1) if absent else []
+    below = 0.15 + _LINE * len(lines)
+    total_high = 0.35 + max(high, legend_high) + below
     figure.set_size_inches(total_wide, total_high)
     ax.set_position(
         (0.2 / total_wide, 1 - (0.35 + high) / total_high, wide / total_wide, high / total_high)
     )
     found = f"masks: {len(masks)}, labels found: {len(set(names))}"
     write(figure, 0.2, total_high - 0.1, found)
-    if absent:
-        write(figure, 0.2, 0.3, short(_absent_line(absent), int((total_wide - 0.4) * 11)))
+    for i, line in enumerate(lines):
+        write(figure, 0.2, below - 0.08 - i * _LINE, line)
     draw_masks(pixels, masks, names, scores, colours, ax=ax, numbered=numbered)
     return figure
 
@@ -277,24 +283,15 @@ def _three_panels(height: int, width: int) -> tuple[NotebookFigure, list[Axes]]:
 
 
 def _entries(
-    names: Sequence[str],
-    scores: Float[np.ndarray, "masks"],
-    colours: Sequence[RGB],
-    numbered: bool,
+    names: Sequence[str], scores: Float[np.ndarray, "masks"], colours: Sequence[RGB]
 ) -> list[tuple[str, RGB]]:
-    """The legend's entries: each mask with its number, or each name with its number of masks."""
-    if numbered:
-        rows = enumerate(zip(names, scores, colours, strict=True), 1)
-        return [(f"{i}  {short(n, 28)} {score:.2f}", fill) for i, (n, score, fill) in rows]
-    fills = dict(zip(reversed(names), reversed(colours), strict=True))  # the first of each name
-    counts = Counter(names)
-    return [(short(n, 28) + (f" ({k})" if k > 1 else ""), fills[n]) for n, k in counts.items()]
+    """The legend's entries: each mask with its number."""
+    rows = enumerate(zip(names, scores, colours, strict=True), 1)
+    return [(f"{i}  {short(n, 28)} {score:.2f}", fill) for i, (n, score, fill) in rows]
 
 
 def _draw_legend(ax: Axes, entries: Sequence[tuple[str, RGB]], rows: int) -> tuple[float, float]:
     """A legend right of the axes, in columns of `rows` entries; its (width, height) in inches."""
-    if not entries:
-        return 0.0, 0.0
     shown = list(entries[:_ENTRIES])
     handles = [Patch(facecolor=fill, edgecolor="black", linewidth=0.5) for _, fill in shown]
     if len(entries) > len(shown):
@@ -320,9 +317,11 @@ def _draw_legend(ax: Axes, entries: Sequence[tuple[str, RGB]], rows: int) -> tup
     return box.width / dpi + 0.1, box.height / dpi + 0.1
 
 
-def _absent_line(absent: Sequence[tuple[str, float]]) -> str:
-    """The absent labels, those with the highest scores first, up to eight."""
+def _absent_pieces(absent: Sequence[tuple[str, float]]) -> list[str]:
+    """The absent labels, those with the highest scores first; very many are counted."""
     ranked = sorted(absent, key=lambda pair: -pair[1])
-    listed = ", ".join(f"{short(name, 24)} {score:.3f}" for name, score in ranked[:8])
-    more = f" and {len(ranked) - 8} more" if len(ranked) > 8 else ""
-    return f"absent: {listed}{more}"
+    cut = short_names([name for name, _ in ranked[:_ABSENT]], 40)
+    listed = [f"{name} {score:.3f}," for name, (_, score) in zip(cut, ranked, strict=False)]
+    if len(ranked) > _ABSENT:
+        listed.append(f"and {len(ranked) - _ABSENT} more")
+    return ["absent:", *listed[:-1], listed[-1].rstrip(",")]

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from matplotlib.figure import Figure
 
-from clip2sam.visualize.text import short, style
+from clip2sam.visualize.text import short_names, style
 
 DRAWN = 100
 """Classes in the figure; the summary has them all."""
@@ -51,9 +51,11 @@ def presence_figure(classes: Sequence[Scores], width: float) -> Figure:
         if found.threshold is not None:
             ax.vlines(found.threshold, row - 0.9, row, color="#cc3311", linewidth=1.5)
     ax.set_ylim(len(shown) - 0.9, -1)
-    ax.set_yticks(range(len(shown)), labels=[""] * len(shown))
-    for tick, found in zip(ax.get_yticklabels(), shown, strict=True):
-        tick.set(fontsize=8, **style(short(found.name, 32)))
+    names = [style(name) for name in short_names([found.name for found in shown], 32)]
+    # The texts are given as labels too: what is only set on a tick is gone as soon as it is drawn.
+    ax.set_yticks(range(len(shown)), labels=[name["text"] for name in names])
+    for tick, name in zip(ax.get_yticklabels(), names, strict=True):
+        tick.set(fontsize=8, **name)
     ax.set_xlabel("presence score")
     more = f"; the first {DRAWN} of {len(classes)} classes" if len(classes) > DRAWN else ""
     title = f"images by presence score (up to {most} in a bin); red: the threshold{more}"

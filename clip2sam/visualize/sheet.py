@@ -63,7 +63,7 @@ def sheet_figure(
                 subtitle = f"IoU {sight.iou:.2f}" if mask.any() else "absent"
             draw_masks(pixels, mask[None], [""], np.ones(1), [tone], ax=below, tagged=False)
             for ax, text in ((above, title), (below, subtitle)):
-                ax.title.set(**style(short(text, 22)), fontsize=FONT)
+                ax.title.set(**style(short(text, 19)), fontsize=FONT)
             left += _SIDE + _GAP
         top -= height
     return figure

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from clip2sam.data.palette import RGB, colour
-from clip2sam.visualize.canvas import NotebookFigure
+from clip2sam.visualize.canvas import NotebookFigure, rows_and_columns
 from clip2sam.visualize.text import FONT, short, style
 
 _COLUMNS, _DRAWN, _BINS = 4, 40, 24
@@ -60,7 +60,7 @@ def tuning_figure(tuning: Tuned) -> NotebookFigure:
     suggested threshold. All panels share one axis of scores. Up to 40 classes are drawn.
     """
     shown = tuning.classes[:_DRAWN]
-    columns, rows = min(len(shown), _COLUMNS), -(-len(shown) // _COLUMNS)
+    rows, columns = rows_and_columns(len(shown), _COLUMNS)
     known = any(c.truth is not None for c in shown)
     figure = NotebookFigure(
         figsize=(3.1 * columns + 0.3, (2.9 if known else 1.9) * rows + 0.45), layout="constrained"
@@ -113,7 +113,7 @@ def _draw_histogram(
     )
     _draw_threshold(ax, scored)
     limit = "no threshold" if scored.threshold is None else f"threshold {scored.threshold:.3g}"
-    ax.set_title("", fontsize=FONT)
+    ax.set_title("", fontsize=FONT - 1)
     ax.title.set(**style(f"{short(scored.name, 22)}: {limit}"))
     ax.tick_params(labelsize=FONT - 2)
     ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
