@@ -28,6 +28,7 @@ from clip2sam.models.files import ENVIRONMENT, local_file
 from clip2sam.models.presets import (
     ClipWeights,
     EmbeddedWeights,
+    HubSamWeights,
     Preset,
     SamWeights,
     get_preset,
@@ -66,7 +67,7 @@ def fetch(
 
 
 def fetch_sam(
-    which: str | Preset | SamWeights,
+    which: str | Preset | SamWeights | HubSamWeights,
     *,
     weights_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
@@ -88,7 +89,7 @@ def fetch_sam(
         WeightsError: the file is missing and can't be downloaded, or is not the published one. A
             wrong file that exists already is neither used nor replaced.
     """
-    weights = which if isinstance(which, SamWeights) else get_preset(which).sam
+    weights = which if isinstance(which, SamWeights | HubSamWeights) else get_preset(which).sam
     if isinstance(weights, EmbeddedWeights):
         return embedded_file(weights.file)
     local = local_file(weights, weights_dir)
