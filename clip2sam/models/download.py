@@ -92,6 +92,8 @@ def fetch_sam(
     weights = which if isinstance(which, SamWeights | HubSamWeights) else get_preset(which).sam
     if isinstance(weights, EmbeddedWeights):
         return embedded_file(weights.file)
+    if isinstance(weights, HubSamWeights):
+        weights = _published(weights)
     local = local_file(weights, weights_dir)
     path = local.path
     with _disk_errors(path):
@@ -105,6 +107,23 @@ def fetch_sam(
                 _download(weights, path, progress)
                 local.remember(weights.sha256)
             return local.check()
+
+
+def _published(weights: HubSamWeights) -> SamWeights:
+    """The file as one that is downloaded from its address, which takes its size and hash."""
+    if weights.size is None or weights.sha256 is None:
+        raise WeightsError(
+            f"the size or the SHA-256 of {weights.url} is not known, so it is not downloaded; get "
+            "it by hand and give its path as sam_checkpoint"
+        )
+    return SamWeights(
+        weights.architecture,
+        weights.file,
+        weights.size,
+        weights.sha256,
+        weights.url,
+        weights.licence,
+    )
 
 
 def fetch_clip(

@@ -64,7 +64,8 @@ def load(
             of your own: missing files are downloaded and verified. None if both models are given.
         clip, tokenizer, sam: your own open_clip model (with its tokenizer, if that isn't OpenAI's)
             and your own segment-anything model, `Sam2Model`, `EdgeTamModel` or `SamHQModel` of
-            transformers, or `clip2sam.sam.Cutter`, in place of the preset's. They are moved to the device; a `Cutter` keeps its precision.
+            transformers, or `clip2sam.sam.Cutter`, in place of the preset's. They are moved to the
+            device; a `Cutter` keeps its precision.
         config: the settings; by default the preset's. `clip2sam.published()` is the published demo.
         method: how labels are found, in the place of the settings' method: a name of
             `clip2sam.clip.METHODS` or of `clip2sam.models.locators.LOCATORS`, a `Method`, or a

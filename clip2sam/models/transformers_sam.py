@@ -1,4 +1,4 @@
-"""From a checkpoint file to a cutter's model of transformers. The architectures are data here, so the
+"""From a checkpoint file to a cutter's model of transformers. The architectures are data here: the
 one file with the weights is all that is needed, and nothing is asked of the hub."""
 
 import os
@@ -89,11 +89,14 @@ def load_transformers_sam(architecture: str, checkpoint: str | os.PathLike[str])
     with torch.device("meta"):
         model = build(transformers, architecture)
     names = set(model.state_dict())
-    positions = ("shared_image_embedding", "prompt_encoder.shared_embedding")
-    first, second = (f"{name}.positional_embedding" for name in positions)
-    if names >= {first, second}:  # one tensor with two names: a file may have either
-        known = state.get(first, state.get(second))
-        state |= {} if known is None else {first: known, second: known}
+    # The positional encoding is there twice; a file may have it once.
+    first, second = (
+        f"{owner}.positional_embedding"
+        for owner in ("shared_image_embedding", "prompt_encoder.shared_embedding")
+    )
+    for name, other in ((first, second), (second, first)):
+        if name not in state and other in state:
+            state[name] = state[other]
     _check_names(path, architecture, names, set(state))
     try:
         model.load_state_dict(state, assign=True)

@@ -220,9 +220,9 @@ class SAM2(TransformersCutter):
 class SAMHQ(TransformersCutter):
     """SAM-HQ: transformers' `SamHQModel`.
 
-    A candidate is the sum of one of SAM's and of the high-quality mask, in SAM's order. transformers
-    5's own decoder upscales the image as it was ahead of its transformer, with rows and columns
-    exchanged; here it is the transformer's output, as published.
+    A candidate is the sum of one of SAM's and of the high-quality mask, in SAM's order. The decoder
+    of transformers 5 upscales the image as it was ahead of the two-way transformer, with rows and
+    columns exchanged; here it is the two-way transformer's output, as published.
 
     Source: Ke et al., 2023, https://arxiv.org/abs/2306.01567; https://github.com/SysCV/sam-hq,
     `segment_anything/modeling/mask_decoder_hq.py`.
