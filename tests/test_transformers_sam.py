@@ -345,9 +345,9 @@ def test_a_prompts_candidates_do_not_depend_on_what_comes_with_it(cutter, hq):
 
 
 def test_an_image_without_prompts_has_no_row(cutter):
-    kept = encoded(cutter, image(48, 80))
-    asked = prompts(ONE, ((9, 9), (48, 80), (9, 9)), (0, 2, 0))
-    alone = cutter.decode(kept, prompts(ONE, ((48, 80),)))
+    kept = encoded(cutter, image(48, 80), image(70, 33, seed=1))
+    asked = prompts(ONE, ((9, 9), (48, 80), (70, 33)), (0, 1, 1))
+    alone = cutter.decode(kept, prompts(ONE, ((48, 80), (70, 33)), (1, 1)))
     assert torch.equal(cutter.decode(kept, asked).logits, alone.logits)
     none = replace(
         asked,
