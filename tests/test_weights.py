@@ -572,8 +572,11 @@ def test_survey(server, tmp_path):
 def test_every_file_is_listed_once(tmp_path):
     listed = files.status(tmp_path)
     users = {entry.file: entry.presets for entry in listed}
-    assert len(users) == len(listed) == 7
-    assert users["ViT-B-16-quickgelu-openai.safetensors"] == ("vit-b", "vit-l", "vit-h")
+    assert len(users) == len(listed) == 12
+    assert users["ViT-B-16-quickgelu-openai.safetensors"] == (
+        *("vit-b", "vit-l", "vit-h"),
+        *("sam2.1-t", "sam2.1-s", "sam2.1-b", "sam2.1-l", "edgetam"),
+    )
     assert users["sam_vit_h_4b8939.pth"] == ("vit-h", "vit-h-laion")
 
 

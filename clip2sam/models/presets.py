@@ -83,7 +83,35 @@ class EmbeddedWeights:
         return EMBEDDED[self.file][1] if self.file in EMBEDDED else None
 
 
-Weights = ClipWeights | SamWeights | EmbeddedWeights
+@dataclass(frozen=True)
+class HubSamWeights:
+    """Weights of a cutter of transformers: one safetensors file of the Hugging Face hub at a pinned
+    commit. Its architecture is in `clip2sam.models.transformers_sam`, so nothing else is needed."""
+
+    architecture: str
+    """A name of `clip2sam.models.transformers_sam.ARCHITECTURES`."""
+    hub: str
+    """The repository: "owner/name"."""
+    revision: str
+    """The commit."""
+    size: int | None = None
+    """Bytes; None: what the hub states."""
+    sha256: str | None = None
+    """64 hexadecimal digits. None: as in `ClipWeights`."""
+    licence: str = "Apache-2.0"
+
+    @property
+    def file(self) -> str:
+        """Its name in the weights folder."""
+        return f"{self.hub.split('/')[1].lower()}.safetensors"
+
+    @property
+    def url(self) -> str:
+        """Where the file is published."""
+        return hf_hub_url(self.hub, "model.safetensors", revision=self.revision)
+
+
+Weights = ClipWeights | SamWeights | HubSamWeights | EmbeddedWeights
 
 
 @dataclass(frozen=True)
@@ -92,7 +120,7 @@ class Preset:
 
     name: str
     clip: ClipWeights | EmbeddedWeights
-    sam: SamWeights | EmbeddedWeights
+    sam: SamWeights | HubSamWeights | EmbeddedWeights
     description: str
     """One line for `clip2sam weights list`."""
     resolution: int | None = None
@@ -127,6 +155,43 @@ _SAM_H = _official_sam(
     "sam_vit_h_4b8939.pth",
     2564550879,
     "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+)
+# Commits, sizes and hashes as several independent projects pin them. The sizes are, to the byte,
+# those of the architectures in `clip2sam.models.transformers_sam` with the parts for video.
+_SAM2_T = HubSamWeights(
+    "sam2.1-t",
+    "facebook/sam2.1-hiera-tiny",
+    "de431c4043854a71d8101e17995dfe596bf101a5",
+    155908064,
+    "48c14467e5cf9e51870511feb72c89688e82dd74523142c0538b663e193ac2a7",
+)
+_SAM2_S = HubSamWeights(
+    "sam2.1-s",
+    "facebook/sam2.1-hiera-small",
+    "ee5bba1d82bb8749febdf90f45e84b687142ba03",
+    184305280,
+    "0a4067b11ce1e23d5229203f11c718a823060d15a4b23fa2372a7d4b77cbbc60",
+)
+_SAM2_B = HubSamWeights(
+    "sam2.1-b",
+    "facebook/sam2.1-hiera-base-plus",
+    "b7320756a13354e7530a63935656d35b2f91a290",
+    323476296,
+    "2012733a0de5d03efd1bba550a2847c4551be9ef2e0d497c83074df66189f780",
+)
+_SAM2_L = HubSamWeights(
+    "sam2.1-l",
+    "facebook/sam2.1-hiera-large",
+    "665f8e2ad61cf5f53d65644ff27c8ee525124610",
+    897897416,
+    "dc407dce21301fd94abb395c5099b4f2c455fdc8a8f261ac3d0ea6d4cd197230",
+)
+_EDGETAM = HubSamWeights(
+    "edgetam",
+    "yonigozlan/EdgeTAM-hf",
+    "c266ce53b3fc00f0f495b583f6a116c4e57f53bb",
+    55912824,
+    "8858f8e4757b0b96dab8763f296ecffd845efbbbf698f64163cfa20a63d5fff4",
 )
 # The published method's CLIP for every SAM: a larger CLIP is not better at localisation (L/14 is
 # often worse).
@@ -175,6 +240,11 @@ PRESETS: dict[str, Preset] = {
             "vit-h", _OPENAI, _SAM_H, "OpenAI CLIP ViT-B/16 and SAM ViT-H: the published method"
         ),
         Preset("vit-h-laion", _LAION, _SAM_H, "LAION-2B CLIP ViT-B/16 and SAM ViT-H"),
+        Preset("sam2.1-t", _OPENAI, _SAM2_T, "OpenAI CLIP ViT-B/16 and SAM 2.1 tiny"),
+        Preset("sam2.1-s", _OPENAI, _SAM2_S, "OpenAI CLIP ViT-B/16 and SAM 2.1 small"),
+        Preset("sam2.1-b", _OPENAI, _SAM2_B, "OpenAI CLIP ViT-B/16 and SAM 2.1 base+"),
+        Preset("sam2.1-l", _OPENAI, _SAM2_L, "OpenAI CLIP ViT-B/16 and SAM 2.1 large"),
+        Preset("edgetam", _OPENAI, _EDGETAM, "OpenAI CLIP ViT-B/16 and EdgeTAM"),
     )
 }
 """The presets that have a name."""
