@@ -116,8 +116,9 @@ Distractor = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Models: tiny, vit-b, vit-l, vit-h or vit-h-laion. By default the first of vit-h, "
-        "vit-l, vit-b and vit-h-laion whose weights are here, else tiny (drawn shapes only).",
+        help="Models: tiny, mobile, vit-b, vit-l, vit-h or vit-h-laion. By default the first of "
+        "vit-h, vit-l, vit-b, mobile and vit-h-laion whose weights are here, else tiny (drawn "
+        "shapes only).",
         show_default=False,
     ),
 ]
@@ -127,7 +128,7 @@ AllowUnknown = Annotated[
 ]
 PresetName = Annotated[
     str,
-    typer.Argument(metavar="PRESET", help="tiny, vit-b, vit-l, vit-h or vit-h-laion."),
+    typer.Argument(metavar="PRESET", help="tiny, mobile, vit-b, vit-l, vit-h or vit-h-laion."),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]

@@ -57,9 +57,9 @@ def load(
     """Load a segmenter.
 
     Args:
-        preset: "tiny" (inside the package; knows only drawn shapes), "vit-b", "vit-l", "vit-h",
-            "vit-h-laion", or a `Preset` of your own: missing files are downloaded and verified.
-            None if both models are given.
+        preset: "tiny" (inside the package; knows only drawn shapes), "mobile", "vit-b", "vit-l",
+            "vit-h", "vit-h-laion", or a `Preset` of your own: missing files are downloaded and
+            verified. None if both models are given.
         clip, tokenizer, sam: your own open_clip model (with its tokenizer, if that isn't OpenAI's)
             and your own segment-anything model or `clip2sam.sam.Cutter`, in place of the preset's.
             They are moved to the device; a `Cutter` keeps its precision.

@@ -50,7 +50,8 @@ class SamWeights:
     """A SAM checkpoint with its published size and hash."""
 
     model_type: str
-    """segment-anything's name of the architecture: "vit_b", "vit_l" or "vit_h"."""
+    """segment-anything's name of the architecture: "vit_b", "vit_l" or "vit_h"; "vit_t" is
+    MobileSAM's."""
     file: str
     """Its name in the weights folder."""
     size: int
@@ -126,6 +127,15 @@ _SAM_H = _official_sam(
     2564550879,
     "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
 )
+# Source: https://github.com/ChaoningZhang/MobileSAM, at a commit that other projects pin too.
+_MOBILE_SAM = SamWeights(
+    "vit_t",
+    "mobile_sam.pt",
+    40728226,
+    "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+    "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/"
+    "f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt",
+)
 # The published method's CLIP for every SAM: a larger CLIP is not better at localisation (L/14 is
 # often worse).
 _OPENAI = ClipWeights("ViT-B-16-quickgelu", "openai", "timm/vit_base_patch16_clip_224.openai")
@@ -150,10 +160,16 @@ PRESETS: dict[str, Preset] = {
             config=Config(presence_threshold=0.32, background_prompts=_TINY_BACKGROUND),
         ),
         Preset(
+            "mobile",
+            _OPENAI,
+            _MOBILE_SAM,
+            "OpenAI CLIP ViT-B/16 and MobileSAM: the one for a CPU, a second an image on two cores",
+        ),
+        Preset(
             "vit-b",
             _OPENAI,
             _SAM_B,
-            "OpenAI CLIP ViT-B/16 and SAM ViT-B: the fastest for photographs",
+            "OpenAI CLIP ViT-B/16 and SAM ViT-B: the smallest of SAM's own encoders",
         ),
         Preset("vit-l", _OPENAI, _SAM_L, "OpenAI CLIP ViT-B/16 and SAM ViT-L"),
         Preset(

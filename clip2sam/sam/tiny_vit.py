@@ -63,8 +63,9 @@ class TinyViT(nn.Module):
     ) -> None:
         super().__init__()
         self.img_size = img_size
-        self.patch_embed = PatchEmbed(3, widths[0], nn.GELU)
-        self.stages = nn.ModuleList([ConvLayer(widths[0], depths[0], nn.GELU)])
+        # `fold` puts other layers into timm's, so these are of any class.
+        self.patch_embed: Any = PatchEmbed(3, widths[0], nn.GELU)
+        self.stages: Any = nn.ModuleList([ConvLayer(widths[0], depths[0], nn.GELU)])
         for i in range(1, len(widths)):
             self.stages.append(
                 TinyVitStage(
@@ -77,7 +78,7 @@ class TinyViT(nn.Module):
                 )
             )
         self.stages[-1].downsample.conv2.conv.stride = (1, 1)
-        self.neck = nn.Sequential(
+        self.neck: Any = nn.Sequential(
             nn.Conv2d(widths[-1], channels, 1, bias=False),
             LayerNorm2d(channels),
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
