@@ -9,7 +9,7 @@ Source: https://github.com/pytorch/pytorch, `aten/src/ATen/native/mkldnn/Linear.
 """
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -50,7 +50,7 @@ def linear(
     weight = _weight(layer, x, gelu)
     if weight is None:
         return F.gelu(layer(x)) if gelu else layer(x)
-    after = ("gelu", [], "none") if gelu else ("none", [], "")
+    after: Any = ("gelu", [], "none") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, *after)
 
 

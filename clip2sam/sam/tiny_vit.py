@@ -65,9 +65,9 @@ class TinyViT(nn.Module):
         self.img_size = img_size
         # `fold` puts other layers into timm's, so these are of any class.
         self.patch_embed: Any = PatchEmbed(3, widths[0], nn.GELU)
-        self.stages: Any = nn.ModuleList([ConvLayer(widths[0], depths[0], nn.GELU)])
+        stages: list[Any] = [ConvLayer(widths[0], depths[0], nn.GELU)]
         for i in range(1, len(widths)):
-            self.stages.append(
+            stages.append(
                 TinyVitStage(
                     dim=widths[i - 1],
                     out_dim=widths[i],
@@ -77,7 +77,8 @@ class TinyViT(nn.Module):
                     downsample=PatchMerging,
                 )
             )
-        self.stages[-1].downsample.conv2.conv.stride = (1, 1)
+        stages[-1].downsample.conv2.conv.stride = (1, 1)
+        self.stages: Any = nn.ModuleList(stages)
         self.neck: Any = nn.Sequential(
             nn.Conv2d(widths[-1], channels, 1, bias=False),
             LayerNorm2d(channels),
