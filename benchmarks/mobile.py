@@ -15,9 +15,10 @@ import statistics
 import sys
 import time
 import warnings
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def published_encoder(checkout: Path) -> Any:
     sys.path.insert(0, str(checkout))
     with warnings.catch_warnings():  # it imports timm's modules by names of long ago
         warnings.simplefilter("ignore")
-        from mobile_sam import sam_model_registry
-    return sam_model_registry["vit_t"]().image_encoder.eval()
+        registry = import_module("mobile_sam").sam_model_registry
+    return registry["vit_t"]().image_encoder.eval()
 
 
 @torch.no_grad()
@@ -65,7 +66,7 @@ def encoder(checkout: Path, pairs: int) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def timed(taken: Counter[str], owner: Any, *names: str) -> Iterator[None]:
+def timed(taken: dict[str, float], owner: Any, *names: str) -> Iterator[None]:
     """Add the seconds in some of an object's methods to `taken`."""
 
     def wrap(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,7 +101,7 @@ def whole(precision: str, pairs: int) -> list[dict[str, Any]]:
         words, turns = WORDS[:present], []
         segmenter(pixels, words)
         for _ in range(pairs):
-            taken: Counter[str] = Counter()
+            taken: dict[str, float] = defaultdict(float)
             began = time.perf_counter()
             with (
                 timed(taken, segmenter.clip, "encode_image", "resize"),
@@ -109,7 +110,7 @@ def whole(precision: str, pairs: int) -> list[dict[str, Any]]:
                 segmenter(pixels, words)
             turns.append({"all": time.perf_counter() - began, **taken})
         whole_times = sorted(turn["all"] for turn in turns)
-        row = {"name": f"mobile, {present} labels present, {precision}"}
+        row: dict[str, Any] = {"name": f"mobile, {present} labels present, {precision}"}
         row |= {"s": statistics.median(whole_times), "least": whole_times[0]}
         row |= {"most": whole_times[-1], "turns": pairs}
         row |= {
