@@ -60,9 +60,9 @@ def load(
     """Load a segmenter.
 
     Args:
-        preset: "tiny" (inside the package; knows only drawn shapes), "vit-b", "vit-l", "vit-h",
-            "vit-h-laion", "sam2.1-t", "sam2.1-s", "sam2.1-b", "sam2.1-l", "edgetam", or a `Preset`
-            of your own: missing files are downloaded and verified. None if both models are given.
+        preset: a name of `clip2sam.models.presets.PRESETS`, such as "tiny" (inside the package;
+            knows only drawn shapes), "mobile" or "vit-h", or a `Preset` of your own: missing files
+            are downloaded and verified. None if both models are given.
         clip, tokenizer, sam: your own open_clip model (with its tokenizer, if that isn't OpenAI's)
             and your own segment-anything model, `Sam2Model`, `EdgeTamModel` or `SamHQModel` of
             transformers, or `clip2sam.sam.Cutter`, in place of the preset's. They are moved to the
