@@ -223,3 +223,28 @@ def test_a_person_types_moves_clicks_and_goes_on(page, lab, drawn):
     assert [c["name"] for c in document["categories"]] == [label]
     assert [i["file_name"] for i in document["images"]] == ["drawn.png"]
     assert len(document["annotations"]) == 1
+
+
+def test_a_click_is_the_explorers_alone(page):
+    """With Shift, JupyterLab would select cells; with the mouse not quite still, the browser would
+    drag the image away."""
+    page.locator(".jp-Notebook .cm-content").last.click()
+    changes(page, lambda: click_at(page, 0.5, 0.5, "Shift"))
+    expect(page.locator(".jp-Cell.jp-mod-selected")).to_have_count(1)
+    box = panels(page).bounding_box()
+    page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.5 * box["height"])
+
+    def click_unsteadily() -> None:
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.6 * box["width"] + 8, box["y"] + 0.5 * box["height"], steps=8)
+        page.mouse.up()
+
+    changes(page, click_unsteadily)
+
+
+def test_a_click_takes_labels_that_are_still_being_typed(page):
+    """The text field gives them away when it loses the focus."""
+    for keys, label in (((), "circle"), (("Shift",), "star")):
+        text_field(page, "labels").fill(label)
+        changes(page, lambda keys=keys: click_at(page, 0.5, 0.5, *keys))
+        says(page, f"^{label}: ")

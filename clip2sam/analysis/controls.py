@@ -27,11 +27,17 @@ class ClickableImage(anywidget.AnyWidget):
       const image = document.createElement("img");
       image.style.maxWidth = "100%";
       image.style.cursor = "crosshair";
+      image.draggable = false;  // a click with the mouse not quite still is a click
       const show = () => {
         const old = image.src;
         image.src = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
         if (old) URL.revokeObjectURL(old);
       };
+      image.addEventListener("mousedown", (event) => {
+        if (!event.shiftKey) return;
+        event.preventDefault();  // else JupyterLab and the browser select cells and text
+        document.activeElement?.blur();  // a text field gives what was typed, as on a plain click
+      });
       image.addEventListener("click", (event) => {
         const box = image.getBoundingClientRect();
         const x = (event.clientX - box.left) / box.width;
