@@ -367,6 +367,7 @@ def test_the_presence_slider_has_the_range_of_the_scores(segmenter, image):
     slider, maps = explorer.controls.presence_threshold, explorer.result.maps
     low, high = explorer.session.score_range()
     assert low < maps.min() < maps.max() < high < maps.max() + 0.2
+    assert (low, high) == (round(low, 2), round(high, 2)), "its steps are whole thousandths"
     assert (slider.min, slider.max, slider.value) == (low, 0.9, 0.9)
     slider.value = 0.0
     explorer.controls.text.value = "cat"
