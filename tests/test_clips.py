@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -14,11 +15,17 @@ import safetensors.torch
 import torch
 from huggingface_hub import constants
 from open_clip import pretrained
+from typer.testing import CliRunner
 
+from clip2sam.cli.app import app
+from clip2sam.cli.groups import LabelOptions, ModelOptions
+from clip2sam.cli.presets import chosen_preset
 from clip2sam.clip import CLIP_SURGERY, SurgeryCLIP
 from clip2sam.clip.surgery import dense_grid
 from clip2sam.config import Config
-from clip2sam.errors import ConfigError, WeightsError
+from clip2sam.data.labels import as_label_set
+from clip2sam.errors import ConfigError, LabelError, WeightsError
+from clip2sam.labelling.manifest import MANIFEST
 from clip2sam.models import download, network
 from clip2sam.models.architectures import load_tokenizer
 from clip2sam.models.clips import architecture_of, clip_weights, split_clip_name, with_clip
@@ -292,6 +299,52 @@ def test_a_repository_without_the_file(hub, tmp_path):
 def test_a_method_without_clip_takes_none(tmp_path):
     with pytest.raises(ConfigError, match="'owlv2' works without a CLIP; leave 'a:b' out"):
         load("vit-b", clip="a:b", method="owlv2", weights_dir=tmp_path)
+
+
+# The command line
+
+
+def test_a_named_clip_in_the_command_line(monkeypatch):
+    """Its name, in one spelling, is part of what a run is told by; the vocabulary and the settings
+    of tiny belong to tiny's CLIP."""
+    seen = {}
+    monkeypatch.setattr(
+        "clip2sam.models.loading.load", lambda preset, **given: seen.update(given, preset=preset)
+    )
+    models = ModelOptions("tiny", clip="ViT-B/32:OpenAI").chosen()
+    assert models.name == "tiny with ViT-B-32:openai"
+    assert models.config() == Config() != ModelOptions("tiny").config()
+    classes = as_label_set(["traffic light"]).classes
+    assert models.check_known(classes, LabelOptions()) == ()
+    with pytest.raises(LabelError, match="traffic light"):
+        ModelOptions("tiny").check_known(classes, LabelOptions())
+    models.load(models.config())
+    assert (seen["preset"], seen["clip"]) == ("tiny", "ViT-B-32:openai")
+    assert ModelOptions("vit-b").name == "vit-b"
+
+
+def test_a_run_with_a_named_clip_continues_with_its_preset(monkeypatch, tmp_path):
+    (tmp_path / MANIFEST).touch()
+    begun = SimpleNamespace(fingerprint={"preset": "vit-l with ViT-B-32:openai"})
+    monkeypatch.setattr("clip2sam.labelling.manifest.open_run", lambda _: begun)
+    assert chosen_preset(None, run=tmp_path) == "vit-l"
+
+
+def test_downloaded_clips_are_listed(hub, tmp_path):
+    load(
+        "vit-b",
+        clip="clips-test:mine",
+        config=Config(grid=2),
+        sam=small_sam(),
+        weights_dir=tmp_path,
+    )
+    (tmp_path / "sam_vit_b_01ec64.pth").touch()
+    (tmp_path / "sam_vit_b_01ec64.pth.verified").touch()
+    for command in (["doctor"], ["weights", "list"]):
+        done = CliRunner().invoke(app, [*command, "--weights-dir", str(tmp_path)])
+        named = [line for line in done.stdout.splitlines() if line.endswith(", for --clip")]
+        assert len(named) == 1
+        assert named[0].strip().startswith("clips-test-quickgelu-mine.safetensors")
 
 
 # Tokenizers

@@ -29,7 +29,10 @@ def list_files(weights_dir: WeightsDir = None) -> None:
     out.print(Text(f"weights folder: {files.weights_dir(weights_dir)}"))
     for preset in PRESETS.values():
         out.print(Text(f"  {preset.name}: {preset.description}"))
+    out.print(Text("  --clip MODEL:WEIGHTS, in any command: another CLIP of open_clip's"))
     _print_files(files.status(weights_dir), _seen)
+    for path in files.others(weights_dir):
+        out.print(Text(path.name, style="bold") + Text("  here, for --clip"))
 
 
 @app.command()
