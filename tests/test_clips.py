@@ -350,13 +350,17 @@ def test_downloaded_clips_are_listed(hub, tmp_path):
 # Tokenizers
 
 
-def test_a_tokenizer_out_of_reach(tmp_path):
+def test_a_tokenizer_out_of_reach(tmp_path, monkeypatch):
+    """Offline, nobody is asked for it."""
+    asked = []
+    monkeypatch.setattr("socket.socket.connect", lambda *where: asked.append(where[1:]))
     with pytest.raises(WeightsError) as caught:
         load_tokenizer("ViT-B-16-SigLIP", cache=tmp_path, offline=True)
     assert str(caught.value).startswith(
         f"the tokenizer of ViT-B-16-SigLIP, timm/ViT-B-16-SigLIP, is missing in {tmp_path}: the "
         "download is forbidden (offline); run once with a network"
     )
+    assert asked == []
 
 
 def test_a_tokenizer_of_transformers_needs_the_package(monkeypatch):
