@@ -174,7 +174,7 @@ def test_what_is_no_method(method):
 
 @pytest.mark.parametrize("preset", [None, 7, ["tiny"], {}, ""])
 def test_what_is_no_preset(preset):
-    with pytest.raises(ConfigError, match="choose one of tiny, vit-b"):
+    with pytest.raises(ConfigError, match="choose one of tiny, mobile"):
         unwrap(get_preset)(preset)
 
 

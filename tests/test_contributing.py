@@ -13,7 +13,7 @@ from clip2sam.tiny.scenes import scene
 from tests.documents import ROOT, blocks
 from tests.test_layout import LEVELS
 
-METHOD, PRIOR, LOCATOR, RULE, PRESET, SOURCE, EXPORTER, ENGINE = (
+METHOD, PRIOR, LOCATOR, RULE, CUTTER, PRESET, SOURCE, EXPORTER, ENGINE = (
     text for _, text in blocks("CONTRIBUTING.md")
 )
 
@@ -52,6 +52,17 @@ def test_a_locator():
     corners = [(float(x.min()), float(y.min()), 2), (float(x.max() + 1), float(y.max() + 1), 3)]
     assert result.presence.tolist() == pytest.approx([0.9])
     assert [list(a.points) for a in result.everything] == [corners]
+
+
+def test_a_cutter():
+    result = run(CUTTER)["result"]
+    assert result.annotations
+    bright = result.image.pixels.mean(axis=2)
+    for mask, annotation in zip(result.masks, result.annotations, strict=True):
+        ((x, y, _),) = annotation.points
+        assert mask[int(y), int(x)]
+        away = abs(bright - bright[int(y), int(x)])
+        assert np.median(away[mask]) < np.median(away[~mask])
 
 
 def test_a_candidate_rule():

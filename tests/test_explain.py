@@ -312,7 +312,7 @@ def test_the_command_draws_and_says_what_was_decided(segmenter, image, tmp_path:
     app = typer.Typer()
     app.command()(commands.explain)
 
-    def load(preset, *, config, method, device):
+    def load(preset, *, config, **_):
         return Segmenter(segmenter.clip, segmenter.sam, config)
 
     monkeypatch.setattr("clip2sam.models.loading.load", load)

@@ -200,8 +200,8 @@ def test_every_positive_point_is_an_object(explorer):
     assert negative == {(20.0, 20.0, 0.0)}
     shown = [a for a in explorer.result.annotations if a.label == LABELS[0]]
     count = f"{len(shown)} object{'s' * (len(shown) != 1)}"
-    scores = ", ".join(f"{a.score:.2f} ({a.share:.2f})" for a in shown)
-    assert explorer.controls.status.value.endswith(f", {count}, score (share) {scores}")
+    scores = ", ".join(f"score {a.score:.2f} share {a.share:.2f}" for a in shown)
+    assert f", {count}: {scores}" in explorer.controls.status.value
     click(explorer, 110, 46)
     assert len(explorer.session.bench.changed[LABELS[0]]) == 3, "the object is taken away"
     explorer.controls.prompts.value = "label"
@@ -218,9 +218,37 @@ def test_objects_that_are_left_out_are_counted_and_their_points_drawn(explorer):
     before = explorer.session.prompts()
     explorer.controls.min_share.value = 1.0
     mine = [a for a in explorer.result.everything if a.label == LABELS[0]]
-    weak = ", ".join(f"({a.share:.2f})" for a in mine if a.share < 1)
-    assert explorer.controls.status.value.endswith(f"; left out {weak}")
+    weak = ", ".join(f"{a.share:.2f}" for a in mine if a.share < 1)
+    assert f"; left out, below the least share: {weak}" in explorer.controls.status.value
     assert len(explorer.session.prompts()) == len(before)
+
+
+def test_clicked_points_without_a_mask_of_their_own_are_counted(explorer):
+    explorer.controls.min_share.value = 0.0
+    explorer.controls.presence_threshold.value = 1.0
+    click(explorer, 60, 40)
+    masks = explorer.result.labels.count(LABELS[0])
+    assert masks == 1
+    assert "gave no mask" not in explorer.controls.status.value
+    click(explorer, 66, 40)
+    assert explorer.result.labels.count(LABELS[0]) == 1, "it is the same object"
+    said = "; 1 point gave no mask, or one that is there already"
+    assert explorer.controls.status.value.endswith(said)
+
+
+def test_what_is_said_is_text_and_no_html(explorer):
+    explorer.controls.text.value = "<b>wide</b>"
+    assert explorer.controls.status.value.startswith("&lt;b&gt;wide&lt;/b&gt;: presence")
+
+
+def test_the_selected_labels_masks_are_on_top(explorer, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "clip2sam.analysis.explorer.draw_masks", lambda *a, top, **rest: drawn.append(top)
+    )
+    explorer.controls.label.value = LABELS[1]
+    (top,) = drawn
+    assert [explorer.result.labels[i] for i in top] == [LABELS[1]] * len(top) != []
 
 
 def test_clicks_add_and_remove_points_of_the_label_shown(explorer):
@@ -339,6 +367,7 @@ def test_the_presence_slider_has_the_range_of_the_scores(segmenter, image):
     slider, maps = explorer.controls.presence_threshold, explorer.result.maps
     low, high = explorer.session.score_range()
     assert low < maps.min() < maps.max() < high < maps.max() + 0.2
+    assert (low, high) == (round(low, 2), round(high, 2)), "its steps are whole thousandths"
     assert (slider.min, slider.max, slider.value) == (low, 0.9, 0.9)
     slider.value = 0.0
     explorer.controls.text.value = "cat"

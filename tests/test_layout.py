@@ -64,6 +64,7 @@ FOREIGN = {  # private names of other libraries, or names that only look private
     "_version": "torch: a tensor's count of changes in place; there is no public one",
     "_reorder_linear_weight": "torch.ops.mkldnn: packed weights; there is no public one",
     "_linear_pointwise": "torch.ops.mkldnn: packed weights; there is no public one",
+    "_convolution_pointwise": "torch.ops.mkldnn: a GELU in the same pass; there is no public one",
     "_esm": "anywidget: the name that it reads",
     "_css": "anywidget: the name that it reads",
     "_repr_jpeg_": "IPython: the name that it reads",

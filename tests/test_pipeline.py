@@ -478,7 +478,7 @@ def test_your_own_models_and_bad_loading():
     assert len(ours(noise(), ["person", "dog"]).class_names) == 2
     assert ours.sam.sam.mask_decoder.iou_token.weight.dtype == torch.float32
     with pytest.raises(
-        clip2sam.ConfigError, match="no preset is called 'vit-x'; choose one of tiny, vit-b"
+        clip2sam.ConfigError, match="no preset is called 'vit-x'; choose one of tiny, mobile"
     ):
         clip2sam.load("vit-x")
     with pytest.raises(clip2sam.ConfigError, match="give a preset"):

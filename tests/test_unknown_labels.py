@@ -90,8 +90,8 @@ def test_unknown_labels_are_refused_before_models_are_loaded(run, without_models
     assert code == 2
     assert errors == (
         "error: the preset tiny doesn't know 'person': it knows drawn shapes only, such as 'red "
-        "circle'; for photographs use --preset vit-b, vit-l or vit-h, or go on all the same with "
-        "--allow-unknown\n"
+        "circle'; for photographs use --preset mobile, vit-b, vit-l or vit-h, or go on all the "
+        "same with --allow-unknown\n"
     )
     assert [p.name for p in Path().iterdir()] == ["street.png"]
 

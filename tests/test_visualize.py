@@ -167,6 +167,15 @@ def test_small_masks_lie_on_top_of_large_ones() -> None:
     assert red > blue
 
 
+def test_chosen_masks_lie_on_top_of_smaller_ones() -> None:
+    large, small = np.ones((60, 90), bool), box(60, 90, 20, 30, 40, 60)
+    masks, scores = np.stack([small, large]), np.array([0.1, 0.2])
+    colours = [(1.0, 0.0, 0.0), (0.0, 0.0, 1.0)]
+    ax = draw_masks(GREY, masks, ["", ""], scores, colours, top=[1])
+    red, _, blue = pixel(ax, 33, 36)
+    assert blue > red
+
+
 def test_points_are_orange_and_blue_at_their_places() -> None:
     ax = draw_points(
         np.array([[70.0, 10.0], [10.0, 50.0], [45.0, 30.0]]),

@@ -109,7 +109,9 @@ def test_presets_name_clip_as_open_clip_does(preset):
 
 
 def test_unknown_preset():
-    with pytest.raises(ConfigError, match="no preset is called 'vit-x'; choose one of tiny, vit-b"):
+    with pytest.raises(
+        ConfigError, match="no preset is called 'vit-x'; choose one of tiny, mobile"
+    ):
         get_preset("vit-x")
 
 
@@ -572,8 +574,10 @@ def test_survey(server, tmp_path):
 def test_every_file_is_listed_once(tmp_path):
     listed = files.status(tmp_path)
     users = {entry.file: entry.presets for entry in listed}
-    assert len(users) == len(listed) == 7
-    assert users["ViT-B-16-quickgelu-openai.safetensors"] == ("vit-b", "vit-l", "vit-h")
+    assert len(users) == len(listed) == 16
+    others = set(PRESETS) - {"tiny", "vit-h-laion"}
+    assert set(users["ViT-B-16-quickgelu-openai.safetensors"]) == others
+    assert users["mobile_sam.pt"] == ("mobile",)
     assert users["sam_vit_h_4b8939.pth"] == ("vit-h", "vit-h-laion")
 
 
@@ -1134,7 +1138,10 @@ def test_sam_of_another_size_is_recognised(tmp_path):
     with pytest.raises(WeightsError) as caught:
         load_sam("vit_l", path)
     message = str(caught.value)
-    assert f"{path} does not fit SAM vit_l; it looks like vit_b, name that: " in message
+    assert (
+        f"{path} does not fit SAM vit_l; it looks like vit_b, name that, or the preset vit-b: "
+        in message
+    )
     assert "image_encoder.blocks.12." in message
     assert len(message) < 600
     assert "\n" not in message
@@ -1151,7 +1158,7 @@ def test_sam_with_keys_missing(tmp_path):
 
 def test_sam_type_that_does_not_exist(tmp_path):
     with pytest.raises(
-        ConfigError, match="SAM has no model type 'vit_x'; choose one of vit_b, vit_l, vit_h"
+        ConfigError, match="SAM has no model type 'vit_x'; choose one of vit_b, vit_l, vit_h, vit_t"
     ):
         load_sam("vit_x", tmp_path / "sam.pth")
 
@@ -1205,7 +1212,7 @@ def test_cut_checkpoint(tmp_path):
         load_sam("vit_b", path)
 
 
-@pytest.mark.parametrize("held", [{}, [1], {"model": {"weight": torch.zeros(2)}, "epoch": 1}])
+@pytest.mark.parametrize("held", [{}, [1], {"network": {"weight": torch.zeros(2)}, "epoch": 1}])
 def test_checkpoint_of_another_form(tmp_path, held):
     torch.save(held, tmp_path / "sam.pth")
     with pytest.raises(
@@ -1326,10 +1333,10 @@ def test_settings_are_the_presets_unless_given():
 
 def test_what_can_not_be_loaded():
     for wrong, message in (
-        ({"preset": "vit-x"}, "no preset is called 'vit-x'; choose one of tiny, vit-b"),
+        ({"preset": "vit-x"}, "no preset is called 'vit-x'; choose one of tiny, mobile"),
         (
             {"preset": "vit-x", "clip": 1, "sam": 1},
-            "no preset is called 'vit-x'; choose one of tiny, vit-b",
+            "no preset is called 'vit-x'; choose one of tiny, mobile",
         ),
         ({"sam": 1}, r"give a preset, such as load\(\"tiny\"\), or both models"),
         ({"preset": "tiny", "device": "gpu"}, "does not run on 'gpu'; use auto, cpu, cuda, cuda:N"),

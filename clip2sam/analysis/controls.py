@@ -11,10 +11,12 @@ from clip2sam.config import Config
 from clip2sam.data.palette import RGB
 
 HINT = (
-    "Click: a point on the object. Shift-click: a point beside it, which the mask leaves out. "
-    "Click on a point: it goes away. Labels: separated by ; or on a line each, then press Tab."
+    "Click: a point on the object. Shift-click: a point beside it, to leave out. "
+    "Click on a point: it goes away. All for the selected label."
 )
-"""The line under the picture."""
+"""What is said under the picture."""
+
+LABELS_HINT = "Separate labels by ; or write each on a line of its own, then press Tab."
 
 
 class ClickableImage(anywidget.AnyWidget):
@@ -25,11 +27,17 @@ class ClickableImage(anywidget.AnyWidget):
       const image = document.createElement("img");
       image.style.maxWidth = "100%";
       image.style.cursor = "crosshair";
+      image.draggable = false;  // a click with the mouse not quite still is a click
       const show = () => {
         const old = image.src;
         image.src = URL.createObjectURL(new Blob([model.get("png")], { type: "image/png" }));
         if (old) URL.revokeObjectURL(old);
       };
+      image.addEventListener("mousedown", (event) => {
+        if (!event.shiftKey) return;
+        event.preventDefault();  // else JupyterLab and the browser select cells and text
+        document.activeElement?.blur();  // a text field gives what was typed, as on a plain click
+      });
       image.addEventListener("click", (event) => {
         const box = image.getBoundingClientRect();
         const x = (event.clientX - box.left) / box.width;
@@ -69,27 +77,31 @@ class Controls:
             style={"description_width": "90px"},
             layout={"width": "98%"},
         )
-        self.label = ipywidgets.Dropdown(options=names, description="selected")
+        self.label = ipywidgets.Dropdown(
+            options=names, description="selected", tooltip="The label that is shown and clicked for"
+        )
         self.legend = ipywidgets.HTML()
         self.reset = ipywidgets.Button(description="forget clicks")
         self.previous = ipywidgets.Button(description="previous image")
         self.following = ipywidgets.Button(description="next image")
         self.place = ipywidgets.Label()
-        self.status, self.image = ipywidgets.Label(), ClickableImage()
+        self.status, self.image = ipywidgets.HTML(), ClickableImage()  # a Label would cut text off
+        self.status.add_class("clip2sam-status")
         self._make_accepted()
         images = ipywidgets.HBox([self.previous, self.following, self.place])
         self.box = ipywidgets.VBox(
             [
                 *([images] if several else []),
                 self.text,
-                self.legend,
-                ipywidgets.HBox([self.label, self.method, self.reset]),
+                ipywidgets.HTML(LABELS_HINT, layout={"margin": "0 0 0 100px"}),
+                ipywidgets.HBox([self.method, self.prompts]),
                 ipywidgets.HBox([self.presence_threshold, self.point_threshold]),
                 ipywidgets.HBox([self.grid, self.min_share]),
-                ipywidgets.HBox([self.prompts, self.accept, self.undo]),
+                ipywidgets.HBox([self.label, self.legend]),
                 self.status,
                 self.image,
-                ipywidgets.Label(HINT),
+                ipywidgets.HTML(HINT),
+                ipywidgets.HBox([self.reset, self.accept, self.undo]),
                 ipywidgets.HBox([self.accepted, self.remove]),
                 ipywidgets.HBox([self.path, self.export]),
             ]
@@ -103,7 +115,10 @@ class Controls:
             "layout": {"width": "48%"},
         }
         self.method = ipywidgets.Dropdown(
-            options=_methods(config.method), value=config.method, description="method"
+            options=_methods(config.method),
+            value=config.method,
+            description="method",
+            tooltip="How CLIP's features become a similarity map",
         )
         self.presence_threshold = ipywidgets.FloatSlider(
             config.presence_threshold or 0.0,
@@ -112,26 +127,47 @@ class Controls:
             step=0.001,
             readout_format=".3f",
             description="presence",
+            tooltip="A label is present if its raw score reaches this somewhere in the image",
             **half,
         )
         self.point_threshold = ipywidgets.FloatSlider(
-            config.positive_from, min=0.05, max=1.0, step=0.05, description="points from", **half
+            config.positive_from,
+            min=0.05,
+            max=1.0,
+            step=0.05,
+            description="points from",
+            tooltip="Points are put where the score reaches this share of the label's highest",
+            **half,
         )
         self.min_share = ipywidgets.FloatSlider(
-            config.min_share, min=0.0, max=1.0, step=0.05, description="least share", **half
+            config.min_share,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            description="least share",
+            tooltip="Masks below this share of the label's best mean raw score are left out",
+            **half,
         )
         self.prompts = ipywidgets.Dropdown(
             options=[("for each object", "object"), ("for each label", "label")],
             value=config.prompts,
             description="one mask",
+            tooltip="What gets a mask of its own",
         )
         cells = config.grid if isinstance(config.grid, int) else min(7, side)
         most = min(max(14, cells), side)
-        self.grid = ipywidgets.IntSlider(cells, min=2, max=most, description="grid", **half)
+        self.grid = ipywidgets.IntSlider(
+            cells,
+            min=2,
+            max=most,
+            description="grid",
+            tooltip="Cells a side of the grid that points are chosen on",
+            **half,
+        )
 
     def _make_accepted(self) -> None:
         self.accept = ipywidgets.Button(description="accept masks")
-        self.undo = ipywidgets.Button(description="undo accept")
+        self.undo = ipywidgets.Button(description="undo")
         self.accepted = ipywidgets.Select(
             description="accepted", rows=4, layout={"width": "70%"}, options=()
         )

@@ -3,6 +3,7 @@
 Also a map for each word of a caption, and the labels nearest to a place in the image.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from clip2sam.data.captions import words_of
 from clip2sam.data.images import Image, load_image
 from clip2sam.data.labels import LabelClass, LabelSet, as_label_set
 from clip2sam.data.presence import presence_of_classes
-from clip2sam.errors import ConfigError, LabelError
+from clip2sam.errors import ConfigError, LabelError, UnknownLabelWarning
 from clip2sam.pipeline import Features, ImageLike, LabelsLike, Segmenter
 from clip2sam.points import pool_grid
 from clip2sam.result import Result, check_finite, why_absent
@@ -260,7 +261,11 @@ def explain_caption(segmenter: Segmenter, image: ImageLike, caption: str) -> Cap
         )
     loaded, segmenter = load_image(image), _without_tiles(segmenter)
     labels = LabelSet(tuple(LabelClass(word, (word,)) for word in words))
-    maps = _checked_maps(segmenter, segmenter.encode([loaded]), labels)
+    with (
+        warnings.catch_warnings()
+    ):  # most words of a sentence name nothing, whatever the models know
+        warnings.simplefilter("ignore", UnknownLabelWarning)
+        maps = _checked_maps(segmenter, segmenter.encode([loaded]), labels)
     return CaptionMaps(loaded, words, maps.raw[0].cpu().numpy(), maps.presence[0].cpu().numpy())
 
 

@@ -11,12 +11,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
+from html import escape
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 
-from clip2sam.analysis.session import Accepted, Session
+from clip2sam.analysis.session import Accepted, Session, counted
 from clip2sam.coco.write import write_coco
 from clip2sam.data.palette import colour
 from clip2sam.errors import Clip2SamError, ConfigError
@@ -206,14 +207,14 @@ class Explorer:
         except Clip2SamError as error:
             self._say(str(error))
         else:
-            masks, images = len(document["annotations"]), len(document["images"])
-            of = "1 image" if images == 1 else f"{images} images"
-            self._say(f"wrote {masks} masks of {of} to {path}")
+            masks = counted(len(document["annotations"]), "mask")
+            images = counted(len(document["images"]), "image")
+            self._say(f"wrote {masks} of {images} to {path}")
 
     # -- what is shown
 
     def _say(self, text: str) -> None:
-        self.controls.status.value = text
+        self.controls.status.value = escape(text, quote=False)
 
     def _scale(self) -> None:
         """The presence slider's range: the scores of this image."""
@@ -242,7 +243,7 @@ class Explorer:
 
 def session_figure(session: Session) -> NotebookFigure:
     """The selected label in three panels; where other labels have masks too, the last panel shows
-    those of all, each in its label's colour."""
+    those of all, each in its label's colour, the selected label's on top."""
     result = session.result
     index = result.class_names.index(session.label)
     figure = result_label_figure(result, index, session.prompts())
@@ -251,7 +252,13 @@ def session_figure(session: Session) -> NotebookFigure:
         panel.clear()
         colours = [colour(int(i)) for i in result.label_indices]
         draw_masks(
-            result.image.pixels, result.masks, result.labels, result.scores, colours, ax=panel
+            result.image.pixels,
+            result.masks,
+            result.labels,
+            result.scores,
+            colours,
+            ax=panel,
+            top=np.flatnonzero(result.label_indices == index).tolist(),
         )
         panel.set_title("masks of all labels", fontsize=9, y=1.0)
     return figure

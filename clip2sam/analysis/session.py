@@ -4,6 +4,7 @@ settings, points by hand, and the masks that are accepted."""
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil, floor
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ class Accepted:
 
     def __str__(self) -> str:
         count, best = len(self.record.annotations), self.record.annotations[0].score
-        masks = "1 mask" if count == 1 else f"{count} masks"
+        masks = counted(count, "mask")
         return f"{self.label.name}: {masks}, score {best:.2f}, {self.record.file_name}"
 
 
@@ -128,7 +129,8 @@ class Session:
         low, high = float(self.result.maps.min()), float(self.result.maps.max())
         low, high = min(low, *self.result.presence), max(high, *self.result.presence)
         room = max((high - low) / 10, 0.01)
-        return float(low - room), float(high + room)
+        # In whole hundredths a slider that starts there has values in whole steps.
+        return floor(100 * (low - room)) / 100, ceil(100 * (high + room)) / 100
 
     def prompts(self) -> list[Points]:
         """The selected label's prompts: first those of the masks, whose numbers they have, then
@@ -141,22 +143,33 @@ class Session:
         return [*shown, *(row[None] for row in rest)]
 
     def found(self) -> str:
-        """The selected label's masks with score and share, and the shares of those that are left
-        out; or why it has none."""
+        """The selected label's masks with score and share, the shares of those that are left out,
+        and the number of clicked points that gave none; or why it has no mask."""
         mine = [a for a in self.result.everything if a.label == self.label]
         if self.label in self.result.labels:
             if self.config.prompts == "label":
                 return f"mask, score {mine[0].score:.2f}"
             least = self.config.min_share
             shown = [a for a in mine if a.share >= least]
-            scores = ", ".join(f"{a.score:.2f} ({a.share:.2f})" for a in shown)
-            weak = ", ".join(f"({a.share:.2f})" for a in mine if a.share < least)
-            objects = f"{len(shown)} object{'s' * (len(shown) != 1)}"
-            return f"{objects}, score (share) {scores}" + (f"; left out {weak}" if weak else "")
+            scores = ", ".join(f"score {a.score:.2f} share {a.share:.2f}" for a in shown)
+            weak = ", ".join(f"{a.share:.2f}" for a in mine if a.share < least)
+            return (
+                f"{counted(len(shown), 'object')}: {scores}"
+                + (f"; left out, below the least share: {weak}" if weak else "")
+                + self._without_mask(len(mine))
+            )
         points = self.bench.changed.get(self.label)
         if points is not None and not (points[:, 2] == 1).any():
             return "no mask: it has no positive point"
         return next(a.reason for a in self.result.absent if a.label == self.label)
+
+    def _without_mask(self, masks: int) -> str:
+        """What becomes of points that were clicked: the masks of the same object are one."""
+        points = self.bench.changed.get(self.label)
+        idle = 0 if points is None else int((points[:, 2] == 1).sum()) - masks
+        if idle <= 0:
+            return ""
+        return f"; {counted(idle, 'point')} gave no mask, or one that is there already"
 
     # -- points
 
@@ -240,3 +253,8 @@ def _source_of(images: Any) -> FileSource | None:
     if not all(isinstance(image, str | os.PathLike) for image in images):
         raise ImageError("expected one image, or several as a list of paths; give them one by one")
     return find_source(images)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things: "1 mask", "2 masks"."""
+    return f"{number} {thing}{'s' * (number != 1)}"

@@ -74,6 +74,14 @@ class Plain:
             option.metavar = ""
         return option
 
+    def get_params(self, ctx: Any) -> Any:
+        """All options: typer's own for the shell's completion are flags too."""
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for option in params:
+            if option.name in ("install_completion", "show_completion"):
+                option.metavar = ""
+        return params
+
 
 class PlainCommand(Plain, TyperCommand):
     """A command."""

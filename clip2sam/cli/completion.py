@@ -9,7 +9,14 @@ def _any_of(names: Sequence[str]) -> Callable[[], Sequence[str]]:
     return lambda: names
 
 
-presets = _any_of(("tiny", "vit-b", "vit-l", "vit-h", "vit-h-laion"))
+PRESETS = (
+    *("tiny", "mobile", "vit-b", "vit-l", "vit-h", "vit-h-laion"),
+    *("sam2.1-t", "sam2.1-s", "sam2.1-b", "sam2.1-l", "edgetam"),
+    *("sam-hq-b", "sam-hq-l", "sam-hq-h"),
+)
+"""The names of `clip2sam.models.presets.PRESETS`."""
+
+presets = _any_of(PRESETS)
 devices = _any_of(("auto", "cpu", "cuda", "mps"))
 precisions = _any_of(("fp32", "bf16", "fp16"))
 formats = _any_of(("coco", "results", "yolo", "labelstudio", "png"))

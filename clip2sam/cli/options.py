@@ -182,7 +182,7 @@ AllowUnknown = Annotated[
 Preset = Annotated[
     str | None,
     text_option(
-        "tiny, vit-b, vit-l, vit-h or vit-h-laion. By default the first of vit-h, vit-l, vit-b and "
+        f"{', '.join(completion.PRESETS)}. By default the first of vit-h, vit-l, vit-b, mobile and "
         "vit-h-laion whose weights are here, else tiny (drawn shapes only).",
         "NAME",
         MODELS,
@@ -193,7 +193,7 @@ PresetName = Annotated[
     str,
     typer.Argument(
         metavar="PRESET",
-        help="tiny, vit-b, vit-l, vit-h or vit-h-laion.",
+        help=f"{', '.join(completion.PRESETS)}.",
         autocompletion=completion.presets,
     ),
 ]

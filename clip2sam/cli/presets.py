@@ -13,7 +13,7 @@ from clip2sam.errors import LabelError, UnknownLabelWarning
 if TYPE_CHECKING:
     from clip2sam.data.labels import LabelClass
 
-PREFERRED = ("vit-h", "vit-l", "vit-b", "vit-h-laion")
+PREFERRED = ("vit-h", "vit-l", "vit-b", "mobile", "vit-h-laion")
 """The presets for photographs, the one that is taken first in front."""
 
 
@@ -69,8 +69,8 @@ def check_known(
     fact = said_of_unknown(unknown)
     if not allow:
         raise LabelError(
-            f"{fact}; for photographs use --preset vit-b, vit-l or vit-h, or go on all the same "
-            "with --allow-unknown"
+            f"{fact}; for photographs use --preset mobile, vit-b, vit-l or vit-h, or go on all the "
+            "same with --allow-unknown"
         )
     print_warning(f"{fact}, so what it says about them means nothing")
     warnings.simplefilter("ignore", UnknownLabelWarning)  # the models would say it once more

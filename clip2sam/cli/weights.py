@@ -5,6 +5,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from clip2sam.cli import completion
@@ -26,11 +27,22 @@ def list_files(weights_dir: WeightsDir = None) -> None:
     from clip2sam.models import files
     from clip2sam.models.presets import PRESETS
 
-    out.print(Text(f"weights folder: {files.weights_dir(weights_dir)}"))
+    found = files.status(weights_dir)
+    table = Table("preset", "size", "here", "licences", "for", box=None, padding=(0, 2, 0, 0))
     for preset in PRESETS.values():
-        out.print(Text(f"  {preset.name}: {preset.description}"))
-    out.print(Text("  --clip MODEL:WEIGHTS, in any command: another CLIP of open_clip's"))
-    _print_files(files.status(weights_dir), _seen)
+        own = [file for file in found if preset.name in file.presets]
+        there = sum(file.path.exists() for file in own)
+        table.add_row(
+            preset.name,
+            _total(own),
+            {0: "no", len(own): "yes"}.get(there, "in part"),
+            ", ".join(dict.fromkeys(file.licence for file in own)),
+            preset.description,
+        )
+    out.print(table)
+    out.print(Text(f"\nweights folder: {files.weights_dir(weights_dir)}"))
+    _print_files(found, _seen)
+    out.print(Text("beside presets, in any command: --clip MODEL:WEIGHTS, a CLIP of open_clip's"))
     for path in files.others(weights_dir):
         out.print(Text(path.name, style="bold") + Text("  here, for --clip"))
 
@@ -99,6 +111,13 @@ def path(preset: PresetName, weights_dir: WeightsDir = None) -> None:
     if missing:
         chosen = "" if weights_dir is None else f" --weights-dir {quote(str(weights_dir))}"
         err.print(Text(f"or run: clip2sam weights download {preset}{chosen}", style="yellow"))
+
+
+def _total(files: "Sequence[FileStatus]") -> str:
+    """What a preset takes on the disk."""
+    sizes = [file.size for file in files]
+    known = sum(size for size in sizes if size is not None) / 1e6
+    return f"{'over ' if None in sizes else ''}{known:,.0f} MB"
 
 
 def _print_files(files: "Sequence[FileStatus]", state: "Callable[[FileStatus], str]") -> None:

@@ -180,12 +180,12 @@ def fastest(encoder: Any, batch: int, file: Path) -> AttentionChoice:
     `file`, so that later runs choose the same implementation and get the same last digits.
 
     Args:
-        encoder: segment-anything's `ImageEncoderViT`.
+        encoder: segment-anything's `ImageEncoderViT`, or another one, which has no choice.
         batch: images per batch.
         file: JSON file of times; it is made when something was timed.
     """
     weight = encoder.neck[0].weight
-    blocks = [block for block in encoder.blocks if block.attn.use_rel_pos]
+    blocks = [block for block in getattr(encoder, "blocks", ()) if block.attn.use_rel_pos]
     if not weight.is_cuda or weight.dtype == torch.float32 or not blocks:
         return MASKED
     return AttentionChoice(

@@ -18,15 +18,21 @@ import open_clip
 import torch
 from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file
-from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
 from clip2sam.errors import ConfigError, WeightsError, one_line
 from clip2sam.kernels.tensors import not_finite
 from clip2sam.models.architectures import load_tokenizer, pixels_of, record_of
-
-SAM_TYPES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
-"""SAM's model types by the width of their image encoder."""
+from clip2sam.models.sam_layout import (
+    SAM_TYPES,
+    official_names,
+    own_names,
+    preset_for,
+    type_of,
+    untrained_sam,
+    unwrapped,
+)
+from clip2sam.sam.tiny_vit import TinyViT, fold
 
 
 def load_clip(
@@ -112,57 +118,70 @@ def load_sam(model_type: str, checkpoint: str | os.PathLike[str]) -> Any:
     this module. No hash is checked here, `fetch_sam` does that.
 
     Args:
-        model_type: "vit_b", "vit_l" or "vit_h".
-        checkpoint: a state dict in the official key names, saved by `torch.save` or as safetensors;
-            any float dtype.
+        model_type: "vit_b", "vit_l", "vit_h", or "vit_t" for MobileSAM.
+        checkpoint: a state dict in the official key names, saved by `torch.save` or as safetensors,
+            or what MedSAM's or micro-sam's training saved; any float dtype.
 
     Returns:
-        `segment_anything.modeling.Sam`: on the CPU, fp32, `eval`. The file must not be overwritten
-        in place while the model lives (replacing or deleting it is harmless).
+        `segment_anything.modeling.Sam`: on the CPU, fp32, `eval`; MobileSAM's encoder is a folded
+        `TinyViT`. The file must not be overwritten in place while the model lives (replacing or
+        deleting it is harmless).
 
     Raises:
         ConfigError: no such model type.
         WeightsError: the file is missing, isn't plain tensors, or is for another architecture.
     """
 
-    if model_type not in SAM_TYPES.values():
+    if model_type not in SAM_TYPES:
         raise ConfigError(
-            f"SAM has no model type {model_type!r}; choose one of {', '.join(SAM_TYPES.values())}"
+            f"SAM has no model type {model_type!r}; choose one of {', '.join(SAM_TYPES)}"
         )
     path = Path(checkpoint)
-    state = {name: tensor.float() for name, tensor in _read_tensors(path).items()}
+    tensors = official_names(_read_tensors(path, unwrapped), path)
+    state = {name: tensor.float() for name, tensor in tensors.items()}
     # On "meta" no memory is allocated and nothing is initialised: all weights are replaced below.
     with torch.device("meta"):
-        sam = sam_model_registry[model_type]()
+        sam = untrained_sam(model_type)
     try:
-        sam.load_state_dict(state, assign=True)
+        sam.load_state_dict(own_names(state, model_type), assign=True)
     except RuntimeError as error:
         raise WeightsError(
-            f"{path} does not fit SAM {model_type}; {_advice(state)}: {one_line(error)}"
+            f"{path} does not fit SAM {model_type}; {_advice(state, model_type)}: {one_line(error)}"
         ) from error
     # The pixel statistics are not in the checkpoint, and were built on "meta" too.
     sam.pixel_mean = torch.tensor([123.675, 116.28, 103.53], device="cpu").view(3, 1, 1)
     sam.pixel_std = torch.tensor([58.395, 57.12, 57.375], device="cpu").view(3, 1, 1)
+    sam.eval()
+    if isinstance(sam.image_encoder, TinyViT):
+        fold(sam.image_encoder)
     empty = [name for name, t in [*sam.named_parameters(), *sam.named_buffers()] if t.is_meta]
     if empty:
         raise WeightsError(
             f"{path} left {', '.join(empty[:3])} of SAM {model_type} without values; "
             "use another release"
         )
-    return sam.eval()
+    return sam
 
 
-def _advice(state: dict[str, Tensor]) -> str:
-    """What to do with a SAM checkpoint that does not fit, by the width of its image encoder."""
-    embedding = state.get("image_encoder.patch_embed.proj.weight")
-    width = embedding.shape[0] if embedding is not None and embedding.ndim else 0
-    if width in SAM_TYPES:
-        return f"it looks like {SAM_TYPES[width]}, name that"
+def _advice(state: dict[str, Tensor], model_type: str) -> str:
+    """What to do with a SAM checkpoint that does not fit."""
+    looks = type_of(state)
+    if looks is not None and looks != model_type:
+        return f"it looks like {looks}, name that, or the preset {preset_for(looks)}"
     return "use an official checkpoint or one in its form"
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _unwrapped(content: Any) -> Any:
+    """The weights in what a training program saved, as open_clip finds them."""
+    held = content.get("state_dict") if isinstance(content, dict) else None
+    return held if isinstance(held, dict) else content
+
+
+def _read_tensors(path: Path, unwrap: Callable[[Any], Any] = _unwrapped) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, memory-mapped where the format allows it.
+
+    Args:
+        unwrap: finds the weights in what `torch.save` was given.
 
     Raises:
         WeightsError: no such file, or it holds anything but tensors of finite values by name.
@@ -198,13 +217,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} can't be read as tensors: {reason}; use the official checkpoint or save a "
             "state dict"
         ) from error
-    return _state_dict(path, state)
+    return _state_dict(path, unwrap(state))
 
 
 def _state_dict(path: Path, state: Any) -> dict[str, Tensor]:
-    """What `torch.load` returned, if it is tensors by name; training programs wrap them once."""
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    """The weights, if they are tensors by name."""
     values = list(state.values()) if isinstance(state, dict) else []
     if not values or not all(isinstance(value, torch.Tensor) for value in values):
         kinds = ", ".join(sorted({type(value).__name__ for value in values})) or "nothing usable"

@@ -38,6 +38,7 @@ from clip2sam.models.presets import (
     HUB_FILE,
     ClipWeights,
     EmbeddedWeights,
+    HubSamWeights,
     Preset,
     SamWeights,
     Weights,
@@ -96,7 +97,7 @@ def fetch(
 
 
 def fetch_sam(
-    which: str | Preset | SamWeights,
+    which: str | Preset | SamWeights | HubSamWeights,
     *,
     weights_dir: str | os.PathLike[str] | None = None,
     offline: bool = False,
@@ -111,7 +112,7 @@ def fetch_sam(
     Raises:
         ConfigError: no such preset.
     """
-    weights = which if isinstance(which, SamWeights) else get_preset(which).sam
+    weights = which if isinstance(which, SamWeights | HubSamWeights) else get_preset(which).sam
     return fetch_file(weights, weights_dir=weights_dir, offline=offline, progress=progress)
 
 
@@ -217,10 +218,10 @@ class _Wanted:
     """None: nobody states it."""
 
 
-Published = ClipWeights | SamWeights | _Wanted
+Published = ClipWeights | SamWeights | HubSamWeights | _Wanted
 
 
-def _wanted(weights: ClipWeights | SamWeights, path: Path) -> _Wanted:
+def _wanted(weights: ClipWeights | SamWeights | HubSamWeights, path: Path) -> _Wanted:
     """What is published of a file; what isn't is asked of the server."""
     size, sha256 = weights.size, weights.sha256
     if size is None or sha256 is None:

@@ -26,6 +26,7 @@ from clip2sam.models.presets import (
     PRESETS,
     ClipWeights,
     EmbeddedWeights,
+    HubSamWeights,
     Preset,
     SamWeights,
     Weights,
@@ -384,7 +385,7 @@ def local_file(weights: Weights, folder: str | os.PathLike[str] | None = None) -
     return LocalFile(weights, path, place, inside / f"{weights.file}.verified")
 
 
-def _in_hub_cache(weights: ClipWeights | SamWeights, folder: Path) -> Path | None:
+def _in_hub_cache(weights: ClipWeights | SamWeights | HubSamWeights, folder: Path) -> Path | None:
     """A copy that the hub's client has downloaded, for another program (HF_HOME, HF_HUB_CACHE) or
     into `hub/` of the weights folder. With another size or hash it is not the file."""
     wanted = hub_file(weights.url)

@@ -27,11 +27,13 @@ from clip2sam.models.locators import (
     needs_clip,
     settings_for,
 )
-from clip2sam.models.presets import EmbeddedWeights, Preset, get_preset
+from clip2sam.models.presets import EmbeddedWeights, HubSamWeights, Preset, get_preset
+from clip2sam.models.transformers_sam import load_transformers_sam
 from clip2sam.pipeline import Segmenter
-from clip2sam.sam import Cutter, PromptSAM
+from clip2sam.sam import CUTTERS, Cutter, PromptSAM
 from clip2sam.tiny.models import load_tiny_clip, load_tiny_sam
 from clip2sam.tiny.vocabulary import UnknownLabels
+from clip2sam.trained.hub import needed_transformers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtypes by the names of `load`'s precisions."""
@@ -58,15 +60,16 @@ def load(
     """Load a segmenter.
 
     Args:
-        preset: "tiny" (inside the package; knows only drawn shapes), "vit-b", "vit-l", "vit-h",
-            "vit-h-laion", or a `Preset` of your own: missing files are downloaded and verified.
-            None if both models are given.
+        preset: a name of `clip2sam.models.presets.PRESETS`, such as "tiny" (inside the package;
+            knows only drawn shapes), "mobile" or "vit-h", or a `Preset` of your own: missing files
+            are downloaded and verified. None if both models are given.
         clip, tokenizer, sam: your own open_clip model (with its tokenizer, if that isn't OpenAI's)
-            and your own segment-anything model or `clip2sam.sam.Cutter`, in place of the preset's.
-            They are moved to the device; a `Cutter` keeps its precision. `clip` may also be the
-            name of any CLIP that open_clip offers and surgery can take, "MODEL:WEIGHTS", such as
-            "ViT-L-14:openai", which is downloaded. The settings stay the preset's, but scores of
-            another CLIP have another scale: choose a presence threshold (`clip2sam tune`).
+            and your own segment-anything model, `Sam2Model`, `EdgeTamModel` or `SamHQModel` of
+            transformers, or `clip2sam.sam.Cutter`, in place of the preset's. They are moved to the
+            device; a `Cutter` keeps its precision. `clip` may also be the name of any CLIP that
+            open_clip offers and surgery can take, "MODEL:WEIGHTS", such as "ViT-L-14:openai", which
+            is downloaded. The settings stay the preset's, but scores of another CLIP have another
+            scale: choose a presence threshold (`clip2sam tune`).
         config: the settings; by default the preset's. `clip2sam.published()` is the published demo.
         method: how labels are found, in the place of the settings' method: a name of
             `clip2sam.clip.METHODS` or of `clip2sam.models.locators.LOCATORS`, a `Method`, or a
@@ -117,6 +120,8 @@ def load(
     if chosen is not None:
         needed: list[Kind] = ["clip"] if clip is None and with_clip else []
         needed += ["sam"] if sam is None else []
+        if "sam" in needed and isinstance(chosen.sam, HubSamWeights):
+            needed_transformers(f"the preset {chosen.name}")  # ahead of a download
         own = {"clip": clip_checkpoint, "sam": sam_checkpoint}
         kinds = [kind for kind in needed if own[kind] is None]
         fetched = fetch(chosen, weights_dir=weights_dir, offline=offline, kinds=kinds)
@@ -184,10 +189,28 @@ def _as_cutter(
         sam.model.to(device)
         return sam
     sam = sam.to(device)
+    kind = getattr(getattr(sam, "config", None), "model_type", None)
+    if kind is not None:
+        return _transformers_cutter(sam, kind, dtype, compiled=compiled)
     # Prompt encoder and mask decoder stay in fp32: they are cheap and decide the mask's edge.
     sam.image_encoder.to(dtype)
     attention = fastest(sam.image_encoder, IMAGES_PER_BATCH, kept / "attention.json")
     return PromptSAM(sam, attention, compiled=compiled)
+
+
+def _transformers_cutter(sam: Any, kind: str, dtype: torch.dtype, *, compiled: bool) -> Cutter:
+    if kind not in CUTTERS:
+        raise ConfigError(
+            f"sam is transformers' {type(sam).__name__}, which can't be used here; give its "
+            "Sam2Model, EdgeTamModel or SamHQModel"
+        )
+    if compiled:
+        raise ConfigError(
+            f"compiled is for segment-anything's models, but sam is a {type(sam).__name__}; leave "
+            "it out"
+        )
+    sam.float().vision_encoder.to(dtype)
+    return CUTTERS[kind](sam)
 
 
 def _check_paths(kind: str, **paths: Any) -> None:
@@ -225,6 +248,8 @@ def _load_sam(preset: Preset, checkpoint: str | os.PathLike[str]) -> Any:
     weights = preset.sam
     if isinstance(weights, EmbeddedWeights):
         return load_tiny_sam(checkpoint)
+    if isinstance(weights, HubSamWeights):
+        return load_transformers_sam(weights.architecture, checkpoint)
     return load_sam(weights.model_type, checkpoint)
 
 

@@ -52,7 +52,8 @@ class SamWeights:
     """A SAM checkpoint with its published size and hash."""
 
     model_type: str
-    """segment-anything's name of the architecture: "vit_b", "vit_l" or "vit_h"."""
+    """segment-anything's name of the architecture: "vit_b", "vit_l" or "vit_h"; "vit_t" is
+    MobileSAM's."""
     file: str
     """Its name in the weights folder."""
     size: int | None
@@ -83,7 +84,35 @@ class EmbeddedWeights:
         return EMBEDDED[self.file][1] if self.file in EMBEDDED else None
 
 
-Weights = ClipWeights | SamWeights | EmbeddedWeights
+@dataclass(frozen=True)
+class HubSamWeights:
+    """Weights of a cutter of transformers: one safetensors file of the Hugging Face hub at a pinned
+    commit. Its architecture is in `clip2sam.models.transformers_sam`, so nothing else is needed."""
+
+    architecture: str
+    """A name of `clip2sam.models.transformers_sam.ARCHITECTURES`."""
+    hub: str
+    """The repository: "owner/name"."""
+    revision: str
+    """The commit."""
+    size: int | None = None
+    """Bytes; None: what the hub states."""
+    sha256: str | None = None
+    """64 hexadecimal digits. None: as in `ClipWeights`."""
+    licence: str = "Apache-2.0"
+
+    @property
+    def file(self) -> str:
+        """Its name in the weights folder."""
+        return f"{self.hub.split('/')[1].lower()}.safetensors"
+
+    @property
+    def url(self) -> str:
+        """Where the file is published."""
+        return hf_hub_url(self.hub, "model.safetensors", revision=self.revision)
+
+
+Weights = ClipWeights | SamWeights | HubSamWeights | EmbeddedWeights
 
 
 @dataclass(frozen=True)
@@ -92,7 +121,7 @@ class Preset:
 
     name: str
     clip: ClipWeights | EmbeddedWeights
-    sam: SamWeights | EmbeddedWeights
+    sam: SamWeights | HubSamWeights | EmbeddedWeights
     description: str
     """One line for `clip2sam weights list`."""
     resolution: int | None = None
@@ -128,6 +157,56 @@ _SAM_H = _official_sam(
     2564550879,
     "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
 )
+# Commits, sizes and hashes as several independent projects pin them. The sizes are, to the byte,
+# those of the architectures in `clip2sam.models.transformers_sam` with the parts for video.
+_SAM2_T = HubSamWeights(
+    "sam2.1-t",
+    "facebook/sam2.1-hiera-tiny",
+    "de431c4043854a71d8101e17995dfe596bf101a5",
+    155908064,
+    "48c14467e5cf9e51870511feb72c89688e82dd74523142c0538b663e193ac2a7",
+)
+_SAM2_S = HubSamWeights(
+    "sam2.1-s",
+    "facebook/sam2.1-hiera-small",
+    "ee5bba1d82bb8749febdf90f45e84b687142ba03",
+    184305280,
+    "0a4067b11ce1e23d5229203f11c718a823060d15a4b23fa2372a7d4b77cbbc60",
+)
+_SAM2_B = HubSamWeights(
+    "sam2.1-b",
+    "facebook/sam2.1-hiera-base-plus",
+    "b7320756a13354e7530a63935656d35b2f91a290",
+    323476296,
+    "2012733a0de5d03efd1bba550a2847c4551be9ef2e0d497c83074df66189f780",
+)
+_SAM2_L = HubSamWeights(
+    "sam2.1-l",
+    "facebook/sam2.1-hiera-large",
+    "665f8e2ad61cf5f53d65644ff27c8ee525124610",
+    897897416,
+    "dc407dce21301fd94abb395c5099b4f2c455fdc8a8f261ac3d0ea6d4cd197230",
+)
+_EDGETAM = HubSamWeights(
+    "edgetam",
+    "yonigozlan/EdgeTAM-hf",
+    "c266ce53b3fc00f0f495b583f6a116c4e57f53bb",
+    55912824,
+    "8858f8e4757b0b96dab8763f296ecffd845efbbbf698f64163cfa20a63d5fff4",
+)
+# Source: https://github.com/ChaoningZhang/MobileSAM, at a commit that other projects pin too.
+_MOBILE_SAM = SamWeights(
+    "vit_t",
+    "mobile_sam.pt",
+    40728226,
+    "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+    "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/"
+    "f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt",
+)
+# Their hashes are not pinned by anyone that could be found: what the hub states counts.
+_SAM_HQ_B = HubSamWeights("sam-hq-b", "syscv-community/sam-hq-vit-base", "main")
+_SAM_HQ_L = HubSamWeights("sam-hq-l", "syscv-community/sam-hq-vit-large", "main")
+_SAM_HQ_H = HubSamWeights("sam-hq-h", "syscv-community/sam-hq-vit-huge", "main")
 # The published method's CLIP for every SAM: a larger CLIP is not better at localisation (L/14 is
 # often worse).
 _OPENAI = ClipWeights(
@@ -165,16 +244,30 @@ PRESETS: dict[str, Preset] = {
             config=Config(presence_threshold=0.32, background_prompts=_TINY_BACKGROUND),
         ),
         Preset(
+            "mobile",
+            _OPENAI,
+            _MOBILE_SAM,
+            "OpenAI CLIP ViT-B/16 and MobileSAM (its encoder: 0.4 s on two cores): for a CPU",
+        ),
+        Preset(
             "vit-b",
             _OPENAI,
             _SAM_B,
-            "OpenAI CLIP ViT-B/16 and SAM ViT-B: the fastest for photographs",
+            "OpenAI CLIP ViT-B/16 and SAM ViT-B: the smallest of SAM's own encoders",
         ),
         Preset("vit-l", _OPENAI, _SAM_L, "OpenAI CLIP ViT-B/16 and SAM ViT-L"),
         Preset(
             "vit-h", _OPENAI, _SAM_H, "OpenAI CLIP ViT-B/16 and SAM ViT-H: the published method"
         ),
         Preset("vit-h-laion", _LAION, _SAM_H, "LAION-2B CLIP ViT-B/16 and SAM ViT-H"),
+        Preset("sam2.1-t", _OPENAI, _SAM2_T, "OpenAI CLIP ViT-B/16 and SAM 2.1 tiny"),
+        Preset("sam2.1-s", _OPENAI, _SAM2_S, "OpenAI CLIP ViT-B/16 and SAM 2.1 small"),
+        Preset("sam2.1-b", _OPENAI, _SAM2_B, "OpenAI CLIP ViT-B/16 and SAM 2.1 base+"),
+        Preset("sam2.1-l", _OPENAI, _SAM2_L, "OpenAI CLIP ViT-B/16 and SAM 2.1 large"),
+        Preset("edgetam", _OPENAI, _EDGETAM, "OpenAI CLIP ViT-B/16 and EdgeTAM"),
+        Preset("sam-hq-b", _OPENAI, _SAM_HQ_B, "OpenAI CLIP ViT-B/16 and SAM-HQ ViT-B"),
+        Preset("sam-hq-l", _OPENAI, _SAM_HQ_L, "OpenAI CLIP ViT-B/16 and SAM-HQ ViT-L"),
+        Preset("sam-hq-h", _OPENAI, _SAM_HQ_H, "OpenAI CLIP ViT-B/16 and SAM-HQ ViT-H"),
     )
 }
 """The presets that have a name."""

@@ -2,5 +2,6 @@
 
 from clip2sam.sam.cutter import Cutter
 from clip2sam.sam.model import PromptSAM
+from clip2sam.sam.transformers_sam import CUTTERS
 
-__all__ = ["Cutter", "PromptSAM"]
+__all__ = ["CUTTERS", "Cutter", "PromptSAM"]

@@ -11,6 +11,7 @@ https://github.com/facebookresearch/segment-anything, `modeling/mask_decoder.py`
 `modeling/transformer.py`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,22 @@ class ImageTerms(NamedTuple):
     """The first layer's products, which don't depend on the prompt yet."""
 
 
+Finish = Callable[[Tensor, Tensor, tuple[int, int], Tensor], tuple[Tensor, Tensor]]
+"""What a decoder makes of its transformer's output: from the tokens (prompts, tokens, channels),
+the image (prompts, places, channels), its rows and columns of places, and the image of each prompt,
+the logits (prompts, candidates, low, low) and the predicted IoU (prompts, candidates)."""
+
+
+class Parts(NamedTuple):
+    """A mask decoder in parts: what differs between models is around the two-way transformer."""
+
+    outputs: Float[Tensor, "outputs channels"]
+    """The decoder's own tokens, ahead of those of the prompt."""
+    transformer: Any
+    """With the names of segment-anything's `TwoWayTransformer`."""
+    finish: Finish
+
+
 def decode(
     decoder: Any,
     images: Float[Tensor, "images channels rows cols"],
@@ -55,7 +72,7 @@ def decode(
     """Decode prompts on images into the three candidate masks.
 
     Args:
-        decoder: segment-anything's `MaskDecoder`.
+        decoder: segment-anything's `MaskDecoder`, or another model's as `Parts`.
         images: the image encoder's output.
         image_positions: the prompt encoder's `get_dense_pe`.
         no_mask: the embedding that stands for "no mask given".
@@ -68,37 +85,47 @@ def decode(
     Returns:
         Logits at 4 times the embedding's resolution, and the predicted IoU of each candidate.
     """
+    parts = decoder if isinstance(decoder, Parts) else _parts(decoder)
     count = len(sparse)
     filled = torch.arange(count + -count % batch_size, device=sparse.device).clamp(max=count - 1)
-    terms = _image_terms(decoder.transformer, images + no_mask[:, None, None], image_positions)
+    terms = _image_terms(parts.transformer, images + no_mask[:, None, None], image_positions)
     batches = [
-        _decode_batch(decoder, terms, sparse[i], attended[i], image_index[i])
+        _decode_batch(parts, terms, sparse[i], attended[i], image_index[i])
         for i in filled.split(batch_size)
     ]
     logits, iou = zip(*batches, strict=True)
     return torch.cat(logits)[:count], torch.cat(iou)[:count]
 
 
+def _parts(decoder: Any) -> Parts:
+    """Those of segment-anything's `MaskDecoder`."""
+
+    def finish(
+        tokens: Tensor, keys: Tensor, size: tuple[int, int], _: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        multimask = range(1, decoder.num_mask_tokens)  # token 0 is the single-mask output
+        hyper = torch.stack(
+            [decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in multimask], dim=1
+        )
+        iou = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
+        return _mask_logits(decoder.output_upscaling, keys, size, hyper), iou
+
+    outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    return Parts(outputs, decoder.transformer, finish)
+
+
 def _decode_batch(
-    decoder: Any, terms: ImageTerms, sparse: Tensor, attended: Tensor, image_index: Tensor
+    parts: Parts, terms: ImageTerms, sparse: Tensor, attended: Tensor, image_index: Tensor
 ) -> tuple[Tensor, Tensor]:
     if on_host(sparse):  # cut padding that no prompt here needs; a GPU would have to be waited for
         used = attended.any(dim=0)
         sparse, attended = sparse[:, used], attended[:, used]
-    outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(
-        len(sparse), -1, -1
-    )
-    tokens = torch.cat([outputs, sparse], dim=1)
-    keep = F.pad(attended, (outputs.shape[1], 0), value=True)[:, None, None]
+    tokens = torch.cat([parts.outputs.expand(len(sparse), -1, -1), sparse], dim=1)
+    keep = F.pad(attended, (len(parts.outputs), 0), value=True)[:, None, None]
     if len(terms.keys) > 1:  # a single image is broadcast over the prompts, without a copy
         terms = terms._replace(keys=terms.keys[image_index], first=terms.first[image_index])
-    tokens, keys = _two_way(decoder.transformer, terms, tokens, keep)
-    multimask = range(1, decoder.num_mask_tokens)  # token 0 is the single-mask output
-    hyper = torch.stack(
-        [decoder.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in multimask], dim=1
-    )
-    iou = decoder.iou_prediction_head(tokens[:, 0])[:, 1:]
-    return _mask_logits(decoder.output_upscaling, keys, terms.size, hyper), iou
+    tokens, keys = _two_way(parts.transformer, terms, tokens, keep)
+    return parts.finish(tokens, keys, terms.size, image_index)
 
 
 def _image_terms(transformer: Any, images: Tensor, image_positions: Tensor) -> ImageTerms:
@@ -204,16 +231,22 @@ def _mask_logits(
     in order at the very end: the logits have far fewer channels than the upscaled image.
     """
     first, norm, activation, second, _ = upscaling
-    x = _upscale_twice(first, keys)  # (prompts, places, 2, 2, channels / 4)
+    x = upscale_twice(first, keys)  # (prompts, places, 2, 2, channels / 4)
     x = activation(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
-    x = activation(_upscale_twice(second, x))  # (prompts, places, 2, 2, 2, 2, channels / 8)
-    logits = x.flatten(1, -2) @ hyper.transpose(1, 2)
+    x = activation(upscale_twice(second, x))  # (prompts, places, 2, 2, 2, 2, channels / 8)
+    return in_order(x.flatten(1, -2) @ hyper.transpose(1, 2), size)
+
+
+def in_order(
+    pixels: Float[Tensor, "prompts pixels channels"], size: tuple[int, int]
+) -> Float[Tensor, "prompts channels low_rows low_cols"]:
+    """Pixels of places that were upscaled twice, put in order: 4 times `size`, rows and columns."""
     # row, col, then row and col within the place at half and at quarter resolution
-    logits = logits.unflatten(1, (*size, 2, 2, 2, 2))
-    return logits.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5).flatten(2, 4)
+    pixels = pixels.unflatten(1, (*size, 2, 2, 2, 2))
+    return pixels.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5).flatten(2, 4)
 
 
-def _upscale_twice(
+def upscale_twice(
     convolution: nn.ConvTranspose2d, x: Float[Tensor, "*places channels"]
 ) -> Float[Tensor, "*places 2 2 out"]:
     """A transposed convolution of kernel and stride 2: each place gives 2 x 2 results.

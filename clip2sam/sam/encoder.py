@@ -52,7 +52,7 @@ def encode_image(
     kinds = {(block.window_size, block.attn.num_heads) for block in encoder.blocks}
     # Window size 0 stands for global attention: one window of the image's size, without padding.
     indices = {
-        (side, heads): _window_indices(x, heads, side or x.shape[1], side or x.shape[2])
+        (side, heads): window_indices(x, heads, side or x.shape[1], side or x.shape[2])
         for side, heads in kinds
     }
     for block in encoder.blocks:
@@ -86,7 +86,7 @@ def _embed_patches(
     return F.linear(patches, convolution.weight.flatten(1), convolution.bias)
 
 
-def _window_indices(
+def window_indices(
     x: Float[Tensor, "batch rows cols width"], heads: int, window_rows: int, window_cols: int
 ) -> WindowIndices:
     """Indices for windows of that many tokens: image by image, windows row by row."""
@@ -102,10 +102,16 @@ def _window_indices(
         .flatten(0, 2)
     )
     # The qkv layer gives each token 3 x heads rows: all queries, then all keys, then all values.
-    head = torch.arange(heads, device=x.device)[:, None, None]
-    partition = tokens[:, None] * 3 * heads + head
-    # Sorting inverts a gather. The zero token's indices are the largest: they come last, and go.
-    return WindowIndices(partition, partition.flatten().argsort()[: count * heads])
+    head = torch.arange(heads, device=x.device)
+    partition = tokens[:, None] * 3 * heads + head[:, None, None]
+    # Back: each token's window and its place there, by division.
+    image, row, col = (torch.arange(n, device=x.device) for n in (batch, rows, cols))
+    high, wide = -(-rows // window_rows), -(-cols // window_cols)
+    window = (image[:, None] * high + row // window_rows)[..., None] * wide + col // window_cols
+    place = (row % window_rows)[:, None] * window_cols + col % window_cols
+    of_head = window[..., None] * heads + head  # batch, row, col, head
+    unpartition = of_head * (window_rows * window_cols) + place[..., None]
+    return WindowIndices(partition, unpartition.flatten())
 
 
 def _self_attention(

@@ -18,13 +18,21 @@ from clip2sam.sam.prompts import embed_masks, embed_sparse
 from clip2sam.types import Candidates, Embeddings, Prompts, image_index
 
 
+def encode(encoder: Any, pixels: Tensor, attention: AttentionChoice) -> Tensor:
+    """The image encoder's output: of SAM's ViT by `encode_image`, of another one by itself."""
+    if hasattr(encoder, "blocks"):
+        return encode_image(encoder, pixels, attention)
+    return encoder(pixels)
+
+
 class PromptSAM(Cutter):
     """A segment-anything model that takes the prompts of many labels at once.
 
     Args:
-        sam: segment-anything's `Sam`, in evaluation mode, on its device. Its image encoder may be
-            in bfloat16 or float16; the prompt encoder and the mask decoder are in fp32.
-        attention: how the image encoder computes its attention, see `clip2sam.kernels.relative`.
+        sam: segment-anything's `Sam`, in evaluation mode, on its device. Its image encoder is SAM's
+            ViT, or another one with its output, `img_size` and `neck`, such as MobileSAM's; it may
+            be in bfloat16 or float16. The prompt encoder and the mask decoder are in fp32.
+        attention: how SAM's ViT computes its attention, see `clip2sam.kernels.relative`.
         compiled: put the image encoder through `torch.compile`, once for every batch size.
     """
 
@@ -34,7 +42,7 @@ class PromptSAM(Cutter):
         self.sam = sam.eval()
         self.attention = attention
         self.mask_threshold = sam.mask_threshold
-        self._encode = torch.compile(encode_image, dynamic=False) if compiled else encode_image
+        self._encode = torch.compile(encode, dynamic=False) if compiled else encode
 
     @property
     def model(self) -> nn.Module:

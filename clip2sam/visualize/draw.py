@@ -1,6 +1,6 @@
 """One thing over one image: its map, its grid, its points, or its masks with their tags."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import cv2
@@ -204,6 +204,7 @@ def draw_masks(
     ax: Axes | None = None,
     numbered: bool = False,
     tagged: bool = True,
+    top: Collection[int] = (),
 ) -> Axes:
     """Masks over the image, outlined and faintly filled, each with a tag of its name and score.
 
@@ -218,6 +219,7 @@ def draw_masks(
         colours: one a mask, see `colour`.
         numbered: tags show the mask's position in the list, from 1: for too many masks to name.
         tagged: False for no tags at all.
+        top: the masks, by index, that are drawn after all others, whatever their size.
 
     Raises:
         ImageError: the masks are not of the image's size.
@@ -231,7 +233,7 @@ def draw_masks(
     canvas = canvas_of(pixels)
     small = [shrunk_mask(mask, canvas.shape[0], canvas.shape[1]) for mask in masks]
     drawn = [i for i, mask in enumerate(small) if mask.any()]
-    order = sorted(drawn, key=lambda i: -int(small[i].sum()))
+    order = sorted(drawn, key=lambda i: (i in top, -int(small[i].sum())))
     for i in order:
         mixed = canvas[small[i]] * (1 - FILL) + np.array(colours[i]) * (255 * FILL)
         canvas[small[i]] = mixed.astype(np.uint8)
