@@ -24,6 +24,8 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content = content
         self.files: dict[str, bytes] = {}
+        self.missing: set[str] = set()
+        """Last parts of addresses that give 404 to a HEAD."""
         self.faults: list[str] = []
         self.ranges = True
         self.tell_length = True
@@ -69,7 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.server.asked.append(self.path)
         moved = self.path.endswith("moved")
-        self._headers(302 if moved else 200, len(self.server.content_at(self.path)))
+        missing = self.path.rpartition("/")[2] in self.server.missing
+        status = 302 if moved else 404 if missing else 200
+        self._headers(status, len(self.server.content_at(self.path)))
 
     def do_GET(self) -> None:
         server = self.server

@@ -608,7 +608,7 @@ def test_help_loads_neither_torch_nor_matplotlib():
 
 
 MODELS = {"--preset", "--resolution", "--device", "--precision", "--clip-checkpoint"}
-MODELS |= {"--sam-checkpoint", "--weights-dir", "--offline"}
+MODELS |= {"--clip", "--sam-checkpoint", "--weights-dir", "--offline"}
 LABELS = {"--label", "--labels", "--distractor", "--allow-unknown"}
 MAPS = {"--method", "--published", "--no-feature-surgery", "--presence-threshold"}
 MAPS |= {"--tile", "--tile-overlap"}
@@ -761,6 +761,8 @@ MISTAKES = [
     ("explain street.png star --output x.doc", 2, "let the name end in .png"),
     ("explain street.png star --output file/x.png", 5, "can't be written (Not a directory)"),
     ("explain street.png star --preset huge", 2, "no preset is called 'huge'"),
+    ("segment street.png --label star --clip ViT-L-14", 2, "a CLIP is named MODEL:WEIGHTS"),
+    ("label street.png --label star --clip ViT-L-14:openai", 2, "name the preset too: --preset"),
     ("tune nowhere --label star", 2, "no such file or folder"),
     ("tune street.png --label star --device mips", 2, "clip2sam does not run on 'mips'"),
     ("tune street.png --label star --figure x.doc", 2, "let the name end in .png"),

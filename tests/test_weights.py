@@ -982,6 +982,7 @@ def test_open_clip_reads_tensors_only(architecture, tmp_path, monkeypatch):
         lambda *args, **kwargs: given.update(kwargs) or create(*args, **kwargs),
     )
     load_clip(architecture, path)
+    assert given.pop("force_preprocess_cfg") == {}, "nothing is known of it"
     assert given == {"pretrained": str(path), "weights_only": True}
 
 
@@ -1287,7 +1288,7 @@ def test_own_preset(hub, own_preset, tmp_path):
 
 
 def test_activation_is_checked_on_loading(own_preset, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "get_pretrained_cfg", lambda *_: {"quick_gelu": False})
+    monkeypatch.setattr(checkpoints, "record_of", lambda *_: {"quick_gelu": False})
     with pytest.raises(ConfigError, match=r"'my-run' of weights-test .*; use 'weights-test'"):
         load(own_preset, weights_dir=tmp_path, device="cpu")
 
@@ -1419,7 +1420,8 @@ def test_wrong_arguments_are_found_before_anything_is_loaded(monkeypatch):
         ({"config": {"grid": 3}}, "config must be a Config, such as"),
         ({"resolution": 0}, "resolution must be a whole number from 1 to 8192 pixels, but got 0"),
         ({"resolution": 100_000}, "resolution must be .*, but got 100000"),
-        ({"clip": "ViT-B-16"}, "clip must be a model .*, but got 'ViT-B-16'"),
+        ({"clip": "ViT-B-16"}, "a CLIP is named MODEL:WEIGHTS .*, but got 'ViT-B-16'"),
+        ({"clip": 3}, "clip must be a model .*, but got 3"),
         ({"sam": {}}, "sam must be a model .*, but got {}"),
         ({"sam_checkpoint": ""}, "sam_checkpoint must be the path of a file, but got ''"),
         ({"clip_checkpoint": 7}, "clip_checkpoint must be the path of a file, but got 7"),

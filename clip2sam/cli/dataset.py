@@ -143,7 +143,7 @@ def label(
                 label_set,
                 output,
                 segmenter=load_models,
-                preset=models.preset or "tiny",
+                preset=models.name,
                 root=root,
                 retry_failed=retry_failed,
                 changed=changed,  # type: ignore[arg-type]  # checked above

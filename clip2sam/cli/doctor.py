@@ -113,6 +113,8 @@ def _weights(weights_dir: Path | None, wrong: list[str]) -> Iterator[str]:
         yield f"  {file.file}: {file.state}, for {', '.join(file.presets)}"
         if file.problem:
             wrong.append(file.problem)
+    for path in files.others(weights_dir):
+        yield f"  {path.name}: there, for --clip"
 
 
 def _writable(weights_dir: Path | None) -> Iterator[str]:

@@ -15,7 +15,7 @@ from clip2sam.config import Config, checked_resolution, published
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.data.sources import FileSource
 from clip2sam.data.urls import WebSource, find_images
-from clip2sam.errors import LabelError, WeightsError
+from clip2sam.errors import ConfigError, LabelError, WeightsError
 from clip2sam.models.devices import check_device, check_precision
 from clip2sam.models.locators import checked_method, settings_for
 
@@ -100,6 +100,7 @@ class ModelOptions:
     """The models, and where they compute."""
 
     preset: options.Preset = None
+    clip: options.Clip = None
     resolution: options.Resolution = None
     device: options.Device = "auto"
     precision: options.Precision = "fp32"
@@ -110,18 +111,20 @@ class ModelOptions:
     offline: options.Offline = False
 
     def chosen(self, *, method: str | None = None, run: Path | None = None) -> "ModelOptions":
-        """The same with a preset, see `chosen_preset`. All is checked that needs no PyTorch: a
-        mistake is told at once.
+        """The same with a preset, see `chosen_preset`, and the CLIP's name in open_clip's
+        spelling. All is checked that needs no PyTorch: a mistake is told at once.
 
         Raises:
-            ConfigError: an unknown preset, device, precision or method, or a resolution that can't
-                be.
+            ConfigError: an unknown preset, device, precision or method, a resolution that can't be,
+                or a CLIP's name of another form, or without a preset for its SAM.
             WeightsError: a checkpoint that isn't there.
         """
+        from clip2sam.models.clips import split_clip_name
         from clip2sam.models.presets import get_preset
 
         if self.preset is not None:
             get_preset(self.preset)
+        clip = None if self.clip is None else ":".join(split_clip_name(self.clip))
         if method is not None:
             checked_method(method)
         check_device(self.device)
@@ -134,7 +137,18 @@ class ModelOptions:
                 option = f"--{name.replace('_', '-')}"
                 raise WeightsError(f"{path}: no such file; check the path of {option}")
         preset = chosen_preset(self.preset, weights_dir=self.weights_dir, run=run)
-        return replace(self, preset=preset)
+        if self.clip is not None and self.preset is None and preset == "tiny":
+            raise ConfigError(
+                "--clip takes the place of a preset's CLIP, and its SAM stays, but no weights for "
+                "photographs are here; name the preset too: --preset vit-b, vit-l or vit-h"
+            )
+        return replace(self, preset=preset, clip=clip)
+
+    @property
+    def name(self) -> str:
+        """What a run's files call the models."""
+        preset = self.preset or "tiny"
+        return preset if self.clip is None else f"{preset} with {self.clip}"
 
     def check_known(
         self,
@@ -151,9 +165,7 @@ class ModelOptions:
         Raises:
             LabelError: there are such labels.
         """
-        return check_known(
-            self.preset or "tiny", classes, method=method, allow=labels.allow_unknown
-        )
+        return check_known(self.name, classes, method=method, allow=labels.allow_unknown)
 
     def config(
         self,
@@ -168,10 +180,13 @@ class ModelOptions:
         Raises:
             ConfigError: an unknown method, or a value out of range.
         """
+        from clip2sam.models.clips import settings_of
         from clip2sam.models.presets import get_preset
 
         maps, masks = maps or MapOptions(), masks or MaskOptions()
-        base = published() if maps.published else get_preset(self.preset or "tiny").config
+        preset = get_preset(self.preset or "tiny")
+        own = preset.config if self.clip is None else settings_of(preset)
+        base = published() if maps.published else own
         if method is not None:
             base = settings_for(checked_method(method), base)
         tile = maps.tile
@@ -204,6 +219,7 @@ class ModelOptions:
 
         return load(
             self.preset,
+            clip=self.clip,
             config=config,
             method=method,
             device=self.device,

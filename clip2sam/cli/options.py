@@ -208,8 +208,18 @@ Precision = Annotated[
     str, text_option("fp32, bf16 or fp16.", "NAME", MODELS, completed=completion.precisions)
 ]
 Compile = Annotated[bool, flag("--compile", "Apply torch.compile to SAM's image encoder.", MODELS)]
+Clip = Annotated[
+    str | None,
+    text_option(
+        "Another CLIP than the preset's, as open_clip names it: ViT-L-14:openai. Give a "
+        "--presence-threshold for it, see clip2sam tune.",
+        "MODEL:WEIGHTS",
+        MODELS,
+    ),
+]
 ClipCheckpoint = Annotated[
-    Path | None, path_option("A file of your own for the preset's CLIP.", panel=MODELS)
+    Path | None,
+    path_option("A file of your own for the preset's CLIP, or for that of --clip.", panel=MODELS),
 ]
 SamCheckpoint = Annotated[
     Path | None, path_option("A file of your own for the preset's SAM.", panel=MODELS)

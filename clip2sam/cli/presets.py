@@ -36,9 +36,9 @@ def chosen_preset(
     if preset is not None:
         return preset
     if run is not None and (run / MANIFEST).exists():
-        begun = open_run(run).fingerprint.get("preset")
+        begun = str(open_run(run).fingerprint.get("preset")).partition(" with ")[0]
         if begun in PRESETS:
-            return str(begun)
+            return begun
     for name in PREFERRED:
         if all(file.state in ("present", "verified") for file in status(weights_dir, [name])):
             err.print(Text(f"preset {name}: its weights are here and no --preset is given"))

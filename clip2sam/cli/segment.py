@@ -100,7 +100,7 @@ def segment(
                 overlays=overlays,  # type: ignore[arg-type]  # checked above
                 polygons=polygons,
                 tolerance=pixels,
-                preset=models.preset or "tiny",
+                preset=models.name,
                 on_image=on_image,
             )
         except KeyboardInterrupt:

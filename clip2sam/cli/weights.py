@@ -42,6 +42,9 @@ def list_files(weights_dir: WeightsDir = None) -> None:
     out.print(table)
     out.print(Text(f"\nweights folder: {files.weights_dir(weights_dir)}"))
     _print_files(found, _seen)
+    out.print(Text("beside presets, in any command: --clip MODEL:WEIGHTS, a CLIP of open_clip's"))
+    for path in files.others(weights_dir):
+        out.print(Text(path.name, style="bold") + Text("  here, for --clip"))
 
 
 @app.command()

@@ -85,6 +85,16 @@ def grid_side(visual: Any, resolution: int) -> int:
     return resolution // visual.patch_size[0]
 
 
+def check_tower(visual: Any) -> None:
+    """Raise a ConfigError unless surgery can take this image tower. Its weights are not read."""
+    if hasattr(visual, "attnpool") and hasattr(visual, "layer4"):
+        return
+    if hasattr(visual, "trunk"):
+        timm_tower.check_timm(visual)
+    else:
+        check_transformer(visual)
+
+
 def check_transformer(visual: Any) -> None:
     """Raise a ConfigError unless `visual` is a ViT whose attention and pooling surgery knows."""
     needed = ("conv1", "class_embedding", "positional_embedding", "transformer", "ln_post", "proj")

@@ -16,13 +16,13 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.pretrained import get_pretrained_cfg
 from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clip2sam.errors import ConfigError, WeightsError, one_line
 from clip2sam.kernels.tensors import not_finite
+from clip2sam.models.architectures import load_tokenizer, pixels_of, record_of
 from clip2sam.models.sam_layout import (
     SAM_TYPES,
     official_names,
@@ -36,7 +36,12 @@ from clip2sam.sam.tiny_vit import TinyViT, fold
 
 
 def load_clip(
-    model: str, checkpoint: str | os.PathLike[str], *, pretrained: str | None = None
+    model: str,
+    checkpoint: str | os.PathLike[str],
+    *,
+    pretrained: str | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    offline: bool = False,
 ) -> tuple[nn.Module, Callable[..., Tensor]]:
     """Build one of open_clip's models and fill it from a file.
 
@@ -47,14 +52,16 @@ def load_clip(
         model: open_clip's name of the architecture, such as "ViT-B-16-quickgelu".
         checkpoint: safetensors, or a state dict saved by `torch.save`, in open_clip's key names.
         pretrained: open_clip's name of the weights, if they have one: then `check_quickgelu` is
-            called.
+            called, and pixels are normalised as they expect it.
+        cache, offline: for the tokenizer, see `load_tokenizer`.
 
     Returns:
         (model, tokenizer): on the CPU, fp32, `eval`.
 
     Raises:
         ConfigError: open_clip has no such architecture, or the weights need the other activation.
-        WeightsError: the file is missing, isn't plain tensors, or is for another architecture.
+        WeightsError: the file is missing, isn't plain tensors, or is for another architecture; or
+            the tokenizer is missing.
     """
 
     if model not in open_clip.list_models():
@@ -65,15 +72,18 @@ def load_clip(
     # resolved: in the hub's cache they end in .safetensors, and the blobs behind them don't.
     path = Path(os.path.abspath(checkpoint))
     _read_tensors(path)  # open_clip reads it again; this one refuses other files in clear words
+    pixels = pixels_of(model, pretrained or "")
     try:
-        clip = open_clip.create_model(model, pretrained=str(path), weights_only=True)
+        clip = open_clip.create_model(
+            model, pretrained=str(path), weights_only=True, force_preprocess_cfg=pixels
+        )
     except Exception as error:  # it converts foreign checkpoints by their names, and trips on some
         raise WeightsError(
             f"{path} does not fit open_clip's {model}: {one_line(error)}; name its own model"
         ) from error
     if pretrained is not None:
         check_quickgelu(clip, model, pretrained)
-    return clip.eval(), open_clip.get_tokenizer(model)
+    return clip.eval(), load_tokenizer(model, cache=cache, offline=offline)
 
 
 def check_quickgelu(clip: nn.Module, model: str, pretrained: str) -> None:
@@ -90,7 +100,7 @@ def check_quickgelu(clip: nn.Module, model: str, pretrained: str) -> None:
     """
 
     plain = model.removesuffix("-quickgelu")
-    source = get_pretrained_cfg(plain, pretrained)
+    source = record_of(model, pretrained)
     needed = bool(source.get("quick_gelu", False))
     if source and needed != any(isinstance(module, QuickGELU) for module in clip.modules()):
         names = ("GELU", "QuickGELU")

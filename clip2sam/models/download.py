@@ -35,6 +35,7 @@ from clip2sam.models.network import (
     surroundings,
 )
 from clip2sam.models.presets import (
+    HUB_FILE,
     ClipWeights,
     EmbeddedWeights,
     HubSamWeights,
@@ -228,6 +229,12 @@ def _wanted(weights: ClipWeights | SamWeights | HubSamWeights, path: Path) -> _W
             told = stated(weights.url)
         except requests.RequestException as error:
             reason = f"the download failed ({one_line(error)})"
+            if isinstance(weights, ClipWeights) and _is_not_there(error):
+                raise WeightsError(
+                    f"https://huggingface.co/{weights.hub} has no {HUB_FILE}, and nothing else is "
+                    "downloaded, for a pickle can run code; get its file from there and give it "
+                    "with --clip-checkpoint (clip_checkpoint)"
+                ) from error
             raise WeightsError(_missing(weights, path, reason)) from error
         size, sha256 = size or told.size, sha256 or told.sha256
         _log.info("%s: the server states %s bytes, SHA-256 %s", weights.url, size, sha256)
@@ -235,6 +242,10 @@ def _wanted(weights: ClipWeights | SamWeights | HubSamWeights, path: Path) -> _W
         reason = "the server does not state its size, so it can't be known when it is whole"
         raise WeightsError(_missing(weights, path, reason))
     return _Wanted(weights.file, weights.url, size, sha256)
+
+
+def _is_not_there(error: requests.RequestException) -> bool:
+    return error.response is not None and error.response.status_code == 404
 
 
 def _download(weights: _Wanted, path: Path, progress: bool) -> str:

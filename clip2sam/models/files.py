@@ -171,6 +171,17 @@ def _status_of(
     )
 
 
+def others(folder: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Downloaded files that no preset with a name uses: CLIPs that were named by themselves.
+
+    Args:
+        folder: the weights folder, see `weights_dir`.
+    """
+    of_presets = {part.file for preset in PRESETS.values() for part in (preset.clip, preset.sam)}
+    found = [note.with_suffix("") for note in sorted(weights_dir(folder).glob("*.verified"))]
+    return [path for path in found if path.exists() and path.name not in of_presets]
+
+
 def by_hand(url: str, size: int | None, path: Path) -> str:
     """What to do about a missing file, for a message."""
     return f"get {url} ({size_text(size)}) and put it at {path}"

@@ -15,7 +15,7 @@ from clip2sam.errors import ConfigError, one_line, shown
 from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.relative import fastest
 from clip2sam.locate import Locator
-from clip2sam.models import files
+from clip2sam.models import clips, files
 from clip2sam.models.checkpoints import load_clip, load_sam
 from clip2sam.models.devices import check_device, check_precision
 from clip2sam.models.download import fetch
@@ -66,7 +66,10 @@ def load(
         clip, tokenizer, sam: your own open_clip model (with its tokenizer, if that isn't OpenAI's)
             and your own segment-anything model, `Sam2Model`, `EdgeTamModel` or `SamHQModel` of
             transformers, or `clip2sam.sam.Cutter`, in place of the preset's. They are moved to the
-            device; a `Cutter` keeps its precision.
+            device; a `Cutter` keeps its precision. `clip` may also be the name of any CLIP that
+            open_clip offers and surgery can take, "MODEL:WEIGHTS", such as "ViT-L-14:openai", which
+            is downloaded. The settings stay the preset's, but scores of another CLIP have another
+            scale: choose a presence threshold (`clip2sam tune`).
         config: the settings; by default the preset's. `clip2sam.published()` is the published demo.
         method: how labels are found, in the place of the settings' method: a name of
             `clip2sam.clip.METHODS` or of `clip2sam.models.locators.LOCATORS`, a `Method`, or a
@@ -99,6 +102,11 @@ def load(
         raise ConfigError(
             'give a preset, such as load("tiny"), or both models: load(clip=..., sam=...)'
         )
+    if isinstance(clip, str):
+        if not with_clip:
+            raise ConfigError(f"{shown(method)} works without a CLIP; leave {shown(clip)} out")
+        base = chosen or get_preset("vit-b")  # whose SAM isn't loaded: one is given
+        chosen, clip = clips.with_clip(base, clip, own_file=clip_checkpoint is not None), None
     settings = as_config(config if config is not None or chosen is None else chosen.config)
     if resolution is not None:
         settings = replace(settings, resolution=resolution)
@@ -118,7 +126,13 @@ def load(
         kinds = [kind for kind in needed if own[kind] is None]
         fetched = fetch(chosen, weights_dir=weights_dir, offline=offline, kinds=kinds)
         if "clip" in needed:
-            clip, tokenizer = _load_clip(chosen, clip_checkpoint, fetched.get("clip"))
+            clip, tokenizer = _load_clip(
+                chosen,
+                clip_checkpoint,
+                fetched.get("clip"),
+                cache=files.weights_dir(weights_dir) / "hub",
+                offline=offline,
+            )
         if "sam" in needed:
             sam = _load_sam(chosen, sam_checkpoint or fetched["sam"])
     kept = files.weights_dir(weights_dir)
@@ -157,8 +171,9 @@ def _check_models(clip: Any, sam: Any) -> None:
         ("sam", sam, (torch.nn.Module, Cutter)),
     ):
         if model is not None and not isinstance(model, kinds):
+            named = ', the name of one such as "ViT-L-14:openai"' if name == "clip" else ""
             raise ConfigError(
-                f"{name} must be a model (a torch.nn.Module) or None, but got {shown(model)}"
+                f"{name} must be a model (a torch.nn.Module){named} or None, but got {shown(model)}"
             )
 
 
@@ -206,16 +221,26 @@ def _check_paths(kind: str, **paths: Any) -> None:
 
 
 def _load_clip(
-    preset: Preset, checkpoint: str | os.PathLike[str] | None, fetched: Path | None
+    preset: Preset,
+    checkpoint: str | os.PathLike[str] | None,
+    fetched: Path | None,
+    *,
+    cache: Path,
+    offline: bool,
 ) -> tuple[Any, Any]:
-    """A preset's CLIP and tokenizer, from the user's own file if there is one."""
+    """A preset's CLIP and tokenizer, from the user's own file if there is one.
+
+    Args:
+        cache, offline: for the tokenizer, see `load_tokenizer`.
+    """
     weights, path = preset.clip, checkpoint or fetched
     assert path is not None, "one of the two"
     if isinstance(weights, EmbeddedWeights):
         return load_tiny_clip(path)
-    # whether the activation is the right one is known of the preset's weights only
-    named = weights.pretrained if checkpoint is None else None
-    return load_clip(weights.model, path, pretrained=named)
+    # a file of one's own stands for the preset's weights: it gets their pixels and activation
+    return load_clip(
+        weights.model, path, pretrained=weights.pretrained, cache=cache, offline=offline
+    )
 
 
 def _load_sam(preset: Preset, checkpoint: str | os.PathLike[str]) -> Any:
