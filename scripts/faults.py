@@ -498,6 +498,15 @@ SAM = [
         ),
         ("boxes not scaled to the frame", "prompts.boxes * scale.repeat(1, 2)", "prompts.boxes"),
         ("boxes as y, x", "scale.repeat(1, 2)", "scale.flip(1).repeat(1, 2)"),
+        (
+            "embeddings in the order of all images",
+            "tuple(n for n in prompts.counts if n)",
+            "prompts.counts",
+        ),
+    ),
+    *faults(
+        "sam/cutter.py",
+        "sam cutter",
         ("frame's sides cut, not rounded", "int(side * scale + 0.5)", "int(side * scale)"),
         ("bicubic resizing for SAM", "PILImage.Resampling.BILINEAR", "PILImage.Resampling.BICUBIC"),
         ("padding not cut", "frame[None, :, :height, :width]", "frame[None]"),
@@ -505,11 +514,6 @@ SAM = [
             "x and y factors swapped",
             "(wide / width, high / height)",
             "(high / height, wide / width)",
-        ),
-        (
-            "embeddings in the order of all images",
-            "tuple(n for n in prompts.counts if n)",
-            "prompts.counts",
         ),
     ),
     *faults(
@@ -546,7 +550,7 @@ COCO = [
             "top, bottom = 0, height - 1",
             "top, bottom = int((first % height).min()), int((last % height).max())",
         ),
-        ("RLE down the rows", ".reshape(width, height).T", ".reshape(height, width)"),
+        ("RLE down the rows", ".reshape(width, height)", ".reshape(height, width)"),
         (
             "RLE size as width, height",
             '"size": list(mask.shape),',
