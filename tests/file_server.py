@@ -34,6 +34,8 @@ class FileServer(ThreadingHTTPServer):
         self.moved_to = "/found"
         self.headers: dict[str, str] = {}
         """Headers in the place of the server's own."""
+        self.moved_headers: dict[str, str] = {}
+        """Headers of redirections alone."""
         self.asked: list[str] = []
         """The address of each HEAD so far."""
         self.requested: list[str] = []
@@ -118,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length))
         if status // 100 == 3:
             self.send_header("Location", self.server.moved_to)
+            for name, value in self.server.moved_headers.items():
+                self.send_header(name, value)
         if status == 206 and "Content-Range" not in self.server.headers:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         # As the Hugging Face hub answers: the commit, and the file's SHA-256 as its ETag.

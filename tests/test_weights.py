@@ -654,13 +654,16 @@ def test_what_the_server_stated_counts_ever_after(hub, tmp_path):
             fetch_clip(UNKNOWN, weights_dir=tmp_path, offline=True)
 
 
-def test_the_hubs_own_statement_is_the_first_answers(hub, tmp_path):
-    """The storage to which it redirects states another ETag."""
+def test_the_hubs_own_statement_is_the_first_answers(hub):
+    """The storage to which it redirects states an ETag of its own."""
+    hub.moved_headers = {"X-Linked-Etag": f'"{"a" * 64}"', "X-Linked-Size": "12345"}
+    told = network.stated(f"{hub.url}/me/mine/resolve/main/moved")
+    assert told == network.Stated(12345, "a" * 64)
+
+
+def test_another_file_than_the_hub_states_is_refused(hub, tmp_path):
     sha256 = "a" * 64
     hub.headers = {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(CONTENT))}
-    assert network.stated(f"{hub.url}/me/mine/resolve/main/moved") == (
-        network.Stated(len(CONTENT), sha256)
-    )
     with pytest.raises(WeightsError, match=f"gave a file with SHA-256 {SHA256}, expected {sha256}"):
         fetch_clip(UNKNOWN, weights_dir=tmp_path, progress=False)
     assert left_over(tmp_path) == set()
@@ -731,6 +734,9 @@ def test_a_copy_of_another_revision_is_used_if_its_hash_is_right(hub, tmp_path, 
 def test_a_copy_that_is_not_right_is_left_alone(hub, tmp_path, monkeypatch, content, sha256):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     copy = in_cache(tmp_path / "cache", content, sha256=sha256)
+    if len(content) != len(CONTENT) or sha256 != SHA256:  # seen without reading it
+        preset = Preset("mine", KNOWN, get_preset("tiny").sam, "")
+        assert files.status(tmp_path, [preset])[0].state == "missing"
     path = fetch_clip(KNOWN, weights_dir=tmp_path, progress=False)
     assert path == tmp_path / KNOWN.file
     assert path.read_bytes() == CONTENT
