@@ -25,11 +25,12 @@ def png(seed: int) -> bytes:
 @pytest.fixture
 def segment(monkeypatch, capsys, tmp_path):
     """`clip2sam segment` beside street.png: (exit code, what it printed, errors)."""
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     Path("street.png").write_bytes(png(0))
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        given = ("segment", *arguments, "--label", "star", "--label", "circle")
+    def call(*arguments: object, command: str = "segment") -> tuple[int, str, str]:
+        given = (command, *arguments, "--label", "star", "--label", "circle")
         monkeypatch.setattr(sys, "argv", ["clip2sam", *map(str, given)])
         with pytest.raises(SystemExit) as stop:
             cli.main()
@@ -57,6 +58,15 @@ def test_its_own_drawings_are_no_input(segment, source):
     assert names("other/annotations.json") == ["street.png"]
     assert segment("out/overlays/street.png.00-all.png", "--output", "third")[0] == 0
     assert names("third/annotations.json") == ["street.png.00-all.png"], "given by itself"
+
+
+@pytest.mark.parametrize(("command", "output"), [("classify", "scores.json"), ("dense", "maps")])
+def test_other_commands_leave_them_out_too(segment, command, output):
+    segment(".")
+    code, printed, errors = segment(".", "--output", f"../{output}", command=command)
+    assert code == 0
+    assert "left out 2 images in " in errors
+    assert "\n1 images, 2 labels, 0 failed" in printed
 
 
 def test_other_folders_of_that_name_are_read(tmp_path):

@@ -8,13 +8,16 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rich.text import Text
+
 from clip2sam.cli import options
 from clip2sam.cli.console import err
 from clip2sam.cli.presets import check_known, chosen_preset
 from clip2sam.config import Config, checked_resolution, published
+from clip2sam.data.images import printable
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.data.sources import FileSource
-from clip2sam.data.urls import WebSource, find_images
+from clip2sam.data.urls import WebSource, find_images, without_own
 from clip2sam.errors import ConfigError, LabelError, WeightsError
 from clip2sam.models.devices import check_device, check_precision
 from clip2sam.models.locators import checked_method, settings_for
@@ -235,14 +238,17 @@ class ModelOptions:
 
 
 def listed(images: list[str], *, offline: bool = False) -> FileSource | WebSource:
-    """The images of a source. On a terminal something moves meanwhile: a large folder on a slow
-    disk takes minutes.
+    """The images of a source, without what clip2sam has drawn, which is said. On a terminal
+    something moves meanwhile: a large folder on a slow disk takes minutes.
 
     Raises:
-        ImageError: as `find_images`.
+        ImageError: as `find_images` and `without_own`.
     """
     with err.status("listing images"):
-        return find_images(images, offline=offline)
+        source, drawn = without_own(find_images(images, offline=offline))
+    for folder, count in drawn.items():
+        err.print(Text(f"left out {count} images in {printable(folder)}: clip2sam has drawn them"))
+    return source
 
 
 Command = TypeVar("Command", bound=Callable[..., None])

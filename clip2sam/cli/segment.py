@@ -57,8 +57,7 @@ def segment(
     Example: clip2sam segment street.jpg --label person --label "traffic light" --output out/
     """
     from clip2sam.coco.outlines import tolerance_of
-    from clip2sam.data.images import printable
-    from clip2sam.data.urls import check_place, without_own
+    from clip2sam.data.urls import check_place
 
     if overlays not in OVERLAYS:
         raise ConfigError(f"--overlays must be found, all or none, but got {overlays!r}")
@@ -66,9 +65,7 @@ def segment(
     label_set = labels.label_set(caption)
     models = models.chosen(method=method)
     config = models.config(maps, masks, method=method)
-    source, drawn = without_own(listed(images, offline=models.offline))
-    for folder, count in drawn.items():
-        err.print(Text(f"left out {count} images in {printable(folder)}: clip2sam has drawn them"))
+    source = listed(images, offline=models.offline)
     check_place(source, output)
     check_writable(output, folder=True)
     unknown = models.check_known(label_set.classes, labels, method=method)
