@@ -489,7 +489,7 @@ POINTS = [
 
 SAM = [
     *faults(
-        "sam/model.py",
+        "sam/prompted.py",
         "sam pipeline",
         (
             "continuous points given to SAM",

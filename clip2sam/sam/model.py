@@ -1,21 +1,19 @@
-"""The thin adapter around a segment-anything model: the only file that knows its pixel indices."""
+"""The thin adapter around a segment-anything model."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from clip2sam.kernels.device import PROMPTS_PER_BATCH, budget, to_device
+from clip2sam.kernels.device import to_device
 from clip2sam.kernels.relative import MASKED, AttentionChoice
-from clip2sam.points import pixel_indices
-from clip2sam.sam.cutter import Cutter
-from clip2sam.sam.decoder import decode
 from clip2sam.sam.encoder import encode_image
+from clip2sam.sam.prompted import PromptedCutter
 from clip2sam.sam.prompts import embed_masks, embed_sparse
-from clip2sam.types import Candidates, Embeddings, Prompts, image_index
+from clip2sam.types import Embeddings
 
 
 def encode(encoder: Any, pixels: Tensor, attention: AttentionChoice) -> Tensor:
@@ -25,7 +23,7 @@ def encode(encoder: Any, pixels: Tensor, attention: AttentionChoice) -> Tensor:
     return encoder(pixels)
 
 
-class PromptSAM(Cutter):
+class PromptSAM(PromptedCutter):
     """A segment-anything model that takes the prompts of many labels at once.
 
     Args:
@@ -71,46 +69,22 @@ class PromptSAM(Cutter):
         encoder = self.sam.image_encoder
         return (self._encode(encoder, pixels.to(self.dtype), self.attention).float(),)
 
-    @torch.no_grad()
-    def decode(self, embeddings: Embeddings, prompts: Prompts) -> Candidates:
-        if not len(prompts.coords):
-            return self.no_candidates()
-        (images,) = embeddings
+    def _embed(
+        self,
+        coords: Float[Tensor, "prompts points 2"],
+        labels: Int[Tensor, "prompts points"],
+        boxes: Float[Tensor, "prompts 4"] | None,
+    ) -> tuple[Float[Tensor, "prompts tokens channels"], Bool[Tensor, "prompts tokens"]]:
+        return embed_sparse(self.sam.prompt_encoder, coords, labels, boxes)
+
+    def _embed_masks(
+        self, mask_inputs: Float[Tensor, "prompts low low"]
+    ) -> Float[Tensor, "prompts channels rows cols"]:
+        return embed_masks(self.sam.prompt_encoder, mask_inputs)
+
+    def _around(self) -> tuple[Float[Tensor, "channels rows cols"], Float[Tensor, "channels"]]:
         encoder = self.sam.prompt_encoder
-        owner = image_index(tuple(n for n in prompts.counts if n), self.device)
-        scale = self.frame_scale(prompts.sizes)[prompts.image_index]
-        coords = pixel_indices(prompts.coords) * scale[:, None]
-        boxes = None if prompts.boxes is None else prompts.boxes * scale.repeat(1, 2)
-        sparse, attended = embed_sparse(encoder, coords, prompts.point_labels, boxes)
-        positions, no_mask = encoder.get_dense_pe()[0], encoder.no_mask_embed.weight[0]
-        at_once = budget(PROMPTS_PER_BATCH, self.device)
-        if prompts.mask_inputs is None:
-            made = decode(
-                self.sam.mask_decoder,
-                images,
-                positions,
-                no_mask,
-                sparse,
-                attended,
-                owner,
-                at_once,
-            )
-            return Candidates(*made)
-        # Each prompt has its own mask, so its own image embedding: a few prompts at a time.
-        chunks = []
-        for rows in torch.arange(len(owner), device=self.device).split(at_once):
-            dense = embed_masks(encoder, prompts.mask_inputs[rows])
-            chunks.append(
-                decode(
-                    self.sam.mask_decoder,
-                    images[owner[rows]] + dense,
-                    positions,
-                    torch.zeros_like(no_mask),
-                    sparse[rows],
-                    attended[rows],
-                    torch.arange(len(rows), device=self.device),
-                    at_once,
-                )
-            )
-        logits, predicted_iou = zip(*chunks, strict=True)
-        return Candidates(torch.cat(logits), torch.cat(predicted_iou))
+        return encoder.get_dense_pe()[0], encoder.no_mask_embed.weight[0]
+
+    def _decoder(self, levels: Sequence[Tensor]) -> Any:
+        return self.sam.mask_decoder

@@ -5,7 +5,6 @@ that of `sam/decoder.py`: many prompts together, padding attended to by none. tr
 not imported here.
 """
 
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -19,22 +18,20 @@ from torch import Tensor, nn
 from clip2sam.errors import ConfigError
 from clip2sam.kernels.device import (
     MASK_PIXELS_PER_BATCH,
-    PROMPTS_PER_BATCH,
     budget,
     to_device,
 )
-from clip2sam.points import pixel_indices
-from clip2sam.sam.cutter import Cutter
-from clip2sam.sam.decoder import Parts, decode, in_order, upscale_twice
+from clip2sam.sam.decoder import Parts, in_order, upscale_twice
 from clip2sam.sam.hiera import encode_stages
+from clip2sam.sam.prompted import PromptedCutter
 from clip2sam.sam.prompts import embed_points, embed_sparse
-from clip2sam.types import Candidates, Embeddings, Prompts, image_index
+from clip2sam.types import Embeddings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the pixels, 0 to 1, of ImageNet: what these models were trained with."""
 
 
-class TransformersCutter(Cutter):
+class TransformersCutter(PromptedCutter):
     """What these models have in common.
 
     Args:
@@ -73,55 +70,23 @@ class TransformersCutter(Cutter):
             pixels.append(F.pad(one, (0, side - one.shape[2], 0, side - one.shape[1])))
         return torch.stack(pixels)
 
-    @torch.no_grad()
-    def decode(self, embeddings: Embeddings, prompts: Prompts) -> Candidates:
-        if not len(prompts.coords):
-            return self.no_candidates()
-        images, *levels = embeddings
-        encoder = self._model.prompt_encoder
-        owner = image_index(tuple(n for n in prompts.counts if n), self.device)
-        scale = self.frame_scale(prompts.sizes)[prompts.image_index]
-        coords = pixel_indices(prompts.coords) * scale[:, None]
-        boxes = None if prompts.boxes is None else prompts.boxes * scale.repeat(1, 2)
-        sparse, attended = self._embed(coords, prompts.point_labels, boxes)
-        positions = self._model.get_image_wide_positional_embeddings()[0]
-        no_mask = encoder.no_mask_embed.weight[0]
-        at_once = budget(PROMPTS_PER_BATCH, self.device)
-        if prompts.mask_inputs is None:
-            parts = self._parts(levels)
-            made = decode(parts, images, positions, no_mask, sparse, attended, owner, at_once)
-            return Candidates(*made)
-        # Each prompt has its own mask, so its own image embedding: a few prompts at a time.
-        chunks = []
-        for rows in torch.arange(len(owner), device=self.device).split(at_once):
-            dense = encoder.mask_embed(prompts.mask_inputs[rows][:, None])
-            chunks.append(
-                decode(
-                    self._parts([level[owner[rows]] for level in levels]),
-                    images[owner[rows]] + dense,
-                    positions,
-                    torch.zeros_like(no_mask),
-                    sparse[rows],
-                    attended[rows],
-                    torch.arange(len(rows), device=self.device),
-                    at_once,
-                )
-            )
-        logits, predicted_iou = zip(*chunks, strict=True)
-        return Candidates(torch.cat(logits), torch.cat(predicted_iou))
-
-    @abstractmethod
-    def _parts(self, levels: Sequence[Tensor]) -> Parts:
-        """The mask decoder for images with these embeddings, behind the first."""
-
     def _embed(
         self,
         coords: Float[Tensor, "prompts points 2"],
         labels: Int[Tensor, "prompts points"],
         boxes: Float[Tensor, "prompts 4"] | None,
     ) -> tuple[Float[Tensor, "prompts tokens channels"], Bool[Tensor, "prompts tokens"]]:
-        """Points and boxes in the frame as tokens, and which of them may be attended to."""
         return embed_sparse(self._prompts, coords, labels, boxes)
+
+    def _embed_masks(
+        self, mask_inputs: Float[Tensor, "prompts low low"]
+    ) -> Float[Tensor, "prompts channels rows cols"]:
+        return self._model.prompt_encoder.mask_embed(mask_inputs[:, None])
+
+    def _around(self) -> tuple[Float[Tensor, "channels rows cols"], Float[Tensor, "channels"]]:
+        model = self._model
+        positions = model.get_image_wide_positional_embeddings()[0]
+        return positions, model.prompt_encoder.no_mask_embed.weight[0]
 
 
 class SAM2(TransformersCutter):
@@ -186,7 +151,7 @@ class SAM2(TransformersCutter):
             attended = F.pad(attended, (0, 1), value=True)
         return tokens, attended
 
-    def _parts(self, levels: Sequence[Tensor]) -> Parts:
+    def _decoder(self, levels: Sequence[Tensor]) -> Parts:
         decoder = self._model.mask_decoder
         full, half = (_by_places(level, times) for level, times in zip(levels, (4, 2), strict=True))
 
@@ -241,7 +206,7 @@ class SAMHQ(TransformersCutter):
         vit = activation(decoder.compress_vit_norm(decoder.compress_vit_conv1(early)))
         return images, decoder.encoder_conv2(fine) + decoder.compress_vit_conv2(vit)
 
-    def _parts(self, levels: Sequence[Tensor]) -> Parts:
+    def _decoder(self, levels: Sequence[Tensor]) -> Parts:
         decoder, (features,) = self._model.mask_decoder, levels
 
         def finish(
