@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import shutil
 import tempfile
 import time
@@ -74,6 +73,8 @@ def doctor(weights_dir: WeightsDir = None) -> None:
 
 
 def _versions() -> Iterator[str]:
+    from clip2sam.models.network import without_password
+
     yield f"Python {platform.python_version()}, {platform.platform()}"
     found = []
     for name in PACKAGES:
@@ -83,7 +84,7 @@ def _versions() -> Iterator[str]:
             continue  # an optional one, or the other build of OpenCV
     yield f"packages: {', '.join(found)}"
     set_here = {name: os.environ[name] for name in ENVIRONMENT if os.environ.get(name)}
-    named = [f"{name}={_without_password(value)}" for name, value in set_here.items()]
+    named = [f"{name}={without_password(value)}" for name, value in set_here.items()]
     yield f"environment: {', '.join(named) or 'nothing that matters is set'}"
 
 
@@ -152,10 +153,6 @@ def _tried(wrong: list[str]) -> str:
     if 2 * found < drawn:
         wrong.append(f"the preset tiny found {found} of {drawn} drawn objects")
     return f"tiny on one scene: {found} of {drawn} drawn objects found in {seconds:.2f} s"
-
-
-def _without_password(value: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", value)
 
 
 def _without_home(line: str) -> str:

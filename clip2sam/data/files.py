@@ -24,6 +24,11 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_sha256(text: str) -> bool:
+    """Whether a text is 64 hexadecimal digits, in lower case."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
+
+
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file to write to, which gets the name `path` at the end if nothing was raised.

@@ -9,7 +9,6 @@ file of the hub that is not there is taken from the hub's own caches, if they ha
 import json
 import logging
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import pooch
 from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 
-from clip2sam.data.files import file_sha256, write_atomically
+from clip2sam.data.files import file_sha256, is_sha256, write_atomically
 from clip2sam.errors import ConfigError, WeightsError, one_line, shown
 from clip2sam.models.network import hub_file
 from clip2sam.models.presets import (
@@ -208,7 +207,7 @@ def check_own_files(
     expected = {one.strip().lower() for one in ((sha256,) if isinstance(sha256, str) else sha256)}
     if not expected:
         return
-    wrong = [one for one in expected if not re.fullmatch(r"[0-9a-f]{64}", one)]
+    wrong = [one for one in expected if not is_sha256(one)]
     if wrong:
         raise ConfigError(
             f"sha256: expected 64 hexadecimal digits, got {shown(wrong[0])}; print those of a file "
@@ -410,4 +409,4 @@ def _blob_sha256(path: Path) -> str | None:
     """In the hub's cache a name is a link to a blob, which is named after its SHA-256; None for
     other files."""
     blob = Path(os.readlink(path)).name if path.is_symlink() else ""
-    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
+    return blob if is_sha256(blob) else None

@@ -117,6 +117,7 @@ def load(
     _check_paths("folder", weights_dir=weights_dir)
     embedded = chosen is not None and clip is None and isinstance(chosen.clip, EmbeddedWeights)
     files.check_own_files([clip_checkpoint, sam_checkpoint], sha256)
+    kept = files.weights_dir(weights_dir)
     if chosen is not None:
         needed: list[Kind] = ["clip"] if clip is None and with_clip else []
         needed += ["sam"] if sam is None else []
@@ -130,12 +131,11 @@ def load(
                 chosen,
                 clip_checkpoint,
                 fetched.get("clip"),
-                cache=files.weights_dir(weights_dir) / "hub",
+                cache=kept / "hub",
                 offline=offline,
             )
         if "sam" in needed:
             sam = _load_sam(chosen, sam_checkpoint or fetched["sam"])
-    kept = files.weights_dir(weights_dir)
     cutter = _as_cutter(sam, where, dtype, kept, compiled=compiled)
     surgery = None
     if clip is not None:

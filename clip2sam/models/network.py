@@ -13,6 +13,7 @@ import urllib3
 from huggingface_hub import constants
 from requests.utils import get_environ_proxies, select_proxy
 
+from clip2sam.data.files import is_sha256
 from clip2sam.errors import WeightsError
 
 TIMEOUT = (10.0, 60.0)
@@ -93,11 +94,16 @@ def surroundings(url: str) -> str:
         parts.append(f"HF_ENDPOINT is {constants.ENDPOINT}")
     proxy = select_proxy(address(url), get_environ_proxies(address(url)))
     if proxy:
-        parts.append(f"through the proxy {re.sub(r'//[^/@]*@', '//***@', proxy)}")
+        parts.append(f"through the proxy {without_password(proxy)}")
     name, bundle = _bundle()
     if bundle and address(url).startswith("https:"):
         parts.append(f"certificates of {name}={bundle}")
     return ", ".join(parts)
+
+
+def without_password(proxy: str) -> str:
+    """A proxy's address without the name and the password in it, for messages."""
+    return re.sub(r"//[^/@]*@", "//***@", proxy)
 
 
 def check_no_page(response: requests.Response, url: str) -> None:
@@ -140,8 +146,7 @@ def stated(url: str) -> Stated:
     plain = {} if answer.is_redirect else answer.headers
     size = answer.headers.get("X-Linked-Size", plain.get("Content-Length", ""))
     mark = answer.headers.get("X-Linked-Etag", plain.get("ETag", "")).strip('"')
-    known = re.fullmatch(r"[0-9a-f]{64}", mark) is not None
-    return Stated(int(size) if size.isdecimal() else None, mark if known else None)
+    return Stated(int(size) if size.isdecimal() else None, mark if is_sha256(mark) else None)
 
 
 def may_pass(error: Exception) -> bool:
