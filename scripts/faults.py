@@ -973,8 +973,8 @@ JOURNAL = [
         ),
         (
             "the link's own paths",
-            "return find_source(begun.origin, begun.root)",
-            "return find_source(self.source, begun.root)",
+            "return open_source(begun.origin, begun.root)",
+            "return open_source(self.source, begun.root)",
         ),
         (
             "no hashes in the journal",

@@ -500,7 +500,7 @@ def test_yolo_takes_the_images_of_the_run(make_run, tmp_path):
 def test_yolo_of_a_source_of_ones_own_needs_images_none(make_run, tmp_path):
     run = make_run()
     manifest = json.loads((run.path / "manifest.json").read_bytes())
-    (run.path / "manifest.json").write_text(json.dumps({**manifest, "root": None}))
+    (run.path / "manifest.json").write_text(json.dumps({**manifest, "root": None, "kind": None}))
     with pytest.raises(ConfigError, match=r"images 'copy' needs the folder .* give --images none"):
         export_run(run.path, tmp_path / "yolo", "yolo")
     export_run(run.path, tmp_path / "yolo", "yolo", images="none", val_share=0.5)

@@ -21,7 +21,8 @@ from clip2sam.data import sources
 from clip2sam.data.files import as_json, output_errors, write_atomically
 from clip2sam.data.images import printable
 from clip2sam.data.labels import LabelClass, class_from_row, class_row
-from clip2sam.data.sources import FileSource, Source
+from clip2sam.data.opening import KINDS, kind_of, origin_of, source_of
+from clip2sam.data.sources import Source
 from clip2sam.errors import ConfigError, ImageError, RunError, RunLockedError, one_line
 from clip2sam.labelling import journal
 
@@ -57,8 +58,8 @@ class RunFolder:
     origin: str
     """What identifies the source, see `Source.origin`."""
     root: str | None
-    """Absolute path of the folder that the keys are relative to; None for a source of the user's
-    own."""
+    """What the keys are relative to: of files the absolute path of a folder; None for a source of
+    the user's own."""
     keys: tuple[str, ...]
     """The images' names."""
     ids: tuple[int, ...]
@@ -80,6 +81,8 @@ class RunFolder:
     """When the run began, see `time_now`; None if it isn't known."""
     work: Work = Work()
     """What all starts did, those that were killed excepted."""
+    kind: str | None = None
+    """The source's, see `clip2sam.data.opening`; None for a source of the user's own."""
     devices: tuple[str, ...] = ()
     """The kinds of devices that images were computed on, such as "cpu", the first one in front;
     empty if the engine doesn't say, or of a run that was begun before they were recorded."""
@@ -94,6 +97,13 @@ class RunFolder:
         """The names of `classes`."""
         return tuple(c.name for c in self.classes)
 
+    @property
+    def source(self) -> Source | None:
+        """The run's images, not listed anew; None for a source of the user's own."""
+        if self.kind is None or self.root is None:
+            return None
+        return source_of(self.kind, self.origin, self.root, self.keys, self.ids)
+
     def check_output(self, output: Path) -> None:
         """Refuse an output that would overwrite the run itself, or lie where its images are read.
 
@@ -103,8 +113,7 @@ class RunFolder:
         own = [(self.path / name).resolve() for name in (MANIFEST, LOCK, journal.FILE)]
         if output.resolve() in own:
             raise ConfigError(f"{printable(output)} is the run's own file; give another output")
-        if self.root is not None:
-            source = FileSource(self.origin, self.root, self.keys, self.ids)
+        if (source := self.source) is not None:
             sources.check_output(source, output)
 
 
@@ -228,6 +237,7 @@ def begin_run(
         "thresholds": list(thresholds),
         "floors": list(floors),
         "min_share": min_share,
+        "kind": kind_of(source),
         "source": source.origin,
         "root": root_of(source),
         "ids": list(source.ids),
@@ -300,8 +310,8 @@ def add_work(run: RunFolder, work: Work) -> RunFolder:
 
 
 def root_of(source: Source) -> str | None:
-    """The folder that a source's keys are relative to; None for a source of the user's own."""
-    return source.root if isinstance(source, FileSource) else None
+    """What a source's keys are relative to; None for a source of the user's own."""
+    return None if kind_of(source) is None else source.root  # type: ignore[attr-defined]
 
 
 def _rewrite(run: RunFolder, **changes: Any) -> None:
@@ -354,6 +364,7 @@ def open_run(path: Path) -> RunFolder:
             rows["threads"],
             rows.get("started"),
             Work(**rows.get("work", {})),
+            _kind(rows),
             tuple(rows.get("devices", ())),
         )
     except OSError as error:
@@ -368,6 +379,12 @@ def open_run(path: Path) -> RunFolder:
         ) from error
 
 
+def _kind(rows: dict[str, Any]) -> str | None:
+    """Older runs have no kind: they are of files, or of objects of the user's own."""
+    kind: str | None = rows.get("kind", None if rows["root"] is None else "files")
+    return kind
+
+
 def _check_rows(rows: dict[str, Any]) -> None:
     """A manifest that someone has edited may be JSON and still hold anything."""
     keys, ids, classes = rows["keys"], rows["ids"], rows["classes"]
@@ -375,6 +392,7 @@ def _check_rows(rows: dict[str, Any]) -> None:
     good = {
         "source": isinstance(rows["source"], str),
         "root": isinstance(rows["root"], str | None),
+        "kind": _kind(rows) in (*KINDS, None) and (_kind(rows) is None) == (rows["root"] is None),
         "keys": _are(keys, str) and len(set(keys)) == len(keys),
         "ids": _are(ids, int) and len(set(ids)) == len(ids) == len(keys) and min(ids) >= 1,
         "classes": _are(classes, dict) and all(map(_is_class, classes)),
@@ -436,8 +454,8 @@ def check_same_source(
     if isinstance(source, Source):
         origin, top = source.origin, root_of(source)
     else:
-        origin = os.path.abspath(source)
-        top = (run.root or origin) if root is None else os.path.abspath(root)
+        origin = origin_of(source)
+        top = (run.root or origin) if root is None else origin_of(root)
     files = run.root is not None and top is not None
     for what, then, now in (("source", run.origin, origin), ("root", run.root, top)):
         if then != now and not (files and _resolved(then) == _resolved(now)):

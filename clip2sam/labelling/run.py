@@ -12,8 +12,9 @@ import torch
 from clip2sam.config import finite_number, whole_number
 from clip2sam.data.images import MAX_PIXELS, printable
 from clip2sam.data.labels import LabelSet, as_label_set
+from clip2sam.data.opening import open_source
 from clip2sam.data.records import ImageRecord
-from clip2sam.data.sources import FileSource, Source, check_output, find_source
+from clip2sam.data.sources import FileSource, Source, check_output
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter
 from clip2sam.export.coco import CocoExporter
@@ -388,13 +389,13 @@ class _Start:
             return source
         if begun is None or isinstance(self.source, Source):
             return self._listed()
-        return find_source(begun.origin, begun.root)  # the same, whatever links led to it now
+        return open_source(begun.origin, begun.root)  # the same, whatever links led to it now
 
     def _listed(self) -> Source:
         """The source as it was given."""
         if isinstance(self.source, Source):
             return self.source
-        return find_source(self.source, self.root)
+        return open_source(self.source, self.root)
 
     def _load(self, begun: RunFolder | None) -> Engine:
         models = self.models
