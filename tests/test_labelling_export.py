@@ -22,6 +22,7 @@ from clip2sam.data.sources import FileSource
 from clip2sam.errors import ConfigError, ImageError, RunError
 from clip2sam.export import Exporter
 from clip2sam.export.coco import CocoExporter
+from clip2sam.labelling.content import content_of, open_content
 from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thresholds
 from clip2sam.labelling.export import export_run
 from clip2sam.labelling.fingerprint import fingerprint, plain
@@ -278,8 +279,8 @@ class Seen:
 def test_counts_add_up(make_run, tmp_path):
     run, seen = make_run(), Seen()
     assert isinstance(seen, Exporter)
-    index = read_index(run.journal, run.ids)
-    summary = write_files(run, index, Decision(), {tmp_path / "x": seen})
+    content = open_content(run.path)
+    summary = write_files(content, Decision(), {tmp_path / "x": seen})
     assert (summary.listed, summary.done, summary.empty, summary.failed) == (4, 2, 1, 1)
     assert [r.file_name for r in seen.records] == ["a.png", "sub/b ü.png", "sub/c.png"]
     assert [r.state for r in seen.records] == ["done", "done", "empty"]
@@ -309,19 +310,19 @@ def test_an_export_reports_every_image_once(make_run, tmp_path):
 
 def test_every_exporter_gets_the_decided_records(make_run, tmp_path):
     run, first, second = make_run(keep_above=0.0), Seen(), Seen()
-    index, decision = read_index(run.journal, run.ids), Decision(presence_threshold=0.12)
-    summary = write_files(run, index, decision, {tmp_path / "1": first, tmp_path / "2": second})
+    content, decision = open_content(run.path), Decision(presence_threshold=0.12)
+    summary = write_files(content, decision, {tmp_path / "1": first, tmp_path / "2": second})
     assert first.records == second.records
     assert [len(r.annotations) for r in first.records] == [2, 2, 0]
     assert [c.masks for c in summary.classes] == [3, 1]
-    assert summary == write_files(run, index, decision, {})
+    assert summary == write_files(content, decision, {})
 
 
 def test_a_journal_of_another_run_is_refused(make_run):
     run = make_run()
     other = replace(run, keys=("x.png", *run.keys[1:]))
     with pytest.raises(RunError, match=r"image 10 has another name .* belong to different runs"):
-        write_files(other, read_index(run.journal, run.ids), Decision(), {})
+        write_files(content_of(other, read_index(run.journal, run.ids)), Decision(), {})
 
 
 def test_a_run_is_what_was_frozen(make_run):

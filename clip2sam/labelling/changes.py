@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from clip2sam.data.images import printable
@@ -167,20 +168,25 @@ def write_stamps(journal: Journal, stamps: Mapping[int, Stamp]) -> None:
     journal.sync()
 
 
-def check_moved(run: RunFolder, source: Source) -> None:
+def check_moved(path: Path, keys: Sequence[str], source: Source) -> None:
     """Refuse a new place that has less than half of a run's images.
+
+    Args:
+        path: the run's folder.
+        keys: its images' names.
+        source: the new place.
 
     Raises:
         RunError: it has not.
     """
     there = frozenset(source.keys)
     if isinstance(source, FileSource):  # a list may name files that are not there
-        there = frozenset(key for key in there if _is_there(source, key))
-    found = sum(key in there for key in run.keys)
-    if 2 * found < len(run.keys):
+        there = frozenset(key for key in keys if key in there and _is_there(source, key))
+    found = sum(key in there for key in keys)
+    if 2 * found < len(keys):
         raise RunError(
-            f"{printable(run.path)}: expected this run's images in {printable(source.origin)}, but "
-            f"only {found} of {len(run.keys)} are there; check the source and its root, or start "
+            f"{printable(path)}: expected this run's images in {printable(source.origin)}, but "
+            f"only {found} of {len(keys)} are there; check the source and its root, or start "
             "in a new output folder"
         )
 

@@ -10,10 +10,11 @@ from clip2sam.coco.outlines import tolerance_of
 from clip2sam.data.images import printable
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter, exporter_for
+from clip2sam.labelling.content import open_content
 from clip2sam.labelling.decide import Decision
 from clip2sam.labelling.info import run_info
-from clip2sam.labelling.journal import Index, read_index
-from clip2sam.labelling.manifest import RunFolder, open_run
+from clip2sam.labelling.journal import Index
+from clip2sam.labelling.manifest import RunFolder
 from clip2sam.labelling.summary import Summary, write_files
 
 
@@ -68,19 +69,19 @@ def export_run(
         "val_share": val_share,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    folder, target = open_run(Path(run)), Path(output)
+    content, target = open_content(Path(run)), Path(output)
     if exporter == "coco":
         tolerance_of(tolerance, polygons=polygons or merge is not None)
     if isinstance(exporter, str):
-        exporter = exporter_for(exporter, **{**_of_run(folder, exporter, decision), **given})
+        exporter = exporter_for(exporter, **{**_of_run(content.run, exporter, decision), **given})
     elif given:
         raise ConfigError(
             f"{', '.join(given)}: an exporter object has its options already; leave them out here"
         )
-    folder.check_output(target)
-    index = read_index(folder.journal, folder.ids)
-    _check_lines(folder, index)
-    return write_files(folder, index, decision or Decision(), {target: exporter}, on_image)
+    content.check_output(target)
+    for part, index in content.parts():
+        _check_lines(part, index)
+    return write_files(content, decision or Decision(), {target: exporter}, on_image)
 
 
 def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[str, Any]:

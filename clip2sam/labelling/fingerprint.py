@@ -66,8 +66,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same(then: Mapping[str, Any], now: Mapping[str, Any], *, what: str = "this run") -> None:
     """Refuse a run whose fingerprint is another than when it began.
+
+    Args:
+        what: what began with `then`.
 
     Raises:
         RunError: it is; the message names what changed, causes before what follows from them.
@@ -76,7 +79,7 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if changed:
         more = f"; and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise RunError(
-            f"this run began with other settings: {'; '.join(changed[:5])}{more}. Start in a new "
+            f"{what} began with other settings: {'; '.join(changed[:5])}{more}. Start in a new "
             "output folder, or go back to the settings that it began with"
         )
 

@@ -394,7 +394,9 @@ def _check_rows(rows: dict[str, Any]) -> None:
         "root": isinstance(rows["root"], str | None),
         "kind": _kind(rows) in (*KINDS, None) and (_kind(rows) is None) == (rows["root"] is None),
         "keys": _are(keys, str) and len(set(keys)) == len(keys),
-        "ids": _are(ids, int) and len(set(ids)) == len(ids) == len(keys) and min(ids) >= 1,
+        "ids": _are(ids, int)
+        and len(set(ids)) == len(ids) == len(keys)
+        and min(ids, default=1) >= 1,
         "classes": _are(classes, dict) and all(map(_is_class, classes)),
         "thresholds": _are_numbers(rows["thresholds"]) and len(rows["thresholds"]) == n,
         "floors": _are_numbers(rows["floors"]) and len(rows["floors"]) == n,
@@ -443,10 +445,18 @@ def _other_format(path: Path, found: object) -> str:
 
 
 def check_same_source(
-    run: RunFolder, source: str | os.PathLike[str] | Source, root: str | os.PathLike[str] | None
+    path: Path,
+    began: tuple[str, str | None],
+    source: str | os.PathLike[str] | Source,
+    root: str | os.PathLike[str] | None,
 ) -> None:
-    """Refuse other images than those that the run began with. Links are resolved: another way to
-    the same folder is the same source.
+    """Refuse other images than those that a run began with. Links are resolved: another way to the
+    same folder is the same source.
+
+    Args:
+        path: the run's folder.
+        began: origin and root of the source that it began with.
+        source, root: as for `clip2sam.data.opening.open_source`, or a source.
 
     Raises:
         RunError: the source, or its root, is another one.
@@ -455,12 +465,12 @@ def check_same_source(
         origin, top = source.origin, root_of(source)
     else:
         origin = origin_of(source)
-        top = (run.root or origin) if root is None else origin_of(root)
-    files = run.root is not None and top is not None
-    for what, then, now in (("source", run.origin, origin), ("root", run.root, top)):
+        top = (began[1] or origin) if root is None else origin_of(root)
+    files = began[1] is not None and top is not None
+    for what, then, now in zip(("source", "root"), began, (origin, top), strict=True):
         if then != now and not (files and _resolved(then) == _resolved(now)):
             raise RunError(
-                f"{printable(run.path)}: this run began with the {what} {_named(then)}, now it is "
+                f"{printable(path)}: this run began with the {what} {_named(then)}, now it is "
                 f"{_named(now)}; start in a new output folder, or, if the same images were moved "
                 "there, give --moved (moved=True)"
             )

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,8 +17,6 @@ from clip2sam.data.records import ImageRecord
 from clip2sam.data.sources import FileSource, Source, check_output
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter
-from clip2sam.export.coco import CocoExporter
-from clip2sam.export.results import ResultsExporter
 from clip2sam.labelling.changes import (
     Changed,
     Found,
@@ -30,11 +28,11 @@ from clip2sam.labelling.changes import (
     take_in_new,
     write_stamps,
 )
+from clip2sam.labelling.content import begun_shard, check_like, content_of
 from clip2sam.labelling.decode_worker import Budget, DecodeWorker
 from clip2sam.labelling.engine import Engine, KeepAbove, SegmenterEngine, engine_device
 from clip2sam.labelling.fingerprint import check_same, check_thresholds, fingerprint
 from clip2sam.labelling.flow import run_flow
-from clip2sam.labelling.info import run_info
 from clip2sam.labelling.journal import Journal
 from clip2sam.labelling.manifest import (
     MANIFEST,
@@ -47,6 +45,16 @@ from clip2sam.labelling.manifest import (
     open_run,
     remove_leftovers,
     root_of,
+)
+from clip2sam.labelling.outputs import OWN_FILES, own_exporters
+from clip2sam.labelling.plan import (
+    Plan,
+    Shard,
+    as_shard,
+    is_sharded,
+    make_plan,
+    move_plan,
+    open_plan,
 )
 from clip2sam.labelling.summary import (
     PRESENCE,
@@ -62,9 +70,6 @@ from clip2sam.pipeline import LabelsLike, Segmenter
 
 IMAGES_IN_FLIGHT = 8
 """Images between the model and the journal, unless told otherwise."""
-
-OWN_FILES = ("annotations.json", "results.json")
-"""What a run writes unless exporters are given."""
 
 TIMEOUT = 60.0
 """Seconds that decoding one image may take, unless told otherwise."""
@@ -97,6 +102,7 @@ def label_dataset(
     max_pixels: int = MAX_PIXELS,
     timeout: float = TIMEOUT,
     preset: str = "own models",
+    shard: str | Shard | None = None,
 ) -> Summary:
     """Label a dataset: start, or continue where the run in `output` stopped; then publish.
 
@@ -146,9 +152,14 @@ def label_dataset(
         max_pixels: images with more (height times width, by their header) are failed ones.
         timeout: seconds that decoding one image may take.
         preset: what the manifest calls models that are given as objects.
+        shard: label this part of the images only, such as "3/64", see
+            `clip2sam.labelling.plan.as_shard`: a run of its own in `output`/shards/0003-of-0064.
+            Any number of them may run at once, on machines that share the folder. The first one
+            lists the source, for all of them and for good. What is written at the end is the
+            shard's `exporters`, none by default; `merge_run` makes the files of the whole.
 
     Returns:
-        The run in figures, over all starts.
+        The run (or shard) in figures, over all starts.
 
     Raises:
         RunLockedError: another process works on this run.
@@ -180,6 +191,7 @@ def label_dataset(
         max_pixels=max_pixels,
         timeout=timeout,
         preset=preset,
+        shard=shard,
     )
     with closing(records):
         while True:
@@ -214,6 +226,7 @@ def label_dataset_iter(
     max_pixels: int = MAX_PIXELS,
     timeout: float = TIMEOUT,
     preset: str = "own models",
+    shard: str | Shard | None = None,
 ) -> Generator[ImageRecord, None, Summary]:
     """As `label_dataset`, for a loop of your own: yields the record of each image of this start
     once it is in the journal, in the order in which they are ready.
@@ -231,7 +244,7 @@ def label_dataset_iter(
         raise ConfigError("hash_images is for files; leave it out with a source of your own")
     if changed not in get_args(Changed):
         raise ConfigError(f"changed must be 'again' or 'refuse', but got {changed!r}")
-    return _Start(
+    start = _Start(
         source=source,
         root=root,
         labels=as_label_set(labels, distractors=distractors),
@@ -253,7 +266,8 @@ def label_dataset_iter(
         max_failures=_checked_failures(max_failures),
         max_pixels=whole_number("max_pixels", max_pixels, 1, 10**12, "pixels"),
         timeout=_checked_timeout(timeout),
-    ).records()
+    )
+    return start.records() if shard is None else start.shard_records(as_shard(shard))
 
 
 @dataclass(frozen=True)
@@ -279,6 +293,35 @@ class _Start:
     max_failures: int | None
     max_pixels: int
     timeout: float
+    plan: Plan | None = None
+    """Of a shard: that of its run."""
+
+    def shard_records(self, shard: Shard) -> Generator[ImageRecord, None, Summary]:
+        """Label what is left to do of a shard."""
+        plan = self._planned(shard)
+        own = self.source if isinstance(self.source, Source) else None
+        part, folder = plan.part(shard.number, own), plan.folder(shard.number)
+        begun = open_run(folder) if (folder / MANIFEST).exists() else None
+        moved = begun is not None and (begun.origin, begun.root) != (part.origin, root_of(part))
+        start = replace(self, source=part, root=None, output=folder, moved=moved, plan=plan)
+        return (yield from start.records())
+
+    def _planned(self, shard: Shard) -> Plan:
+        """The plan of the run that a shard is of, made now if the run has none."""
+        if self.moved and not is_sharded(self.output):
+            raise _nothing_moved(self.output)
+        plan = make_plan(self.output, self._to_cut, shard.of, threads=torch.get_num_threads())
+        if not self.moved:
+            check_same_source(plan.path, (plan.origin, plan.root), self.source, self.root)
+            return plan
+        source = self._listed()
+        check_moved(plan.path, plan.listed(shard.number)[1], source)
+        return move_plan(plan, source)
+
+    def _to_cut(self) -> Source:
+        source = self._listed()
+        check_output(source, self.output)
+        return source
 
     def records(self) -> Generator[ImageRecord, None, Summary]:
         """Label what is left to do, then publish."""
@@ -296,6 +339,10 @@ class _Start:
             if begun is not None:
                 check_thresholds(begun, marks, engine.thresholds)
                 check_same(begun.fingerprint, marks)
+            threads = torch.get_num_threads() if self.plan is None else self.plan.threads
+            other = None if self.plan is None else begun_shard(self.plan)
+            if other is not None:
+                check_like(other, marks, threads)
             run = (
                 take_in_new(begun, source, self.changed)
                 if begun
@@ -308,7 +355,7 @@ class _Start:
                     floors=engine.floors,
                     min_share=engine.min_share,
                     device=engine_device(engine),
-                    threads=torch.get_num_threads(),
+                    threads=threads,
                 )
             )
             threads = torch.get_num_threads()
@@ -360,8 +407,11 @@ class _Start:
                 yield from flow
             finally:
                 run = add_work(run, clock.work)
-            exporters = _own_exporters(run) if self.exporters is None else self.exporters
-            return publish(run, journal.index, exporters, clock.work)
+            exporters = self.exporters
+            if exporters is None:
+                exporters = own_exporters(run) if self.plan is None else {}
+            content = content_of(run, journal.index)
+            return publish(content, exporters, clock.work, drawn=self.plan is None)
 
     def _is_todo(self, journal: Journal, image_id: int) -> bool:
         failed = image_id in journal.index.failed
@@ -369,23 +419,26 @@ class _Start:
 
     def _begun(self) -> RunFolder | None:
         """The run in the output folder, if one has begun."""
+        if self.plan is None and is_sharded(self.output):
+            shards = open_plan(self.output).shards
+            raise RunError(
+                f"{printable(self.output)}: this run is in {shards} shards; label them, as with "
+                f"--shard 1/{shards}, or merge them, or give another output folder"
+            )
         if not (self.output / MANIFEST).exists():
             if self.moved:
-                raise RunError(
-                    f"{printable(self.output)}: expected a run whose images were moved, but none "
-                    "has begun there; check the output folder, or leave out --moved (moved=True)"
-                )
+                raise _nothing_moved(self.output)
             return None
         run = open_run(self.output)
         if not self.moved:
-            check_same_source(run, self.source, self.root)
+            check_same_source(run.path, (run.origin, run.root), self.source, self.root)
         return run
 
     def _source(self, begun: RunFolder | None) -> Source:
         """Where the images are read. A folder is listed at each start: it may have new ones."""
         if begun is not None and self.moved:
             source = self._listed()
-            check_moved(begun, source)
+            check_moved(begun.path, begun.keys, source)
             return source
         if begun is None or isinstance(self.source, Source):
             return self._listed()
@@ -409,16 +462,18 @@ class _Start:
         return SegmenterEngine(models, self.labels, keep_above)
 
 
+def _nothing_moved(output: Path) -> RunError:
+    return RunError(
+        f"{printable(output)}: expected a run whose images were moved, but none has begun there; "
+        "check the output folder, or leave out --moved (moved=True)"
+    )
+
+
 def _counts(run: RunFolder, begun: RunFolder | None, found: Found, todo: int) -> StartCounts:
     if begun is None:
         return StartCounts(begins=True, listed=len(run.keys), todo=todo)
     new = len(run.keys) - len(begun.keys)
     return StartCounts(False, len(run.keys), todo, new, len(found.changed), len(found.gone))
-
-
-def _own_exporters(run: RunFolder) -> dict[str, Exporter]:
-    dataset, results = OWN_FILES
-    return {dataset: CocoExporter(info=run_info(run)), results: ResultsExporter()}
 
 
 def _name(models: Models, otherwise: str) -> str:

@@ -14,15 +14,14 @@ from typing import Any
 
 from clip2sam.coco.outlines import Fit
 from clip2sam.data.files import as_json, atomic_file, write_atomically
-from clip2sam.data.images import printable
 from clip2sam.data.labels import class_from_row
 from clip2sam.data.records import ImageRecord
-from clip2sam.errors import ConfigError, RunError
+from clip2sam.errors import ConfigError
 from clip2sam.export import Exporter
 from clip2sam.labelling import journal
+from clip2sam.labelling.content import Content
 from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thresholds
 from clip2sam.labelling.info import run_info
-from clip2sam.labelling.journal import Index, read_records
 from clip2sam.labelling.manifest import LOCK, MANIFEST, RunFolder, Work
 from clip2sam.models.locators import LOCATORS
 from clip2sam.tiny.vocabulary import unknown_names
@@ -126,25 +125,29 @@ def unknown_labels(run: RunFolder) -> tuple[str, ...]:
 
 
 def publish(
-    run: RunFolder,
-    index: Index,
+    content: Content,
     exporters: Mapping[str, Exporter],
     now: Work,
+    *,
+    drawn: bool = True,
+    on_image: Callable[[int, int], Any] | None = None,
 ) -> Summary:
     """Write a finished run's files into its folder.
 
     Args:
-        now: what this start did, which `run.work` has already.
         exporters: for each file name the exporter that writes it, see `check_exporters`.
+        now: what this start did, which the run's work has already.
+        drawn: whether the presence scores are drawn.
+        on_image: as for `write_files`.
 
     Raises:
         OutputError: a file can't be written; an older one stays as it was.
     """
+    run, work = content.run, content.run.work
     paths = {run.path / name: exporter for name, exporter in exporters.items()}
-    work = run.work
     total = work.seconds or math.inf  # of a run without an image
     summary = replace(
-        write_files(run, index, Decision(), paths),
+        write_files(content, Decision(), paths, on_image),
         labelled_now=now.images,
         seconds_now=round(now.seconds, 3),
         labelled=work.images,
@@ -153,21 +156,21 @@ def publish(
         waited_for_images=round(work.waited_for_images / total, 4),
         waited_for_writer=round(work.waited_for_writer / total, 4),
     )
-    _draw_presence(run.path / PRESENCE, summary)
+    if drawn:
+        _draw_presence(run.path / PRESENCE, summary)
     write_atomically(run.path / SUMMARY, as_json(as_row(summary)).encode() + b"\n")
     return summary
 
 
 def write_files(
-    run: RunFolder,
-    index: Index,
+    content: Content,
     decision: Decision,
     exporters: Mapping[Path, Exporter],
     on_image: Callable[[int, int], Any] | None = None,
 ) -> Summary:
-    """Decide every image of the journal, give the records to exporters, and count them.
+    """Decide every recorded image, give the records to exporters, and count them.
 
-    Each exporter reads the journal anew: none of them can make another one wait, or hold all
+    Each exporter reads the journals anew: none of them can make another one wait, or hold all
     records in memory.
 
     Args:
@@ -180,15 +183,15 @@ def write_files(
         RunError: journal and manifest don't belong together.
         CocoError, OutputError: what the exporters raise.
     """
-    thresholds, counts = decided_thresholds(run, decision), _Counts(run)
-    decision = decided_for(run, decision)
-    counted = _decided(run, index, decision, thresholds, counts)
+    run, counts = content.run, _Counts(content)
+    thresholds, decision = decided_thresholds(run, decision), decided_for(run, decision)
+    counted = _decided(content, decision, thresholds, counts)
     if on_image is not None:
-        counted = _reported(counted, counts, len(index.offsets), on_image)
+        counted = _reported(counted, counts, content.images, on_image)
     records, fit = counted, None
     for path, exporter in exporters.items():
         fit = exporter.write(records, run.classes, path) or fit
-        records = _decided(run, index, decision, thresholds)
+        records = _decided(content, decision, thresholds)
     for _ in counted:
         """Count what the first exporter has left, and everything if there is none."""
     return replace(counts.summary(), polygons=fit)
@@ -203,22 +206,16 @@ def as_row(summary: Summary) -> dict[str, Any]:
 
 
 def _decided(
-    run: RunFolder,
-    index: Index,
+    content: Content,
     decision: Decision,
     thresholds: Sequence[float | None],
     counts: "_Counts | None" = None,
 ) -> Iterator[ImageRecord]:
     """Decided records without the failed ones, in the order of the source."""
-    keys = dict(zip(run.ids, run.keys, strict=True))
-    for record in read_records(run.journal, index, run.ids, run.class_names):
-        if record.file_name != keys[record.image_id]:
-            raise RunError(
-                f"{printable(run.journal)}: the journal's image {record.image_id} has another name "
-                "than the manifest's; they belong to different runs"
-            )
+    names = content.run.class_names
+    for record in content.records():
         if record.state != "failed":
-            record = decide(record, decision, run.class_names, thresholds)
+            record = decide(record, decision, names, thresholds)
         if counts is not None:
             counts.add(record)
         if record.state != "failed":
@@ -242,8 +239,9 @@ def _reported(
 class _Counts:
     """Counts of records on their way to an exporter."""
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
+    def __init__(self, content: Content) -> None:
+        self._run = run = content.run
+        self._listed = content.images
         self._states = Counter[str]()
         self._failures: list[dict[str, str]] = []
         self._images, self._masks = Counter[str](), Counter[str]()
@@ -273,7 +271,7 @@ class _Counts:
         """The counts so far."""
         classes = zip(self._run.class_names, self._run.thresholds, self._histograms, strict=True)
         return Summary(
-            len(self._run.keys),
+            self._listed,
             self._states["done"],
             self._states["empty"],
             self._states["failed"],

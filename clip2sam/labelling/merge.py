@@ -1,0 +1,49 @@
+"""A finished run in shards, published as a whole."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clip2sam.export import Exporter
+from clip2sam.labelling.content import open_complete
+from clip2sam.labelling.manifest import Work, lock_run, remove_leftovers
+from clip2sam.labelling.outputs import own_exporters
+from clip2sam.labelling.plan import open_plan, remove_unused_plans
+from clip2sam.labelling.summary import PRESENCE, SUMMARY, Summary, check_exporters, publish
+
+
+def merge_run(
+    run: str | os.PathLike[str],
+    *,
+    exporters: Mapping[str, Exporter] | None = None,
+    on_image: Callable[[int, int], Any] | None = None,
+) -> Summary:
+    """Write the files of a run whose shards are all labelled: those that the same run without
+    shards would have written, to the byte. One shard's list of images is in memory at a time.
+
+    Args:
+        run: the output folder that all shards were labelled into.
+        exporters: what is written: a file name in `run` for each exporter; by default as
+            `label_dataset` does.
+        on_image: called for each image with the number done, and of how many.
+
+    Returns:
+        The run in figures. Seconds are those of all shards together.
+
+    Raises:
+        RunError: the folder is no run in shards; or shards are missing, not finished, of other
+            images than the plan's, or labelled with other settings than the others.
+        RunLockedError: another process merges it.
+        OutputError: a file can't be written; an older one stays as it was.
+    """
+    path = Path(run)
+    open_plan(path)  # in front of the lock, which would make the folder
+    with lock_run(path):
+        content = open_complete(path)
+        if exporters is None:
+            exporters = own_exporters(content.run)
+        exporters = check_exporters(exporters)
+        remove_leftovers(path, (SUMMARY, PRESENCE, *exporters))
+        remove_unused_plans(path)
+        return publish(content, exporters, Work(), on_image=on_image)
