@@ -67,6 +67,14 @@ def label(
     models: ModelOptions,
     compiled: Compile = False,
     output: Annotated[Path, output_option("The run's folder: started or continued.")] = Path("run"),
+    format: Annotated[
+        list[str] | None,
+        text_option(
+            "What is written at the end: coco, parquet, jsonl; repeatable. By default coco.",
+            "NAME",
+            completed=completion.run_formats,
+        ),
+    ] = None,
     root: Root = None,
     retry_failed: Annotated[bool, flag("--retry-failed", "Do failed images again.")] = False,
     max_failures: Annotated[
@@ -117,6 +125,9 @@ def label(
     """
     if changed not in CHANGED:
         raise ConfigError(f"--changed must be again or refuse, but got {changed!r}")
+    from clip2sam.labelling.outputs import FILES, checked_formats
+
+    formats = checked_formats(format or ("coco",))
     label_set = labels.label_set(caption)
     models = models.chosen(method=method, run=output)
     config = models.config(maps, masks, method=method)
@@ -144,6 +155,7 @@ def label(
                 output,
                 segmenter=load_models,
                 preset=models.name,
+                formats=formats,
                 root=root,
                 retry_failed=retry_failed,
                 changed=changed,  # type: ignore[arg-type]  # checked above
@@ -163,7 +175,8 @@ def label(
         raise typer.Exit(130) from None
     display.finish(summary)
     if not quiet and not json:
-        out.print(Text(f"wrote {output / 'annotations.json'}"))
+        written = [str(output / FILES[name][0]) for name in formats]
+        out.print(Text(f"wrote {', '.join(written)}"))
     raise typer.Exit(1 if summary.failed else 0)
 
 
@@ -178,12 +191,14 @@ def export(
     ],
     output: Annotated[
         Path,
-        output_option("A file (coco, results, labelstudio) or a folder (yolo, png)."),
+        output_option("A folder (yolo, png) or a file (the other formats)."),
     ],
     format: Annotated[
         str,
         text_option(
-            "coco, results, yolo, labelstudio or png.", "NAME", completed=completion.formats
+            "coco, results, yolo, labelstudio, png, parquet or jsonl.",
+            "NAME",
+            completed=completion.formats,
         ),
     ] = "coco",
     presence_threshold: Annotated[

@@ -17,8 +17,6 @@ from clip2sam.data.records import ImageRecord
 from clip2sam.data.sources import FileSource, Source, check_output
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter
-from clip2sam.export.coco import CocoExporter
-from clip2sam.export.results import ResultsExporter
 from clip2sam.labelling.changes import (
     Changed,
     Found,
@@ -34,7 +32,6 @@ from clip2sam.labelling.decode_worker import Budget, DecodeWorker
 from clip2sam.labelling.engine import Engine, KeepAbove, SegmenterEngine, engine_device
 from clip2sam.labelling.fingerprint import check_same, check_thresholds, fingerprint
 from clip2sam.labelling.flow import run_flow
-from clip2sam.labelling.info import run_info
 from clip2sam.labelling.journal import Journal
 from clip2sam.labelling.manifest import (
     MANIFEST,
@@ -48,6 +45,7 @@ from clip2sam.labelling.manifest import (
     remove_leftovers,
     root_of,
 )
+from clip2sam.labelling.outputs import checked_formats, own_exporters, own_files
 from clip2sam.labelling.summary import (
     PRESENCE,
     SUMMARY,
@@ -63,8 +61,8 @@ from clip2sam.pipeline import LabelsLike, Segmenter
 IMAGES_IN_FLIGHT = 8
 """Images between the model and the journal, unless told otherwise."""
 
-OWN_FILES = ("annotations.json", "results.json")
-"""What a run writes unless exporters are given."""
+FORMATS = ("coco",)
+"""What a run writes unless told otherwise."""
 
 TIMEOUT = 60.0
 """Seconds that decoding one image may take, unless told otherwise."""
@@ -82,6 +80,7 @@ def label_dataset(
     segmenter: Models = "tiny",
     engine: Engine | None = None,
     exporters: Mapping[str, Exporter] | None = None,
+    formats: Sequence[str] = FORMATS,
     on_image: Callable[[ImageRecord], Any] | None = None,
     on_start: OnStart | None = None,
     distractors: Sequence[str] = (),
@@ -110,7 +109,11 @@ def label_dataset(
             one (called once the run is locked).
         engine: an engine of your own in place of a segmenter; no model is loaded then.
         exporters: what is written at the end: a file name in `output` for each exporter. By
-            default annotations.json (COCO) and results.json (COCO results).
+            default the files of `formats`.
+        formats: one or more of coco (annotations.json, and results.json: COCO results), parquet
+            (annotations.parquet) and jsonl (annotations.jsonl); of the last two the images are in
+            images.annotations.parquet and images.annotations.jsonl. Files of other formats that an
+            earlier start has written stay as they are.
         on_image: called with the record of each image of this start once it is in the journal.
         on_start: called with the run and what this start found: how many images are still to do,
             new, changed and gone.
@@ -166,6 +169,7 @@ def label_dataset(
         segmenter=segmenter,
         engine=engine,
         exporters=exporters,
+        formats=formats,
         on_start=on_start,
         distractors=distractors,
         root=root,
@@ -200,6 +204,7 @@ def label_dataset_iter(
     segmenter: Models = "tiny",
     engine: Engine | None = None,
     exporters: Mapping[str, Exporter] | None = None,
+    formats: Sequence[str] = FORMATS,
     on_start: OnStart | None = None,
     distractors: Sequence[str] = (),
     root: StrPath | None = None,
@@ -229,6 +234,8 @@ def label_dataset_iter(
         raise ConfigError("keep_above is for a segmenter; give your engine its own floors")
     if hash_images and isinstance(source, Source) and not isinstance(source, FileSource):
         raise ConfigError("hash_images is for files; leave it out with a source of your own")
+    if exporters is not None and tuple(formats) != FORMATS:
+        raise ConfigError("formats is for runs without exporters; leave one of the two out")
     if changed not in get_args(Changed):
         raise ConfigError(f"changed must be 'again' or 'refuse', but got {changed!r}")
     return _Start(
@@ -240,6 +247,7 @@ def label_dataset_iter(
         engine=engine,
         preset=_name(segmenter, preset) if engine is None else preset,
         exporters=None if exporters is None else check_exporters(exporters),
+        formats=checked_formats(formats),
         on_start=on_start,
         batch_size=whole_number("batch_size", batch_size, 1, 4096, "images"),
         readers=whole_number(
@@ -268,6 +276,7 @@ class _Start:
     engine: Engine | None
     preset: str
     exporters: Mapping[str, Exporter] | None
+    formats: tuple[str, ...]
     on_start: OnStart | None
     batch_size: int
     readers: int
@@ -286,7 +295,7 @@ class _Start:
         source = self._source(begun)
         check_output(source, self.output)
         with lock_run(self.output):
-            files = OWN_FILES if self.exporters is None else tuple(self.exporters)
+            files = own_files(self.formats) if self.exporters is None else tuple(self.exporters)
             remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *files))
             begun = self._begun()  # anew: another process may have begun or extended it in between
             engine = self.engine or self._load(begun)
@@ -360,7 +369,9 @@ class _Start:
                 yield from flow
             finally:
                 run = add_work(run, clock.work)
-            exporters = _own_exporters(run) if self.exporters is None else self.exporters
+            exporters = (
+                own_exporters(run, self.formats) if self.exporters is None else self.exporters
+            )
             return publish(run, journal.index, exporters, clock.work)
 
     def _is_todo(self, journal: Journal, image_id: int) -> bool:
@@ -414,11 +425,6 @@ def _counts(run: RunFolder, begun: RunFolder | None, found: Found, todo: int) ->
         return StartCounts(begins=True, listed=len(run.keys), todo=todo)
     new = len(run.keys) - len(begun.keys)
     return StartCounts(False, len(run.keys), todo, new, len(found.changed), len(found.gone))
-
-
-def _own_exporters(run: RunFolder) -> dict[str, Exporter]:
-    dataset, results = OWN_FILES
-    return {dataset: CocoExporter(info=run_info(run)), results: ResultsExporter()}
 
 
 def _name(models: Models, otherwise: str) -> str:
