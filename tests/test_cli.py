@@ -516,6 +516,7 @@ def test_help_names_every_command_and_exit_code(run):
         "dense",
         "label",
         "export",
+        "merge",
         "explain",
         "tune",
         "evaluate",

@@ -50,6 +50,7 @@ WITHOUT_TORCH = (
     "labelling.manifest",
     "labelling.journal",
     "labelling.decide",
+    "labelling.outputs",
     "labelling.summary",
     "labelling.export",
 )

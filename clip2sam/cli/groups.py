@@ -147,6 +147,16 @@ class ModelOptions:
             )
         return replace(self, preset=preset, clip=clip)
 
+    def on_own_gpu(self) -> "ModelOptions":
+        """The same on the GPU that torchrun gives this process (LOCAL_RANK), where it is left to
+        us and there are several."""
+        import torch
+
+        rank = os.environ.get("LOCAL_RANK", "")
+        if self.device != "auto" or not rank.isdecimal() or torch.cuda.device_count() < 2:
+            return self
+        return replace(self, device=f"cuda:{int(rank) % torch.cuda.device_count()}")
+
     @property
     def name(self) -> str:
         """What a run's files call the models."""
