@@ -1139,6 +1139,7 @@ JOURNAL = [
     *faults(
         "labelling/journal.py",
         "labelling_lock",
+        ("a lost run's journal is cut", "classes, check\n        check()\n", "classes, check\n"),
         ("lines of a lost run", "        self._check()\n        try:\n", "        try:\n"),
         (
             "syncs of a lost run",

@@ -87,6 +87,9 @@ def begins():
 def test_the_owner_is_named_and_counts_and_leaves_nothing(tmp_path):
     run = tmp_path / "run"
     with lock_run(run) as lock:
+        named = rf"works on this run \(process {os.getpid()} on .*, since 20"
+        with pytest.raises(RunLockedError, match=named):
+            lock_run(run).__enter__()
         assert owner_of(run) == lock.owner
         assert (lock.owner.pid, len(lock.owner.token)) == (os.getpid(), 32)
         before = (run / "owner").read_bytes()
@@ -269,6 +272,7 @@ def test_who_is_taken_over_from_writes_no_more(tmp_path, monkeypatch, enter):
         lambda: journal.append(ImageRecord(2, "b.png", state="failed", reason="bad")),
         journal.sync,
         journal.close,
+        lambda: Journal(path, (2,), ("cat",), lock.check),  # it would cut the first one's line off
     ):
         monkeypatch.setattr(lock, "_checked", -1e9)
         with pytest.raises(RunLockedError, match="It writes no more; wait for the other one"):
