@@ -80,6 +80,15 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def wait_until(condition):
+    """Ten seconds at most: what is waited for takes a few beats."""
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("it never came")
+
+
 def begins():
     return pytest.warns(UserWarning, match=r"waiting up to .* seconds for a sign of life")
 
@@ -93,8 +102,8 @@ def test_the_owner_is_named_and_counts_and_leaves_nothing(tmp_path):
         assert owner_of(run) == lock.owner
         assert (lock.owner.pid, len(lock.owner.token)) == (os.getpid(), 32)
         before = (run / "owner").read_bytes()
-        while (now := (run / "owner").read_bytes()) == before:
-            time.sleep(0.01)
+        wait_until(lambda: (run / "owner").read_bytes() != before)
+        now = (run / "owner").read_bytes()
         assert len(now) == len(before), "the count is changed in place"
         assert owner_of(run) == lock.owner
         (run / "manifest.json").touch()
@@ -127,7 +136,7 @@ def test_a_dead_machine_is_waited_for_and_taken_over_from(tmp_path, enter):
 
 def test_a_machine_that_is_alive_is_left_alone(tmp_path, monkeypatch, elsewhere, enter):
     run = tmp_path / "run"
-    monkeypatch.setattr(room, "LEASE", 60.0)
+    monkeypatch.setattr(room, "LEASE", 10.0)
     with lock_run(run) as lock:
         elsewhere()
         refused = rf"works on this run \(process {os.getpid()} on .*; wait for it"
@@ -190,7 +199,7 @@ def test_without_any_flock_the_owner_file_locks(tmp_path, monkeypatch, number, e
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", flock)
-    monkeypatch.setattr(room, "LEASE", 60.0)
+    monkeypatch.setattr(room, "LEASE", 10.0)
     with lock_run(tmp_path / "run"):
         with begins(), pytest.raises(RunLockedError, match="works on this run"):
             enter(tmp_path / "run")
@@ -208,8 +217,7 @@ def test_one_of_several_machines_takes_over(tmp_path, monkeypatch, elsewhere):
         try:
             with lock_run(run) as lock:
                 owners.append(lock.owner)
-                while len(refused) < 3 and len(owners) < 2:
-                    time.sleep(0.01)
+                wait_until(lambda: len(refused) == 3 or len(owners) > 1)
                 assert owner_of(run) == lock.owner
         except RunLockedError as error:
             refused.append(error)
@@ -288,8 +296,7 @@ def test_the_thread_has_the_loss_looked_at_at_once(tmp_path, monkeypatch):
     """Where the clock stood still too: of a machine that was suspended."""
     with lock_run(tmp_path / "run") as lock:
         left(tmp_path / "run")
-        while lock._checked > 0:
-            time.sleep(0.01)
+        wait_until(lambda: lock._checked < 0)
         with pytest.raises(RunLockedError, match="node7"):
             lock.check()
     assert names(tmp_path / "run") == ["lock", "owner"], "the other one's"
@@ -303,8 +310,7 @@ def test_a_full_disk_does_not_end_the_run_but_is_named_when_it_is_lost(tmp_path,
     failed = []
     with lock_run(tmp_path / "run") as lock:
         monkeypatch.setattr("os.fsync", fsync)
-        while len(failed) < 2:
-            time.sleep(0.01)
+        wait_until(lambda: len(failed) > 1)
         monkeypatch.setattr(lock, "_checked", -1e9)
         lock.check()
         left(tmp_path / "run")
