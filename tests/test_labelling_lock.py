@@ -168,7 +168,7 @@ def test_a_machine_that_ends_while_it_is_watched_makes_room(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"\xff\xfe", b"[1]", b'{"token":1,"host":"a","pid":"4","boot":"","started":""}'],
+    [b"", b"{", b"\xff\xfe", b"[1]", b'{"token":1,"host":"a","pid":4,"boot":"","started":""}'],
     ids=["empty", "torn", "binary", "a list", "odd values"],
 )
 def test_a_damaged_owner_file_is_one_that_does_not_count(tmp_path, data, enter):
