@@ -1124,7 +1124,7 @@ JOURNAL = [
         ),
         ("any storage will do", "        if works(file, other):\n", "        if True:\n"),
         ("unfit for want of room", "error.errno in (errno.ENOSPC, errno.EDQUOT)", "False"),
-        ("files of the trial stay", "        _remove(file, other)\n\n", "\n"),
+        ("files of the trial stay", "            _remove(file, other)\n", ""),
         ("its folders stay", "            remove_empty(made)\n", ""),
         ("any disk is a bucket", "== [number] and kind", "and kind"),
         ("a disk of such a name is a bucket", ' and kind.startswith("fuse")', ""),
