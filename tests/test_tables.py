@@ -19,8 +19,10 @@ from clip2sam.data.records import Annotation
 from clip2sam.errors import ConfigError, OutputError
 from clip2sam.export import exporter_for, parquet
 from clip2sam.labelling import run as run_module
+from clip2sam.labelling import summary
 from clip2sam.labelling.export import export_run
 from clip2sam.labelling.run import label_dataset
+from tests.documents import blocks
 from tests.labelling_fakes import Here, Threshold, write_images
 from tests.test_export import CAT, CLASSES, DOG, RECORDS, RING
 
@@ -178,9 +180,9 @@ def test_parquet_says_what_made_it_and_is_the_same_each_time(tmp_path):
 
 def test_row_groups_are_bounded_in_rows_and_in_bytes(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    noise = encode_mask(rng.random((200, 200)) < 0.5)  # 20 KB and more
+    noise = encode_mask(rng.random((100, 100)) < 0.5)  # 5 KB and more
     records = [
-        replace(GIVEN[0], image_id=i, file_name=f"{i}.png", size=(200, 200)) for i in range(1, 61)
+        replace(GIVEN[0], image_id=i, file_name=f"{i}.png", size=(100, 100)) for i in range(1, 61)
     ]
     records = [
         replace(r, annotations=tuple(Annotation(name, noise, 0.5) for name in (CAT, DOG)))
@@ -235,6 +237,7 @@ def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch)
 @pytest.fixture
 def label(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "DecodeWorker", lambda *_: Here())
+    monkeypatch.setattr(summary, "_draw_presence", lambda path, _: path.touch())
     images = write_images(tmp_path / "images", 3)
 
     def call(output, **options):
@@ -244,7 +247,7 @@ def label(tmp_path, monkeypatch):
     return call
 
 
-def test_a_run_publishes_the_formats_that_it_is_told(label, tmp_path):
+def test_a_run_publishes_the_formats_that_it_is_told(label, tmp_path, monkeypatch):
     own = {"manifest.json", "journal-0001.jsonl", "summary.json", "presence.png"}
     run = tmp_path / "run"
     label("run", formats=["jsonl", "parquet", "jsonl"])
@@ -257,11 +260,31 @@ def test_a_run_publishes_the_formats_that_it_is_told(label, tmp_path):
     assert len(rows_of(run / "annotations.parquet")) > 3
     made = json.loads(pq.read_metadata(run / "annotations.parquet").metadata[b"clip2sam"])
     assert made["info"]["presence_thresholds"] == dict.fromkeys(Threshold.classes, 0.49)
+    monkeypatch.chdir(tmp_path)
+    check_documented_queries()
     left = run / ".images.annotations.parquet.0123abcd.tmp"
     left.write_bytes(b"half")
     label("run", formats="parquet")
     assert not left.exists(), "what a killed process has left"
     assert {p.name for p in run.iterdir()} == own | tables, "of the other format, too"
+
+
+def check_documented_queries():
+    """Those of docs/tables.md, in a folder with a run."""
+    (_, sql), (_, python) = blocks("docs/tables.md")
+    of_categories, nothing, made = (duckdb.sql(line).fetchall() for line in sql.splitlines())
+    frame = pd.read_parquet("run/annotations.parquet")
+    assert {(name, count) for name, count, _ in of_categories} == set(
+        frame.category.value_counts().items()
+    )
+    assert len(nothing) == 3 - frame.image_id.nunique()
+    assert set(json.loads(made[0][0])) == {"info", "categories"}
+    names: dict = {}
+    exec(python, names)
+    assert names["pixels"].sum() == frame.area[frame.score.idxmax()]
+    assert names["several"].sum() == frame.area[frame.image_id == 1].sum()
+    means = {name: mean for name, _, mean in of_categories}
+    assert names["mean"].to_dict() == pytest.approx(means)
 
 
 @pytest.mark.parametrize(

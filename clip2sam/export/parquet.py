@@ -199,5 +199,5 @@ class _Table:
 
         if self._packed:
             table = pa.Table.from_batches(self._packed, self._schema)
-            self._writer.write_table(table, row_group_size=GROUP_ROWS)
+            self._writer.write_table(table)
             self._packed = []
