@@ -12,12 +12,13 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 from clip2sam.data.images import SUFFIXES, printable
+from clip2sam.data.patterns import is_glob, matches, split_glob, walk
 from clip2sam.errors import ConfigError, ImageError
 
 PathLike = str | os.PathLike[str]
@@ -138,11 +139,11 @@ def _several(paths: Sequence[str], root: PathLike | None) -> FileSource:
 
 def _files(path: str, *, alone: bool) -> tuple[str, Iterable[str]]:
     """A folder, glob or image: the folder that holds it all, and the paths of its image files."""
-    if _is_glob(path):
-        base, pattern = _split_glob(path)
-        return base, _matches(base, pattern)
+    if is_glob(path):
+        base, pattern = split_glob(path)
+        return base, matches(base, pattern)
     if os.path.isdir(path):
-        return path, (file for file in _walk(path) if file.lower().endswith(SUFFIXES))
+        return path, (file for file in walk(path) if file.lower().endswith(SUFFIXES))
     if not os.path.lexists(path):
         raise ImageError(
             f"{printable(path)}: no such file or folder; check the path, or quote a glob"
@@ -302,7 +303,7 @@ def check_output(source: Source, output: PathLike, *, below: bool = False) -> No
     folders = {os.path.dirname(key) for key in source.keys}
     read = [os.path.join(source.root, key) for key in (*sorted(folders), *same_name)]
     for origin in source.origin.split("\0"):
-        searched = _split_glob(origin)[0] if _is_glob(origin) else origin
+        searched = split_glob(origin)[0] if is_glob(origin) else origin
         if not os.path.isdir(searched):
             read += [origin, os.path.dirname(origin)]
             continue
@@ -356,45 +357,6 @@ def _none_found(origin: str) -> ImageError:
         f"no image found in {where}: looked for names ending in {', '.join(SUFFIXES)}, or for "
         "the names in a list"
     )
-
-
-def _walk(top: str) -> Iterator[str]:
-    """Paths of all files below a folder; links to folders are not followed, so there is no loop."""
-
-    def unreadable(error: OSError) -> None:
-        raise ImageError(
-            f"{printable(error.filename)}: this folder can't be read ({error.strerror}); "
-            "check its permissions"
-        ) from error
-
-    for folder, _, names in os.walk(top, onerror=unreadable):
-        yield from (os.path.join(folder, name) for name in names)
-
-
-def _is_glob(path: str) -> bool:
-    """Whether a path has wildcards, and nothing has exactly this name."""
-    return re.search(r"[*?\[]", path) is not None and not os.path.lexists(path)
-
-
-def _split_glob(path: str) -> tuple[str, str]:
-    """The folder in front of the first wildcard, and the rest."""
-    parts = path.split(os.sep)
-    first = next(i for i in range(len(parts)) if _is_glob(os.sep.join(parts[: i + 1])))
-    return os.sep.join(parts[:first]) or os.sep, os.sep.join(parts[first:])
-
-
-def _matches(base: str, pattern: str) -> Iterator[str]:
-    """Paths of the files that match a pattern.
-
-    By `Path.glob`: `glob.glob` follows links at `**`, and never ends where two of them lead
-    upwards.
-    """
-    if not os.path.isdir(base):
-        raise ImageError(f"{printable(base)}: no such folder; check the glob")
-    # to pathlib, ** at the end means folders alone (before Python 3.13), and a**b is an error
-    parts = [p if p == "**" else re.sub(r"\*+", "*", p) for p in pattern.split(os.sep)]
-    whole = os.sep.join([*parts, "*"] if parts[-1] == "**" else parts)
-    return (os.fspath(file) for file in Path(base).glob(whole) if not file.is_dir())
 
 
 def _listed(path: Path) -> list[str]:
