@@ -88,7 +88,7 @@ def _choices(pattern: str, opening: int) -> tuple[list[str], int]:
 def _range(pattern: str, text: str) -> list[str]:
     """The members of "first..last" or "first..last..step"; none if it is something else."""
     if found := re.fullmatch(r"([A-Za-z])\.\.([A-Za-z])", text):
-        return [chr(number) for number in _between(*map(ord, found.groups()), 1)]
+        return [chr(number) for number in _between(ord(found[1]), ord(found[2]), 1)]
     found = re.fullmatch(r"(-?[0-9]+)\.\.(-?[0-9]+)(?:\.\.-?([0-9]+))?", text)
     if found is None or len(text) > 60:
         return []
