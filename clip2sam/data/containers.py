@@ -137,13 +137,28 @@ def open_container(root: str, name: str) -> BinaryIO:
     if is_url(root):
         remote: BinaryIO = _remote().open_seekable(f"{root}/{name}")
         return remote
-    path = locate(root, name)
+    path = _checked_path(root, name)
     try:
-        if not os.path.isfile(path):  # opening a pipe would wait for a writer
-            raise ImageError(f"{printable(name)}: no such file in {printable(root)}; put it back")
         return open(path, "rb", buffering=0)
     except OSError as error:
         raise unreadable(name, error) from error
+
+
+def open_natively(root: str, name: str) -> str | BinaryIO:
+    """For libraries that open files themselves: a local file's path; what lies at an address,
+    opened.
+
+    Raises:
+        ImageError: as `open_container`.
+    """
+    return open_container(root, name) if is_url(root) else _checked_path(root, name)
+
+
+def _checked_path(root: str, name: str) -> str:
+    path = locate(root, name)
+    if not os.path.isfile(path):  # opening a pipe would wait for a writer
+        raise ImageError(f"{printable(name)}: no such file in {printable(root)}; put it back")
+    return path
 
 
 def read_range(root: str, name: str, start: int, end: int) -> bytes:

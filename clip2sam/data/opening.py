@@ -14,6 +14,7 @@ from typing import Protocol
 
 from clip2sam.data import sources
 from clip2sam.data.images import SUFFIXES, printable
+from clip2sam.data.parquet import PARQUET_SUFFIX, ParquetSource, check_parquet, find_parquet
 from clip2sam.data.patterns import walk
 from clip2sam.data.sources import FileSource, PathLike, Source, find_source
 from clip2sam.data.tars import TAR_SUFFIXES, TarSource, check_tars, find_tars
@@ -30,7 +31,7 @@ class Kind(Protocol):
         """The images of these names and ids: all that there are, or a part of them."""
 
 
-KINDS: dict[str, Kind] = {"files": FileSource, "tar": TarSource}
+KINDS: dict[str, Kind] = {"files": FileSource, "tar": TarSource, "parquet": ParquetSource}
 """By the name in manifests."""
 
 
@@ -38,16 +39,20 @@ def open_source(given: PathLike | Sequence[PathLike], root: PathLike | None = No
     """List the images of a source.
 
     Args:
-        given: what `find_source` takes; tars (`find_tars`); or a folder of tars without loose
-            images.
+        given: what `find_source` takes; tars (`find_tars`) or Parquet files (`find_parquet`); a
+            folder without loose images: the tars in it, else the Parquet files.
         root: as for `find_source`.
 
     Raises:
-        ImageError: as `find_source` and `find_tars`; or files of several kinds are given.
+        ImageError: as `find_source`, `find_tars` and `find_parquet`; or files of several kinds are
+            given.
+        ConfigError: Parquet files are given, and pyarrow is missing.
     """
     kind = _kind_given(given)
     if kind == "tar":
         return find_tars(given, root)
+    if kind == "parquet":
+        return find_parquet(given, root)
     _say_passed_over(given)
     return find_source(given, root)
 
@@ -59,10 +64,10 @@ def check_found(source: PathLike, root: PathLike | None = None) -> None:
         source, root: as for `open_source`.
 
     Raises:
-        ImageError: as `open_source`, as far as it looks.
+        ImageError, ConfigError: as `open_source`, as far as it looks.
     """
-    check = {"files": sources.check_found, "tar": check_tars}[_kind_given(source)]
-    check(source, root)
+    checks = {"files": sources.check_found, "tar": check_tars, "parquet": check_parquet}
+    checks[_kind_given(source)](source, root)
 
 
 def _kind_given(given: PathLike | Sequence[PathLike]) -> str:
@@ -83,7 +88,9 @@ def _kind(given: PathLike) -> str:
 
 def _kind_named(name: str) -> str:
     """The kind of a file by its name; that of images too."""
-    return "tar" if name.lower().endswith(TAR_SUFFIXES) else "files"
+    if name.lower().endswith(TAR_SUFFIXES):
+        return "tar"
+    return "parquet" if name.lower().endswith(PARQUET_SUFFIX) else "files"
 
 
 def _kind_in(folder: str) -> str:
@@ -94,7 +101,7 @@ def _kind_in(folder: str) -> str:
             return "files"
         kinds.add(_kind_named(file))
     # img2dataset writes a Parquet file of captions beside each tar
-    return next((kind for kind in ("tar",) if kind in kinds), "files")
+    return next((kind for kind in ("tar", "parquet") if kind in kinds), "files")
 
 
 def _say_passed_over(given: PathLike | Sequence[PathLike]) -> None:
