@@ -29,7 +29,7 @@ from clip2sam.cli.options import (
     text_option,
 )
 from clip2sam.data.files import check_writable
-from clip2sam.data.sources import check_found
+from clip2sam.data.opening import check_found
 from clip2sam.errors import ConfigError
 
 if TYPE_CHECKING:
