@@ -363,6 +363,13 @@ def test_the_images_of_a_run_in_shards_may_move(images, whole, tmp_path):
     assert same_files(run, whole[0])
 
 
+def test_storage_that_machines_cannot_share_is_refused(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("clip2sam.labelling.storage._bucket", lambda path: "s3fs")
+    with pytest.raises(RunError, match="it is an object store, mounted by s3fs"):
+        label(images, tmp_path / "run", "1/2")
+    label(images, tmp_path / "alone")
+
+
 def test_a_plan_is_not_made_where_images_are_read(images):
     with pytest.raises(ConfigError, match="lies where images are read"):
         label(images, images / "run", "1/2")

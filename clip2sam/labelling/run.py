@@ -332,8 +332,8 @@ class _Start:
         """The plan of the run that a shard is of, made now if the run has none."""
         if self.moved and not is_sharded(self.output):
             raise _nothing_moved(self.output)
-        check_shared(self.output)
         plan = make_plan(self.output, self._to_cut, shard.of, threads=torch.get_num_threads())
+        check_shared(self.output)
         if not self.moved:
             check_same_source(plan.path, (plan.origin, plan.root), self.source, self.root)
             return plan
