@@ -48,7 +48,7 @@ def open_source(given: PathLike | Sequence[PathLike], root: PathLike | None = No
             given.
         ConfigError: Parquet files are given, and pyarrow is missing.
     """
-    kind = _kind_given(given)
+    kind = kind_given(given)
     if kind == "tar":
         return find_tars(given, root)
     if kind == "parquet":
@@ -67,10 +67,15 @@ def check_found(source: PathLike, root: PathLike | None = None) -> None:
         ImageError, ConfigError: as `open_source`, as far as it looks.
     """
     checks = {"files": sources.check_found, "tar": check_tars, "parquet": check_parquet}
-    checks[_kind_given(source)](source, root)
+    checks[kind_given(source)](source, root)
 
 
-def _kind_given(given: PathLike | Sequence[PathLike]) -> str:
+def kind_given(given: PathLike | Sequence[PathLike]) -> str:
+    """The name of the kind that `open_source` makes of something.
+
+    Raises:
+        ImageError: it is of several kinds.
+    """
     several = [given] if isinstance(given, str | os.PathLike) else list(given)
     kinds = sorted({_kind(one) for one in several} or {"files"})
     if len(kinds) > 1:

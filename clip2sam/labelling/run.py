@@ -115,8 +115,8 @@ def label_dataset(
     """Label a dataset: start, or continue where the run in `output` stopped; then publish.
 
     Args:
-        source: a folder (all levels), a .txt or .csv list, a COCO .json file, a glob, an image, or
-            a `Source` object of your own.
+        source: a folder (all levels), a .txt or .csv list, a COCO .json file, a glob, an image;
+            tars or Parquet files, see `open_source`; or a `Source` object of your own.
         labels: names, a mapping from names to their synonyms, a labels file, or a `LabelSet`.
         output: the run's folder: manifest.json, journal-0001.jsonl, and at the end summary.json,
             presence.png and the exporters' files.
