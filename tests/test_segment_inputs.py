@@ -44,19 +44,23 @@ def names(path: str = "out/annotations.json") -> list[str]:
     return [row["file_name"] for row in json.loads(Path(path).read_text())["images"]]
 
 
+UNDRAWN = ("--overlays", "none")
+
+
 @pytest.mark.parametrize("source", [".", "**/*.png"])
 def test_its_own_drawings_are_no_input(segment, source):
     code, _, errors = segment(source)
     assert (code, errors, names()) == (0, "", ["street.png"])
     drawn = sorted(p.name for p in Path("out/overlays").iterdir())
     assert drawn == ["street.png.00-all.png", "street.png.01-star.png"]
-    code, _, errors = segment(source)
+    code, _, errors = segment(source, *UNDRAWN)
     assert (code, names()) == (0, ["street.png"])
     folder = Path("out/overlays").resolve()
     assert errors == f"left out 2 images in {folder}: clip2sam has drawn them\n"
-    assert segment(source, "--output", "other")[0] == 0
+    assert segment(source, *UNDRAWN, "--output", "other")[0] == 0
     assert names("other/annotations.json") == ["street.png"]
-    assert segment("out/overlays/street.png.00-all.png", "--output", "third")[0] == 0
+    drawing = "out/overlays/street.png.00-all.png"
+    assert segment(drawing, *UNDRAWN, "--output", "third")[0] == 0
     assert names("third/annotations.json") == ["street.png.00-all.png"], "given by itself"
 
 
