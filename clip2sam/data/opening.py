@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
+from clip2sam.data.addresses import is_url
 from clip2sam.data.sources import FileSource, PathLike, Source, find_source
-from clip2sam.data.urls import is_url
 from clip2sam.errors import ConfigError
 
 
