@@ -12,14 +12,20 @@ HERE = ("file", "memory")
 SCHEMES = (*WEB, "s3", "gs", "hf", *HERE)
 """What an address may begin with, in lower case."""
 
-SIGNING = re.compile(
-    r"""x-amz-.*|x-goog-.*|awsaccesskeyid|googleaccessid|key-pair-id|expires|policy
-    |s[vertpsi]|sip|spr|srt|sk[a-z]{1,3}  # Azure's
-    |.*(sig|token|secret|password|passwd|credential|auth|api_?key).*|key|pwd""",
-    re.IGNORECASE | re.VERBOSE,
+_SECRET = re.compile(
+    r"(.*[-_.])?(sig|signature|key|auth|pwd|policy)|.*(token|secret|passw(or)?d|credentials?)"
+    r"|.*(accesskeyid|accessid|apikey)",
+    re.IGNORECASE,
 )
-"""Names of a query's parts that only give access: they differ each time that an address is signed,
-and who has them has the image."""
+"""Names of a query's parts whose values give access: they are not shown."""
+
+_SIGNATURE = re.compile(r"(x-amz-|x-goog-)?signature|sig", re.IGNORECASE)
+_SIGNING = re.compile(
+    r"(x-amz-|x-goog-).*|signature|awsaccesskeyid|googleaccessid|key-pair-id|expires|policy"
+    r"|sig|s[vertp]|sip|spr|srt|sk[estv]|skoid|sktid",  # the last line: Azure's
+    re.IGNORECASE,
+)
+"""Names of the parts that a signature is made of: they differ each time that an address is signed."""
 
 _PART = re.compile(r"(?P<start>[?&;])(?P<name>[^=&;#\s]+)=(?P<value>[^&#\s'\")]*)")
 
@@ -43,10 +49,27 @@ def without_secrets(text: str) -> str:
     """A text without the names, passwords and signatures of the addresses in it."""
 
     def hidden(part: re.Match[str]) -> str:
-        secret = SIGNING.fullmatch(part["name"])
+        secret = _SECRET.fullmatch(part["name"])
         return f"{part['start']}{part['name']}=***" if secret else part[0]
 
     return _PART.sub(hidden, re.sub(r"://[^/?#\s]*@", "://", text))
+
+
+def without_access(url: str) -> str:
+    """An address without its name and password, and, where it is signed, without all that signs it:
+    the same whenever and by whomever it is signed."""
+    if not is_url(url):
+        return url
+    bare, mark, query = re.sub(r"://[^/?#]*@", "://", url).partition("?")
+    parts = [(part.partition("=")[0], part) for part in query.split("&")]
+    if any(_SIGNATURE.fullmatch(name) for name, _ in parts):
+        parts = [(name, part) for name, part in parts if not _SIGNING.fullmatch(name)]
+    return bare + (mark if parts else "") + "&".join(part for _, part in parts)
+
+
+def plain_address(url: str) -> str:
+    """An address without slashes at its end, but those of the scheme."""
+    return re.sub(r"(?<=[^/:])/+$", "", url)
 
 
 def check_address(url: str, schemes: tuple[str, ...] = SCHEMES) -> None:

@@ -8,7 +8,9 @@ import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from clip2sam.data.addresses import is_url
+from clip2sam.data import sources
+from clip2sam.data.addresses import is_url, plain_address
+from clip2sam.data.remote_source import RemoteSource, check_remote, find_remote, is_remote
 from clip2sam.data.sources import FileSource, PathLike, Source, find_source
 from clip2sam.errors import ConfigError
 
@@ -22,7 +24,7 @@ class Kind(Protocol):
         """The images of these names and ids: all that there are, or a part of them."""
 
 
-KINDS: dict[str, Kind] = {"files": FileSource}
+KINDS: dict[str, Kind] = {"files": FileSource, "remote": RemoteSource}
 """By the name in manifests."""
 
 
@@ -30,18 +32,38 @@ def open_source(given: PathLike | Sequence[PathLike], root: PathLike | None = No
     """List the images of a source.
 
     Args:
-        given: what `find_source` takes.
-        root: as for `find_source`.
+        given: what `find_source` takes; or an address of a folder, glob or image, or a list of
+            addresses, see `find_remote`.
+        root: as for these two.
 
     Raises:
-        ImageError: as `find_source`.
+        ImageError: as these two.
     """
+    if isinstance(given, str | os.PathLike) and is_remote(given):
+        return find_remote(given, root)
     return find_source(given, root)
+
+
+def check_found(given: PathLike, root: PathLike | None = None, *, offline: bool = False) -> None:
+    """Find out in front of a long job whether there is an image, without listing them all.
+
+    Args:
+        given, root: as for `open_source`.
+        offline: the network is not to be used.
+
+    Raises:
+        ImageError: as `open_source`.
+        ConfigError: there is an address, and the network is not to be used.
+    """
+    if is_remote(given):
+        check_remote(given, offline=offline)
+    else:
+        sources.check_found(given, root)
 
 
 def origin_of(given: PathLike) -> str:
     """What a source that is given so is known by, see `Source.origin`."""
-    return str(given) if is_url(given) else os.path.abspath(given)
+    return plain_address(str(given)) if is_url(given) else os.path.abspath(given)
 
 
 def kind_of(source: Source) -> str | None:

@@ -157,6 +157,23 @@ def found(url: str) -> list[str]:
     return _tried(url, ask, once=True)
 
 
+def check_there(url: str) -> None:
+    """Whether there is a file or folder at an address, by one request.
+
+    Raises:
+        ImageError: there is none, or it can't be asked.
+    """
+
+    def ask(end: float) -> None:
+        if scheme_of(url) in WEB:
+            with _answer(url):
+                return
+        files, path = file_system(url)
+        files.info(path, **_limited(files, end))
+
+    _tried(url, ask)
+
+
 def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system of an address, and the path in it.
 
@@ -245,7 +262,8 @@ def _reason(url: str, error: Exception) -> str:
             help_ += ", and that your credentials are in the environment"
         return f"{where} answered {status} ({said}); {help_}"
     around = _surroundings(url)
-    text = without_secrets(one_line(error))
+    late = isinstance(error, TimeoutError) and not str(error)
+    text = "no answer in time" if late else without_secrets(one_line(error))
     return (
         f"{where} can't be fetched ({text}); check the address and the network"
         f"{f' ({around})' if around else ''}"

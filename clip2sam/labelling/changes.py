@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from clip2sam.data.images import printable
+from clip2sam.data.opening import kind_of
 from clip2sam.data.sources import FileSource, Source
 from clip2sam.errors import ImageError, RunError
 from clip2sam.labelling.journal import Journal, Stamp, file_stamp, read_record
@@ -217,7 +218,7 @@ def take_in_new(run: RunFolder, source: Source, changed: Changed) -> RunFolder:
 
 
 def _has_own_ids(source: Source) -> bool:
-    return not isinstance(source, FileSource) or source.origin.lower().endswith(".json")
+    return kind_of(source) is None or source.origin.lower().endswith(".json")
 
 
 def _check_ids(run: RunFolder, source: Source, known: dict[str, int]) -> None:

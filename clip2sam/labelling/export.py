@@ -87,7 +87,8 @@ def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[st
     """What an exporter is told of a run."""
     if exporter == "coco":
         return {"info": run_info(run, decision)}
-    return {"images": "copy", "root": run.root} if exporter == "yolo" else {}
+    root = run.root if run.kind == "files" else None  # others have no folder to copy from
+    return {"images": "copy", "root": root} if exporter == "yolo" else {}
 
 
 def _check_lines(run: RunFolder, index: Index) -> None:
