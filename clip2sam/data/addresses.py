@@ -25,7 +25,7 @@ _SIGNING = re.compile(
     r"|sig|s[vertp]|sip|spr|srt|sk[estv]|skoid|sktid",  # the last line: Azure's
     re.IGNORECASE,
 )
-"""Names of the parts that a signature is made of: they differ each time that an address is signed."""
+"""Names of the parts that a signature is made of: they differ each time that it is made."""
 
 _PART = re.compile(r"(?P<start>[?&;])(?P<name>[^=&;#\s]+)=(?P<value>[^&#\s'\")]*)")
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clip2sam import __version__
 from clip2sam.data.addresses import (
@@ -110,7 +110,7 @@ def size_of(url: str) -> int:
     return size
 
 
-def open_seekable(url: str) -> BinaryIO:
+def open_seekable(url: str) -> io.BufferedReader:
     """A file to read in any order, of which only those parts are requested that are read, AHEAD
     bytes at a time. Not for several threads at once.
 
@@ -279,9 +279,16 @@ def _surroundings(url: str) -> str:
 class _Parts(io.RawIOBase):
     """A file at an address."""
 
+    mode = "rb"
+
     def __init__(self, url: str) -> None:
         super().__init__()
         self._url, self._size, self._at = url, size_of(url), 0
+
+    @property
+    def name(self) -> str:
+        """Its address, without secrets."""
+        return shown_url(self._url)
 
     def readable(self) -> bool:
         return True
