@@ -11,10 +11,10 @@ from importlib import import_module
 from itertools import takewhile
 from typing import Any, BinaryIO
 
+from clip2sam.data.addresses import is_url
 from clip2sam.data.images import printable
 from clip2sam.data.patterns import expand_braces, is_glob, matches, split_glob, walk
 from clip2sam.data.sources import PathLike, below, checked_root, locate
-from clip2sam.data.urls import is_url
 from clip2sam.errors import ImageError
 
 NAMED = 5

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from clip2sam.data import sources
+from clip2sam.data.addresses import is_url, plain_address
 from clip2sam.data.images import SUFFIXES, printable
 from clip2sam.data.parquet import PARQUET_SUFFIX, ParquetSource, check_parquet, find_parquet
 from clip2sam.data.patterns import walk
+from clip2sam.data.remote_source import RemoteSource, check_remote, find_remote, is_remote
 from clip2sam.data.sources import FileSource, PathLike, Source, find_source
 from clip2sam.data.tars import TAR_SUFFIXES, TarSource, check_tars, find_tars
-from clip2sam.data.urls import is_url
 from clip2sam.errors import ConfigError, ImageError
 
 
@@ -31,7 +32,12 @@ class Kind(Protocol):
         """The images of these names and ids: all that there are, or a part of them."""
 
 
-KINDS: dict[str, Kind] = {"files": FileSource, "tar": TarSource, "parquet": ParquetSource}
+KINDS: dict[str, Kind] = {
+    "files": FileSource,
+    "tar": TarSource,
+    "parquet": ParquetSource,
+    "remote": RemoteSource,
+}
 """By the name in manifests."""
 
 
@@ -40,12 +46,12 @@ def open_source(given: PathLike | Sequence[PathLike], root: PathLike | None = No
 
     Args:
         given: what `find_source` takes; tars (`find_tars`) or Parquet files (`find_parquet`); a
-            folder without loose images: the tars in it, else the Parquet files.
+            folder without loose images: the tars in it, else the Parquet files; an address of a
+            folder, glob or image, or a list of addresses (`find_remote`).
         root: as for `find_source`.
 
     Raises:
-        ImageError: as `find_source`, `find_tars` and `find_parquet`; or files of several kinds are
-            given.
+        ImageError: as these four; or sources of several kinds are given.
         ConfigError: Parquet files are given, and pyarrow is missing.
     """
     kind = kind_given(given)
@@ -53,19 +59,26 @@ def open_source(given: PathLike | Sequence[PathLike], root: PathLike | None = No
         return find_tars(given, root)
     if kind == "parquet":
         return find_parquet(given, root)
+    if kind == "remote":
+        return find_remote(_one_address(given), root)
     _say_passed_over(given)
     return find_source(given, root)
 
 
-def check_found(source: PathLike, root: PathLike | None = None) -> None:
+def check_found(source: PathLike, root: PathLike | None = None, *, offline: bool = False) -> None:
     """Find out in front of a long job whether there is an image, without listing them all.
 
     Args:
         source, root: as for `open_source`.
+        offline: the network is not to be used.
 
     Raises:
-        ImageError, ConfigError: as `open_source`, as far as it looks.
+        ImageError: as `open_source`, as far as it looks.
+        ConfigError: likewise; or there is an address, and the network is not to be used.
     """
+    if kind_given(source) == "remote" or (offline and is_url(source)):
+        check_remote(source, offline=offline)
+        return
     checks = {"files": sources.check_found, "tar": check_tars, "parquet": check_parquet}
     checks[kind_given(source)](source, root)
 
@@ -85,10 +98,21 @@ def kind_given(given: PathLike | Sequence[PathLike]) -> str:
     return kinds[0]
 
 
+def _one_address(given: PathLike | Sequence[PathLike]) -> PathLike:
+    several = [given] if isinstance(given, str | os.PathLike) else list(given)
+    if len(several) != 1:
+        raise ImageError(
+            f"expected one address or list of addresses, got {len(several)}; write the addresses "
+            "of images into a list, a line each"
+        )
+    return several[0]
+
+
 def _kind(given: PathLike) -> str:
     if not is_url(given) and os.path.isdir(given):
         return _kind_in(os.path.abspath(given))
-    return _kind_named(os.fspath(given))
+    named = _kind_named(os.fspath(given))
+    return "remote" if named == "files" and is_remote(given) else named
 
 
 def _kind_named(name: str) -> str:
@@ -124,7 +148,7 @@ def _say_passed_over(given: PathLike | Sequence[PathLike]) -> None:
 
 def origin_of(given: PathLike) -> str:
     """What a source that is given so is known by, see `Source.origin`."""
-    return str(given) if is_url(given) else os.path.abspath(given)
+    return plain_address(str(given)) if is_url(given) else os.path.abspath(given)
 
 
 def kind_of(source: Source) -> str | None:
