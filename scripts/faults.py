@@ -743,7 +743,11 @@ EXPORT = [
             "split_of(str(record.image_id)",
         ),
         ("YOLO: folders that hide the label file", 'reserved=("images",)', ""),
-        ("YOLO: an image stays in both splits", "old.unlink(missing_ok=True)", "pass"),
+        (
+            "YOLO: an image stays in both splits",
+            "(folder / other / file).unlink(missing_ok=True)",
+            "pass",
+        ),
     ),
     *faults(
         "export/names.py",
@@ -1137,8 +1141,8 @@ JOURNAL = [
         ),
         (
             "the root stays",
-            "_rewrite(run, source=source.origin, root=root_of(source))",
-            "_rewrite(run, source=source.origin)",
+            "_rewrite(run, source=source.origin, root=root, kind=kind)",
+            "_rewrite(run, source=source.origin, kind=kind)",
         ),
     ),
     *faults(
