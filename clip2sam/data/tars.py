@@ -21,8 +21,8 @@ from typing import BinaryIO, NamedTuple, cast
 
 from clip2sam.data.containers import find_containers, open_container, read_all, read_range
 from clip2sam.data.images import SUFFIXES, printable
+from clip2sam.data.remote import MAX_BYTES
 from clip2sam.data.sources import PathLike, checked_key
-from clip2sam.data.urls import MAX_BYTES
 from clip2sam.errors import ImageError, one_line
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
