@@ -6,6 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
@@ -345,3 +346,20 @@ def test_yolo_gets_the_images_out_of_their_files(tmp_path):
     assert {p.relative_to(labels).with_suffix(".png") for p in labels.rglob("*.txt")} == {*written}
     with pytest.raises(ConfigError, match=r"images 'link' needs files, .*; give --images copy"):
         export_run(tmp_path / "run", tmp_path / "links", "yolo", images="link")
+
+
+def test_parquet_at_addresses_is_read_in_place(folder):
+    files = fsspec.filesystem("memory")
+    for path in folder.glob("data/*.parquet"):
+        files.pipe_file(f"/data/{path.name}", path.read_bytes())
+    try:
+        source = open_source("memory://data/train-{0..1}.parquet")
+        check_found(source.origin)
+        assert [f"data/{key}" for key in source.keys] == [*KEYS]
+        assert [source.read(key) for key in source.keys] == DATA
+        del files.store["/data/train-0.parquet"]
+        part = source_of("parquet", source.origin, source.root, source.keys, source.ids)
+        with pytest.raises(ImageError, match=r"memory://data/train-0\.parquet"):
+            part.read(part.keys[0])
+    finally:
+        files.store.clear()

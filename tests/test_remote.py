@@ -390,8 +390,10 @@ def test_the_files_are_those_of_local_images_but_for_names(store, images, tmp_pa
     assert f'"{prefix}sub/001.png"' in published(tmp_path / "run")
     with pytest.raises(ConfigError, match="is for image files; leave it out"):
         label(source, tmp_path / "run", hash_images=True)
-    with pytest.raises(ConfigError, match='give --images none \\(images="none"\\)'):
-        export_run(tmp_path / "run", tmp_path / "yolo", "yolo")
+    export_run(tmp_path / "run", tmp_path / "yolo", "yolo", val_share=0.0)
+    written = {path.read_bytes() for path in (tmp_path / "yolo" / "images").rglob("*.png")}
+    assert {(images / "sub" / "001.png").read_bytes()} < written
+    assert written <= {path.read_bytes() for path in images.rglob("*.png")}
 
 
 def test_a_run_over_a_list_goes_on_and_shows_no_signature(server, images, tmp_path):

@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
+import fsspec
 import pytest
 import webdataset
 from braceexpand import braceexpand
@@ -375,3 +376,43 @@ def test_other_jobs_take_tars_as_well(images):
     assert tuning.images == ("1.tar/005.png", "1.tar/006.png", "1.tar/007.png", "1.tar/008.png")
     session = Session(segmenter, shards / "1.tar", ["cat"])
     assert (session.count, session.name) == (4, "1.tar/005.png")
+
+
+@pytest.fixture
+def store(shards):
+    """The tars in fsspec's memory; its files by path."""
+    files = fsspec.filesystem("memory")
+    for path in shards.glob("*.tar"):
+        files.pipe_file(f"/top/tars/{path.name}", path.read_bytes())
+    yield files.store
+    files.store.clear()
+
+
+@pytest.mark.parametrize("pattern", ["{00000..00001}.tar", "*.tar"])
+def test_tars_at_addresses_are_read_in_place(store, pattern):
+    given = f"memory://top/tars/{pattern}"
+    source = open_source(given)
+    check_found(given)
+    assert (source.origin, source.root, source.keys) == (given, "memory://top/tars", KEYS)
+    assert [source.read(key) for key in KEYS] == [f".jpg {i}".encode() for i in (2, 0, 1, 3, 4)]
+    assert open_source(source.origin, source.root) == source
+    check_output(source, "anywhere")
+    assert open_source(given, "memory://top").keys == tuple(f"tars/{key}" for key in KEYS)
+
+
+def test_what_is_wrong_with_tars_at_addresses_is_said(store, tmp_path):
+    source = open_source("memory://top/tars/*.tar")
+    store["/top/tars/00000.tar"] = store["/top/tars/00001.tar"]
+    with pytest.raises(ImageError, match=r"002\.jpg: this tar is another one than when it was"):
+        source.read(KEYS[0])
+    for look in (open_source, check_found):
+        with pytest.raises(ImageError, match=r"memory://top/tars/9\.tar"):
+            look("memory://top/tars/9.tar")
+        with pytest.raises(ImageError, match="a name, a password or a signature in this address"):
+            look("https://name:secret@example.com/0.tar")
+    with pytest.raises(ConfigError, match="the network is not to be used"):
+        check_found("https://example.com/{0..3}.tar", offline=True)
+    with pytest.raises(ImageError, match="expected paths or addresses, got both"):
+        open_source(["memory://top/tars/00000.tar", str(tmp_path / "a.tar")])
+    with pytest.raises(ImageError, match="have no folder in common"):
+        open_source(["memory://top/tars/00000.tar", "s3://tars/00000.tar"])

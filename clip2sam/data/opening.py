@@ -16,7 +16,7 @@ from clip2sam.data import sources
 from clip2sam.data.addresses import is_url, plain_address
 from clip2sam.data.images import SUFFIXES, printable
 from clip2sam.data.parquet import PARQUET_SUFFIX, ParquetSource, check_parquet, find_parquet
-from clip2sam.data.patterns import walk
+from clip2sam.data.patterns import expand_braces, walk
 from clip2sam.data.remote_source import RemoteSource, check_remote, find_remote, is_remote
 from clip2sam.data.sources import FileSource, PathLike, Source, find_source
 from clip2sam.data.tars import TAR_SUFFIXES, TarSource, check_tars, find_tars
@@ -45,13 +45,13 @@ def open_source(given: PathLike | Sequence[PathLike], root: PathLike | None = No
     """List the images of a source.
 
     Args:
-        given: what `find_source` takes; tars (`find_tars`) or Parquet files (`find_parquet`); a
-            folder without loose images: the tars in it, else the Parquet files; an address of a
-            folder, glob or image, or a list of addresses (`find_remote`).
-        root: as for `find_source`.
+        given: what `find_source` takes; tars (`find_tars`) or Parquet files (`find_parquet`), also
+            at addresses; a folder without loose images: the tars in it, else the Parquet files; the
+            address of a folder, glob or image, or a list of addresses (`find_remote`).
+        root: as for these.
 
     Raises:
-        ImageError: as these four; or sources of several kinds are given.
+        ImageError: as these; or files of several kinds are given.
         ConfigError: Parquet files are given, and pyarrow is missing.
     """
     kind = kind_given(given)
@@ -59,32 +59,37 @@ def open_source(given: PathLike | Sequence[PathLike], root: PathLike | None = No
         return find_tars(given, root)
     if kind == "parquet":
         return find_parquet(given, root)
-    if kind == "remote":
-        return find_remote(_one_address(given), root)
+    if isinstance(given, str | os.PathLike) and is_remote(given):
+        return find_remote(given, root)
     _say_passed_over(given)
     return find_source(given, root)
 
 
-def check_found(source: PathLike, root: PathLike | None = None, *, offline: bool = False) -> None:
+def check_found(given: PathLike, root: PathLike | None = None, *, offline: bool = False) -> None:
     """Find out in front of a long job whether there is an image, without listing them all.
 
     Args:
-        source, root: as for `open_source`.
+        given, root: as for `open_source`.
         offline: the network is not to be used.
 
     Raises:
         ImageError: as `open_source`, as far as it looks.
-        ConfigError: likewise; or there is an address, and the network is not to be used.
+        ConfigError: as `open_source`; or there is an address, and the network is not to be used.
     """
-    if kind_given(source) == "remote" or (offline and is_url(source)):
-        check_remote(source, offline=offline)
-        return
-    checks = {"files": sources.check_found, "tar": check_tars, "parquet": check_parquet}
-    checks[kind_given(source)](source, root)
+    if is_remote(given):  # of braces, the first one stands for all
+        check_remote(expand_braces(str(given))[0] if is_url(given) else given, offline=offline)
+    kind = kind_given(given)
+    if kind == "tar":
+        check_tars(given, root)
+    elif kind == "parquet":
+        check_parquet(given, root)
+    elif not is_remote(given):
+        sources.check_found(given, root)
 
 
 def kind_given(given: PathLike | Sequence[PathLike]) -> str:
-    """The name of the kind that `open_source` makes of something.
+    """The name of the kind that `open_source` makes of something; "files" also for images at
+    addresses, which may stand beside files.
 
     Raises:
         ImageError: it is of several kinds.
@@ -98,21 +103,10 @@ def kind_given(given: PathLike | Sequence[PathLike]) -> str:
     return kinds[0]
 
 
-def _one_address(given: PathLike | Sequence[PathLike]) -> PathLike:
-    several = [given] if isinstance(given, str | os.PathLike) else list(given)
-    if len(several) != 1:
-        raise ImageError(
-            f"expected one address or list of addresses, got {len(several)}; write the addresses "
-            "of images into a list, a line each"
-        )
-    return several[0]
-
-
 def _kind(given: PathLike) -> str:
     if not is_url(given) and os.path.isdir(given):
         return _kind_in(os.path.abspath(given))
-    named = _kind_named(os.fspath(given))
-    return "remote" if named == "files" and is_remote(given) else named
+    return _kind_named(os.fspath(given))
 
 
 def _kind_named(name: str) -> str:

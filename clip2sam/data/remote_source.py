@@ -151,7 +151,7 @@ def check_remote(given: PathLike, *, offline: bool = False) -> None:
             "it out, or allow the network"
         )
     if is_url(given):
-        _check_open(str(given))
+        check_open(str(given))
         check_there(_in_front(str(given)))
 
 
@@ -197,7 +197,7 @@ def _is_marked(key: str) -> bool:
 
 
 def _in_store(url: str, root: str | None) -> RemoteSource:
-    _check_open(url)
+    check_open(url)
     alone = scheme_of(url) in WEB and not is_glob(url) and _is_image(urlsplit(url).path)
     names = [url] if alone else found(url)
     alone = names == [url]
@@ -212,7 +212,7 @@ def _in_store(url: str, root: str | None) -> RemoteSource:
     return _source(plain_address(url), plain_address(top), (name[len(top) :] for name in names))
 
 
-def _check_open(url: str) -> None:
+def check_open(url: str) -> None:
     """Refuse what would bring a password or a signature into a run's files.
 
     Raises:

@@ -311,7 +311,7 @@ def _images(file: BinaryIO, tar: str) -> Iterator[tuple[str, _Place]]:
         )
         while (member := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
-            if member.size < 0 or archive.offset < member.offset_data:
+            if member.size < 0:  # the next header would be an earlier one
                 raise _Damaged(f"the header at byte {member.offset} leads backwards")
             is_file = member.isreg() and not member.issparse()
             if is_file and member.name.lower().endswith(SUFFIXES):

@@ -116,8 +116,9 @@ def label_dataset(
 
     Args:
         source: a folder (all levels), a .txt or .csv list, a COCO .json file, a glob, an image;
-            tars or Parquet files; the address of a folder, glob or image (https, s3, gs, hf), or a
-            list of addresses, see `open_source`; or a `Source` object of your own.
+            tars or Parquet files, see `open_source`; the address of a folder, glob, tar, Parquet
+            file or image (https, s3, gs, hf), or a list of addresses; or a `Source` object of your
+            own.
         labels: names, a mapping from names to their synonyms, a labels file, or a `LabelSet`.
         output: the run's folder: manifest.json, journal-0001.jsonl, and at the end summary.json,
             presence.png and the exporters' files.
