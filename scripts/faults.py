@@ -1047,7 +1047,6 @@ JOURNAL = [
     *faults(
         "labelling/manifest.py",
         "labelling_run labelling_export",
-        ("no lock", "            lock.acquire(timeout=0)\n", "            pass\n"),
         ("runs of another format", 'if rows["format"] != FORMAT:', 'if rows["format"] is None:'),
         (
             "exports over the run's own files",

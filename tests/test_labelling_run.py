@@ -36,7 +36,8 @@ from clip2sam.labelling.engine import SegmenterEngine
 from clip2sam.labelling.export import export_run
 from clip2sam.labelling.fingerprint import check_same, plain
 from clip2sam.labelling.info import run_info
-from clip2sam.labelling.manifest import begin_run, lock_run, open_run
+from clip2sam.labelling.lock import lock_run
+from clip2sam.labelling.manifest import begin_run, open_run
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
 from clip2sam.models.presets import PRESETS
 from clip2sam.pipeline import Segmenter
@@ -708,7 +709,7 @@ def test_a_folder_that_cannot_be_locked_is_not_left(tmp_path, monkeypatch):
         def acquire(self, *_, **__):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("clip2sam.labelling.manifest.FileLock", Full)
+    monkeypatch.setattr("clip2sam.labelling.lock.FileLock", Full)
     with pytest.raises(OutputError, match="No space left"), lock_run(tmp_path / "new" / "run"):
         pytest.fail("there is no lock")
     assert tree(tmp_path) == []

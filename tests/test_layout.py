@@ -47,6 +47,7 @@ WITHOUT_TORCH = (
     "clip.methods",
     "config",
     "models.locators",
+    "labelling.lock",
     "labelling.manifest",
     "labelling.journal",
     "labelling.decide",

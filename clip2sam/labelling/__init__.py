@@ -8,7 +8,9 @@ source --> readers --> engine --> writer --> journal ==> publish, export
     decode_worker  a process that decodes image files, and may crash or hang without harm to the run
     engine         images to presence scores and masks; smaller batches when memory runs out
     journal        one checked line an image; cut back to the last good one at each start
-    manifest       the run's folder: what is labelled and how; the lock
+    lock           one process at a time, also on storage that several machines share
+    storage        whether several machines can share a folder; files as they are there now
+    manifest       the run's folder: what is labelled and how
     changes        images that were changed or added since the run began
     fingerprint    all that the results depend on; another one is refused
     decide         which recorded masks are kept

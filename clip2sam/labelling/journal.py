@@ -22,7 +22,7 @@ import stat
 import time
 import warnings
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,14 +221,22 @@ class Journal:
             ...), and a `UserWarning` says so.
         ids: those of the run's images.
         classes: the names of the run's classes.
+        check: called in front of what is written; if it raises, nothing is: `RunLock.check`.
 
     Raises:
         RunError: the file is no regular one, or can't be read.
         OutputError: the disk is full, or the file can't be written.
     """
 
-    def __init__(self, path: Path, ids: Collection[int], classes: Sequence[str]) -> None:
-        self.path, self.classes = path, classes
+    def __init__(
+        self,
+        path: Path,
+        ids: Collection[int],
+        classes: Sequence[str],
+        check: Callable[[], object] = bool,
+    ) -> None:
+        self.path, self.classes, self._check = path, classes, check
+        check()
         self.index = read_index(path, ids)
         if self.index.passed_over:
             self._keep_damaged()
@@ -249,6 +257,7 @@ class Journal:
             OutputError: the disk is full, or the file can't be written.
         """
         line, start = as_line(record, self.classes, stamp), self.index.end
+        self._check()
         try:
             self._write(line)
         except OSError as error:
@@ -269,6 +278,7 @@ class Journal:
 
     def sync(self) -> None:
         """Bring all that was written to the disk."""
+        self._check()
         with output_errors(self.path):
             getattr(os, "fdatasync", os.fsync)(self._file)  # macOS has no fdatasync
         self._unsynced, self._synced_at = 0, time.monotonic()

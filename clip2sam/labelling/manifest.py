@@ -1,5 +1,4 @@
-"""A run's folder: the manifest, which says what is labelled and how; the lock; and the names of its
-files.
+"""A run's folder: the manifest, which says what is labelled and how; and the names of its files.
 
 How is frozen when the run begins. Images are only added, behind the others and under new ids.
 """
@@ -8,14 +7,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from clip2sam.data import sources
 from clip2sam.data.files import as_json, output_errors, write_atomically
@@ -23,11 +19,11 @@ from clip2sam.data.images import printable
 from clip2sam.data.labels import LabelClass, class_from_row, class_row
 from clip2sam.data.opening import KINDS, kind_of, origin_of, source_of
 from clip2sam.data.sources import Source
-from clip2sam.errors import ConfigError, ImageError, RunError, RunLockedError, one_line
+from clip2sam.errors import ConfigError, ImageError, RunError, one_line
 from clip2sam.labelling import journal
+from clip2sam.labelling.lock import LOCK, OWNER
 
 MANIFEST = "manifest.json"
-LOCK = "lock"
 FORMAT = 3
 """Of the manifest and the journal. Runs in another one are refused."""
 
@@ -110,63 +106,11 @@ class RunFolder:
         Raises:
             ConfigError: it would.
         """
-        own = [(self.path / name).resolve() for name in (MANIFEST, LOCK, journal.FILE)]
+        own = [(self.path / name).resolve() for name in (MANIFEST, LOCK, OWNER, journal.FILE)]
         if output.resolve() in own:
             raise ConfigError(f"{printable(output)} is the run's own file; give another output")
         if (source := self.source) is not None:
             sources.check_output(source, output)
-
-
-@contextmanager
-def lock_run(path: Path) -> Iterator[None]:
-    """Make the run's folder and hold its lock. The lock ends with the process.
-
-    At the end its file is removed, and so are the folders that were made if no run has begun. Only
-    a process that was killed leaves the file, which then locks nothing.
-
-    Raises:
-        RunLockedError: another process holds it. It is not waited for.
-        OutputError: the folder or the lock can't be made.
-    """
-    lock = FileLock(path / LOCK)
-    with output_errors(path):
-        made = [folder for folder in (path, *path.parents) if not folder.exists()]
-        try:
-            _make_folder(path)
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunLockedError(
-                f"{printable(path)}: another process works on this run; wait for it, or give "
-                "another output folder"
-            ) from error
-        except OSError:
-            _remove_empty(made)
-            raise
-    try:
-        yield
-    finally:
-        # While it is held, so that only its owner removes it. Who has opened the file before and
-        # gets its lock afterwards is refused by filelock: such a file has no name any more.
-        with suppress(OSError):  # on Windows an open file stays
-            (path / LOCK).unlink()
-        _remove_empty(made)
-        lock.release()
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        if path.exists():  # and is no folder
-            raise
-        path.mkdir(parents=True, exist_ok=True)  # a start that was refused has just removed it
-
-
-def _remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders that are empty, the inner ones first."""
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
 
 
 def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
@@ -180,7 +124,7 @@ def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
     Raises:
         OutputError: one can't be removed.
     """
-    own = {name[:40] for name in names}
+    own = {name[:40] for name in (OWNER, *names)}
     with output_errors(folder):
         for path in folder.iterdir():
             found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", path.name, re.DOTALL)

@@ -7,7 +7,8 @@ from typing import Any
 
 from clip2sam.export import Exporter
 from clip2sam.labelling.content import open_complete
-from clip2sam.labelling.manifest import Work, lock_run, remove_leftovers
+from clip2sam.labelling.lock import lock_run
+from clip2sam.labelling.manifest import Work, remove_leftovers
 from clip2sam.labelling.outputs import own_exporters
 from clip2sam.labelling.plan import open_plan, remove_unused_plans
 from clip2sam.labelling.summary import PRESENCE, SUMMARY, Summary, check_exporters, publish

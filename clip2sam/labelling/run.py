@@ -34,13 +34,13 @@ from clip2sam.labelling.engine import Engine, KeepAbove, SegmenterEngine, engine
 from clip2sam.labelling.fingerprint import check_same, check_thresholds, fingerprint
 from clip2sam.labelling.flow import run_flow
 from clip2sam.labelling.journal import Journal
+from clip2sam.labelling.lock import RunLock, lock_run
 from clip2sam.labelling.manifest import (
     MANIFEST,
     RunFolder,
     add_work,
     begin_run,
     check_same_source,
-    lock_run,
     move_run,
     open_run,
     remove_leftovers,
@@ -328,11 +328,12 @@ class _Start:
         begun = self._begun()
         source = self._source(begun)
         check_output(source, self.output)
-        with lock_run(self.output):
+        with lock_run(self.output) as lock:
             files = OWN_FILES if self.exporters is None else tuple(self.exporters)
             remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *files))
             begun = self._begun()  # anew: another process may have begun or extended it in between
             engine = self.engine or self._load(begun)
+            lock.check()  # loading takes long
             marks = fingerprint(
                 engine.fingerprint(), self.labels, preset=self.preset, max_pixels=self.max_pixels
             )
@@ -361,15 +362,20 @@ class _Start:
             threads = torch.get_num_threads()
             torch.set_num_threads(run.threads)
             try:
-                return (yield from self._label(run, source, engine, begun))
+                return (yield from self._label(run, source, engine, begun, lock))
             finally:
                 torch.set_num_threads(threads)
 
     def _label(
-        self, run: RunFolder, source: Source, engine: Engine, begun: RunFolder | None
+        self,
+        run: RunFolder,
+        source: Source,
+        engine: Engine,
+        begun: RunFolder | None,
+        lock: RunLock,
     ) -> Generator[ImageRecord, None, Summary]:
         clock, budget = Clock(), Budget()
-        with closing(Journal(run.journal, run.ids, run.class_names)) as journal:
+        with closing(Journal(run.journal, run.ids, run.class_names, lock.check)) as journal:
             moved = self.moved and (source.origin, root_of(source)) != (run.origin, run.root)
             found = find_changes(
                 run,
@@ -406,6 +412,7 @@ class _Start:
             try:
                 yield from flow
             finally:
+                lock.check()
                 run = add_work(run, clock.work)
             exporters = self.exporters
             if exporters is None:

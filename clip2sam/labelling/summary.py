@@ -22,7 +22,8 @@ from clip2sam.labelling import journal
 from clip2sam.labelling.content import Content
 from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thresholds
 from clip2sam.labelling.info import run_info
-from clip2sam.labelling.manifest import LOCK, MANIFEST, RunFolder, Work
+from clip2sam.labelling.lock import LOCK, OWNER
+from clip2sam.labelling.manifest import MANIFEST, RunFolder, Work
 from clip2sam.models.locators import LOCATORS
 from clip2sam.tiny.vocabulary import unknown_names
 
@@ -105,7 +106,7 @@ def check_exporters(exporters: Mapping[str, Exporter]) -> Mapping[str, Exporter]
     Raises:
         ConfigError: a name is a path, or that of a file that every run has.
     """
-    taken = (MANIFEST, LOCK, journal.FILE, SUMMARY, PRESENCE)
+    taken = (MANIFEST, LOCK, OWNER, journal.FILE, SUMMARY, PRESENCE)
     for name in exporters:
         if name in (*taken, "", ".", "..") or Path(name).name != name:
             raise ConfigError(
