@@ -7,7 +7,7 @@ from typing import Any
 
 from clip2sam.export import Exporter
 from clip2sam.labelling.content import open_complete
-from clip2sam.labelling.lock import lock_run
+from clip2sam.labelling.lock import RunLock, lock_run
 from clip2sam.labelling.manifest import Work, remove_leftovers
 from clip2sam.labelling.outputs import own_exporters
 from clip2sam.labelling.plan import open_plan, remove_unused_plans
@@ -40,11 +40,28 @@ def merge_run(
     """
     path = Path(run)
     open_plan(path)  # in front of the lock, which would make the folder
-    with lock_run(path):
-        content = open_complete(path)
-        if exporters is None:
-            exporters = own_exporters(content.run)
-        exporters = check_exporters(exporters)
-        remove_leftovers(path, (SUMMARY, PRESENCE, *exporters))
-        remove_unused_plans(path)
-        return publish(content, exporters, Work(), on_image=on_image)
+    with lock_run(path) as lock:
+        return publish_shards(path, lock, exporters=exporters, on_image=on_image)
+
+
+def publish_shards(
+    path: Path,
+    lock: RunLock,
+    *,
+    exporters: Mapping[str, Exporter] | None = None,
+    now: Work | None = None,
+    on_image: Callable[[int, int], Any] | None = None,
+) -> Summary:
+    """As `merge_run`, for whoever holds the run's lock already.
+
+    Args:
+        now: what this start did.
+    """
+    lock.check()
+    content = open_complete(path)
+    if exporters is None:
+        exporters = own_exporters(content.run)
+    exporters = check_exporters(exporters)
+    remove_leftovers(path, (SUMMARY, PRESENCE, *exporters))
+    remove_unused_plans(path)
+    return publish(content, exporters, now or Work(), on_image=on_image)
