@@ -85,6 +85,21 @@ def small_segmenter(*, clip_resolution=None, **changes):
     )
 
 
+def traced_segmenter(trace):
+    """The same; it appends a dot to a file for each image that its model is given."""
+    segmenter = small_segmenter()
+    real = segmenter.encode
+
+    def encode(batch, **settings):
+        file = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(file, b"." * len(batch))
+        os.close(file)
+        return real(batch, **settings)
+
+    segmenter.encode = encode
+    return segmenter
+
+
 def threads_named(*starts):
     """Threads alive whose names begin so."""
     return [t.name for t in threading.enumerate() if t.name.startswith(starts)]

@@ -74,6 +74,23 @@ def check_address(address: str | None) -> None:
         )
 
 
+def check_travels(models: object) -> None:
+    """Refuse what can't be brought to another machine.
+
+    Raises:
+        ConfigError: it can't be pickled.
+    """
+    from ray import cloudpickle
+
+    try:
+        cloudpickle.dumps(models)
+    except Exception as error:  # whatever an object's own code raises
+        raise ConfigError(
+            f"the function that loads the models can't be pickled ({one_line(error)}); give a "
+            "preset, or a function of a module, as in functools.partial(clip2sam.load, 'vit-h')"
+        ) from error
+
+
 @contextmanager
 def connected(address: str | None, workers: Workers) -> Iterator[Room]:
     """Be connected to Ray. One that this process is connected to already is used, and stays.

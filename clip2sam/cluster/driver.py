@@ -14,6 +14,7 @@ from clip2sam.cluster.connection import (
     Workers,
     check_address,
     check_installed,
+    check_travels,
     checked_workers,
     connected,
 )
@@ -146,6 +147,7 @@ def label_with_ray(
         )
     check_installed()
     check_address(address)
+    check_travels(segmenter)
     wanted, path = checked_workers(workers), Path(output).absolute()
     if shards is not None:
         whole_number("shards", shards, 1, MOST_SHARDS, "shards")
@@ -172,9 +174,8 @@ def label_with_ray(
             options["readers"] = room.threads
         task = Task(plan, lock.owner.token, label_set, segmenter, preset, keep_above, options)
         driver = _Driver(task, room, lock, max_failures, on_progress)
-        began = time.perf_counter()
         driver.run()
-        now = Work(driver.images, time.perf_counter() - began)
+        now = Work(driver.images, driver.seconds)
         return publish_shards(path, lock, exporters=exporters, now=now, on_image=on_publish)
 
 
@@ -263,8 +264,14 @@ class _Driver:
         self._notes = set[str]()
         self._placed_until: float | None = time.monotonic() + SECONDS_TO_PLACE
         self._actors = _actors(room)
+        self._began: float | None = None
         self.images = 0
         """Labelled in this start."""
+
+    @property
+    def seconds(self) -> float:
+        """Since the first worker has reported: without what starting takes."""
+        return 0.0 if self._began is None else time.perf_counter() - self._began
 
     def run(self) -> None:
         """Until all shards are done, or given up.
@@ -348,6 +355,7 @@ class _Driver:
     def _count(self, worker: _Worker, report: Report) -> None:
         job = worker.job
         assert job is not None  # who has none reports nothing
+        self._began = self._began or time.perf_counter()
         if report.todo is not None:
             job.todo = report.todo
         job.todo = max(job.todo - report.images, 0)
