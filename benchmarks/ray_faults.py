@@ -107,6 +107,7 @@ class Struck:
             self.driver.kill()
             self.driver.wait()
             self.driver = self.start()
+        print(f"{time.strftime('%H:%M:%S')} {what}, after {self.lines()} lines", flush=True)
         self.kills[what] += 1
         self.may_be_lost += BATCH * (WORKERS if what == "driver" else 1)
 
