@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from clip2sam.labelling.decide import Decision
     from clip2sam.labelling.export import export_run
+    from clip2sam.labelling.merge import merge_run
     from clip2sam.labelling.run import label_dataset, label_dataset_iter
     from clip2sam.models.loading import load
     from clip2sam.models.presets import Preset
@@ -82,6 +83,7 @@ __all__ = [
     "labels_of_caption",
     "load",
     "load_image",
+    "merge_run",
     "published",
     "tune",
 ]
@@ -111,6 +113,7 @@ _MODULES = {
     "labels_of_caption": "data.captions",
     "load": "models.loading",
     "load_image": "data.images",
+    "merge_run": "labelling.merge",
     "published": "config",
     "tune": "analysis.tune",
 }

@@ -516,6 +516,7 @@ def test_help_names_every_command_and_exit_code(run):
         "dense",
         "label",
         "export",
+        "merge",
         "explain",
         "tune",
         "evaluate",
@@ -944,6 +945,19 @@ def test_label_and_export(run, street, tmp_path):
     rows = json.loads((tmp_path / "r.json").read_text())
     assert printed == f"1 of 2 images, {len(rows)} masks, 1 failed, to r.json\n"
     assert rows
+    code, printed, _ = run(*arguments, "--format", "jsonl", "--format", "parquet")
+    assert (code, printed.splitlines()[-1]) == (
+        1,
+        "wrote run/annotations.jsonl, run/annotations.parquet",
+    )
+    assert run("export", "run", "--format", "parquet", "--output", "t.parquet")[0] == 0
+    for name in ("", "images."):
+        again, published = (tmp_path / f"{name}t.parquet", tmp_path / "run")
+        assert again.read_bytes() == (published / f"{name}annotations.parquet").read_bytes()
+    assert len((tmp_path / "run" / "annotations.jsonl").read_text().splitlines()) == len(rows)
+    code, _, errors = run(*arguments, "--format", "yolo")
+    assert code == 2
+    assert "a run writes coco, parquet, jsonl, but got yolo; choose one or more of them" in errors
     fits = []
     for extra in ((), ("--tolerance", "0"), ("--tolerance", "4")):
         code, printed, _ = run("export", "run", "--polygons", *extra, "--output", "p.json")

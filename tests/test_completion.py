@@ -9,6 +9,7 @@ import pytest
 from clip2sam.cli import completion
 from clip2sam.clip.methods import METHODS
 from clip2sam.export import EXPORTERS
+from clip2sam.labelling.outputs import FILES
 from clip2sam.models.loading import DTYPES
 from clip2sam.models.locators import LOCATORS
 from clip2sam.models.presets import PRESETS
@@ -65,6 +66,7 @@ def test_the_names_that_are_offered_are_those_that_are_taken():
     assert list(completion.presets()) == list(PRESETS)
     assert list(completion.precisions()) == list(DTYPES)
     assert list(completion.formats()) == list(EXPORTERS)
+    assert list(completion.run_formats()) == list(FILES)
     assert list(completion.methods()) == [*METHODS, *LOCATORS]
 
 

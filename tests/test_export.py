@@ -93,7 +93,7 @@ def test_every_named_exporter_is_one_and_an_object_of_ones_own_too():
 
     for made in (*(exporter_for(name) for name in EXPORTERS), Names()):
         assert isinstance(made, Exporter)
-    assert list(EXPORTERS) == ["coco", "results", "yolo", "labelstudio", "png"]
+    assert list(EXPORTERS) == ["coco", "results", "yolo", "labelstudio", "png", "parquet", "jsonl"]
     assert exporter_for("coco", polygons=True, merge=None) == CocoExporter(polygons=True)
     assert exporter_for("yolo", merge=None) == YoloExporter(), "None: not given"
 

@@ -52,6 +52,7 @@ WITHOUT_TORCH = (
     "labelling.manifest",
     "labelling.journal",
     "labelling.decide",
+    "labelling.outputs",
     "labelling.summary",
     "labelling.export",
 )

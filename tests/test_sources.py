@@ -243,7 +243,7 @@ def test_whether_there_is_an_image_is_found_out_without_listing_all(tree, tmp_pa
         yield os.path.join(top, "a.png")
         raise AssertionError("the first image is enough")
 
-    monkeypatch.setattr("clip2sam.data.sources._walk", two_files)
+    monkeypatch.setattr("clip2sam.data.sources.walk", two_files)
     check_found(tree)
 
 

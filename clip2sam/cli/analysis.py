@@ -31,7 +31,7 @@ from clip2sam.cli.options import (
 )
 from clip2sam.clip.methods import METHODS
 from clip2sam.data.files import check_writable, write_atomically
-from clip2sam.data.sources import check_found
+from clip2sam.data.opening import check_found
 from clip2sam.errors import ConfigError, LabelError
 from clip2sam.models.locators import LOCATORS, checked_method, needs_clip
 

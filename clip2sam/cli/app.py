@@ -22,7 +22,7 @@ from clip2sam.cli.analysis import evaluate, explain, tune
 from clip2sam.cli.classify import classify
 from clip2sam.cli.coco import validate
 from clip2sam.cli.console import out, print_error, print_every_character, print_warning
-from clip2sam.cli.dataset import export, label
+from clip2sam.cli.dataset import export, label, merge
 from clip2sam.cli.demo import demo
 from clip2sam.cli.dense import dense
 from clip2sam.cli.doctor import doctor
@@ -106,6 +106,7 @@ COMMANDS = (
     classify,
     dense,
     label,
+    merge,
     export,
     explain,
     tune,

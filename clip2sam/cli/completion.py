@@ -19,7 +19,8 @@ PRESETS = (
 presets = _any_of(PRESETS)
 devices = _any_of(("auto", "cpu", "cuda", "mps"))
 precisions = _any_of(("fp32", "bf16", "fp16"))
-formats = _any_of(("coco", "results", "yolo", "labelstudio", "png"))
+formats = _any_of(("coco", "results", "yolo", "labelstudio", "png", "parquet", "jsonl"))
+run_formats = _any_of(("coco", "parquet", "jsonl"))
 
 
 def methods() -> Sequence[str]:

@@ -31,7 +31,7 @@ from clip2sam.cli.options import (
 )
 from clip2sam.cli.ray import RayOptions, label_by_ray
 from clip2sam.data.files import check_writable
-from clip2sam.data.sources import check_found
+from clip2sam.data.opening import check_found
 from clip2sam.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,6 +42,16 @@ CHANGED = ("again", "refuse")
 
 FOLDER_FORMATS = ("yolo", "png")
 """The formats of `export` that write a folder."""
+
+
+Formats = Annotated[
+    list[str] | None,
+    text_option(
+        "What is written at the end: coco, parquet, jsonl; repeatable. By default coco.",
+        "NAME",
+        completed=completion.run_formats,
+    ),
+]
 
 
 def _keep_above(text: str | float) -> str | float:
@@ -69,7 +79,16 @@ def label(
     models: ModelOptions,
     compiled: Compile = False,
     output: Annotated[Path, output_option("The run's folder: started or continued.")] = Path("run"),
+    format: Formats = None,
     root: Root = None,
+    shard: Annotated[
+        str | None,
+        text_option(
+            "Label the N-th of OF equal parts only, then 'merge'; auto: by Slurm's array or "
+            "torchrun.",
+            "N/OF|auto",
+        ),
+    ] = None,
     retry_failed: Annotated[bool, flag("--retry-failed", "Do failed images again.")] = False,
     max_failures: Annotated[
         int | None, count_option("Stop after more failed images than this.", min=0)
@@ -120,7 +139,12 @@ def label(
     """
     if changed not in CHANGED:
         raise ConfigError(f"--changed must be again or refuse, but got {changed!r}")
-    readers = ray.readers(readers)
+    from clip2sam.labelling.outputs import FILES, checked_formats, of_shard
+    from clip2sam.labelling.plan import as_shard, shard_folder
+
+    formats = checked_formats(format or ("coco",))
+    part = None if shard is None else as_shard(shard)
+    readers = ray.readers(readers, shard=shard)
     label_set = labels.label_set(caption)
     models = models.chosen(method=method, run=output)
     config = models.config(maps, masks, method=method)
@@ -134,7 +158,8 @@ def label(
     def load_models() -> "Segmenter":
         from clip2sam.tiles import cost
 
-        segmenter = models.load(config, method=method, compiled=compiled)
+        here = models if shard != "auto" else models.on_own_gpu()
+        segmenter = here.load(config, method=method, compiled=compiled)
         if config.tile != "off" and not quiet and not json:
             err.print(Text(cost(config, segmenter.view_side)))
         return segmenter
@@ -142,6 +167,7 @@ def label(
     display = Display(out, err, quiet=quiet, as_json=json)
     settings: dict[str, Any] = {
         "preset": models.name,
+        "formats": formats,
         "root": root,
         "retry_failed": retry_failed,
         "changed": changed,
@@ -165,6 +191,7 @@ def label(
                     label_set,
                     output,
                     segmenter=load_models,
+                    shard=part,
                     on_start=display.start,
                     on_image=display.image,
                     **settings,
@@ -174,7 +201,52 @@ def label(
         raise typer.Exit(130) from None
     display.finish(summary)
     if not quiet and not json:
-        out.print(Text(f"wrote {output / 'annotations.json'}"))
+        folder = output if part is None else shard_folder(output, part)
+        written = [FILES[name][0] for name in (formats if part is None else of_shard(formats))]
+        if written:
+            out.print(Text(f"wrote {', '.join(str(folder / name) for name in written)}"))
+        if part is not None:
+            out.print(Text(f"shard {part} is labelled; when all are: clip2sam merge {output}"))
+    raise typer.Exit(1 if summary.failed else 0)
+
+
+def merge(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="The output folder that all shards were labelled into.",
+            show_default=False,
+            parser=as_path,
+        ),
+    ],
+    *,
+    format: Formats = None,
+    quiet: Annotated[bool, flag("--quiet", "Print failures and errors only.")] = False,
+    json: Annotated[bool, flag("--json", "Print the summary as a line of JSON.")] = False,
+) -> None:
+    """Publish a run whose shards are all labelled, as if it had been one. Needs no model.
+
+    Example: clip2sam merge run/
+    """
+    from clip2sam.cli.progress import print_summary
+    from clip2sam.labelling.content import begun_shard
+    from clip2sam.labelling.merge import merge_run
+    from clip2sam.labelling.outputs import FILES, checked_formats
+    from clip2sam.labelling.plan import open_plan
+
+    formats = checked_formats(format or ("coco",))
+    with image_bar() as bar:
+        task = bar.add_task("merging", total=None, visible=not (quiet or json))
+        summary = merge_run(
+            run,
+            formats=formats,
+            on_image=lambda done, of: bar.update(task, completed=done, total=of),
+        )
+    shard = begun_shard(open_plan(run))
+    assert shard is not None  # all have begun
+    print_summary(out, summary, shard.classes, quiet=quiet, as_json=json)
+    if not quiet and not json:
+        out.print(Text(f"wrote {', '.join(str(run / FILES[name][0]) for name in formats)}"))
     raise typer.Exit(1 if summary.failed else 0)
 
 
@@ -189,12 +261,14 @@ def export(
     ],
     output: Annotated[
         Path,
-        output_option("A file (coco, results, labelstudio) or a folder (yolo, png)."),
+        output_option("A folder (yolo, png) or a file (the other formats)."),
     ],
     format: Annotated[
         str,
         text_option(
-            "coco, results, yolo, labelstudio or png.", "NAME", completed=completion.formats
+            "coco, results, yolo, labelstudio, png, parquet or jsonl.",
+            "NAME",
+            completed=completion.formats,
         ),
     ] = "coco",
     presence_threshold: Annotated[

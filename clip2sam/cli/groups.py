@@ -153,6 +153,16 @@ class ModelOptions:
         given = {name: getattr(self, name) for name in own}
         return replace(self, **{n: p and Path(p).absolute() for n, p in given.items()})
 
+    def on_own_gpu(self) -> "ModelOptions":
+        """The same on the GPU that torchrun gives this process (LOCAL_RANK), where it is left to
+        us and there are several."""
+        import torch
+
+        rank = os.environ.get("LOCAL_RANK", "")
+        if self.device != "auto" or not rank.isdecimal() or torch.cuda.device_count() < 2:
+            return self
+        return replace(self, device=f"cuda:{int(rank) % torch.cuda.device_count()}")
+
     @property
     def name(self) -> str:
         """What a run's files call the models."""

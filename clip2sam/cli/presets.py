@@ -29,16 +29,17 @@ def chosen_preset(
     Raises:
         RunError: the run's manifest is damaged.
     """
-    from clip2sam.labelling.manifest import MANIFEST, open_run
+    from clip2sam.labelling.content import begun_run
     from clip2sam.models.files import status
     from clip2sam.models.presets import PRESETS
 
     if preset is not None:
         return preset
-    if run is not None and (run / MANIFEST).exists():
-        begun = str(open_run(run).fingerprint.get("preset")).partition(" with ")[0]
-        if begun in PRESETS:
-            return begun
+    begun = None if run is None else begun_run(run)
+    if begun is not None:
+        name = str(begun.fingerprint.get("preset")).partition(" with ")[0]
+        if name in PRESETS:
+            return name
     for name in PREFERRED:
         if all(file.state in ("present", "verified") for file in status(weights_dir, [name])):
             err.print(Text(f"preset {name}: its weights are here and no --preset is given"))

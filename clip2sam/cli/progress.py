@@ -14,6 +14,7 @@ from rich.text import Text
 
 from clip2sam.cli.options import places
 from clip2sam.cli.presets import print_unknown
+from clip2sam.data.labels import LabelClass
 from clip2sam.data.presence import recorded_presence
 from clip2sam.data.records import ImageRecord, record_to_row
 from clip2sam.labelling.changes import StartCounts
@@ -106,7 +107,7 @@ class Display:
         else:
             self._count(record)
         if self._as_json and not self._quiet:
-            self._print_json(record_to_row(record, self._run.class_names))
+            _print_json(self._out, record_to_row(record, self._run.class_names))
         self._show()
 
     def _count(self, record: ImageRecord) -> None:
@@ -117,13 +118,9 @@ class Display:
         self._found.update(present & {a.label for a in record.annotations})
 
     def finish(self, summary: Summary) -> None:
-        """Print the summary: a table, or one line of JSON. That labels are unknown is said even
-        when quiet."""
-        if self._as_json:
-            self._print_json(as_row(summary))
-        elif not self._quiet:
-            _print_table(self._out, summary, self._run)
-        print_unknown(summary.unknown_labels)
+        """Print the summary, see `print_summary`."""
+        classes = () if self._quiet else self._run.classes
+        print_summary(self._out, summary, classes, quiet=self._quiet, as_json=self._as_json)
 
     def _show(self) -> None:
         """Update the bar, or print a line if the last one is a while ago."""
@@ -141,9 +138,31 @@ class Display:
             line = f"{self._done} of {self._total} images, {rate:.1f}/s, {left:.0f} s left; {found}"
             self._err.print(Text(line))
 
-    def _print_json(self, row: Mapping[str, Any]) -> None:
-        self._out.file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._out.file.flush()
+
+def print_summary(
+    out: Console,
+    summary: Summary,
+    classes: Sequence[LabelClass],
+    *,
+    quiet: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Print a run's summary: a table, or one line of JSON. That labels are unknown is said even
+    when quiet.
+
+    Args:
+        classes: the run's, whose places in a caption the table has.
+    """
+    if as_json:
+        _print_json(out, as_row(summary))
+    elif not quiet:
+        _print_table(out, summary, classes)
+    print_unknown(summary.unknown_labels)
+
+
+def _print_json(out: Console, row: Mapping[str, Any]) -> None:
+    out.file.write(json.dumps(row, allow_nan=False) + "\n")
+    out.file.flush()
 
 
 def _first_line(counts: StartCounts) -> str:
@@ -161,15 +180,17 @@ def _first_line(counts: StartCounts) -> str:
 
 def _work(summary: Summary) -> str:
     """How many images this start labelled, and all starts together where there were others."""
+    if not summary.labelled_now:
+        return f"{summary.labelled} labelled, in {summary.seconds:.1f} s"
     now = f"{summary.labelled_now} labelled now, in {summary.seconds_now:.1f} s"
     if summary.labelled == summary.labelled_now:
         return now
     return f"{now}; {summary.labelled} by all starts, in {summary.seconds:.1f} s"
 
 
-def _print_table(out: Console, summary: Summary, run: RunFolder) -> None:
+def _print_table(out: Console, summary: Summary, classes: Sequence[LabelClass]) -> None:
     table = Table("class", "threshold", "images", "masks", "mean score")
-    for found, c in zip(summary.classes, run.classes, strict=True):
+    for found, c in zip(summary.classes, classes, strict=True):
         threshold = "none" if found.threshold is None else f"{found.threshold:g}"
         score = f"{found.mean_score:.3f}" if found.masks else ""
         name = Text(f"{found.name}{places(c.spans)}")

@@ -48,17 +48,19 @@ class RayOptions:
         """Whether Ray is."""
         return self.engine == "ray"
 
-    def readers(self, readers: int | None) -> int | None:
+    def readers(self, readers: int | None, shard: str | None = None) -> int | None:
         """The processes that decode images, in each process that labels.
 
         Args:
-            readers: the value of --readers.
+            readers, shard: the values of --readers and --shard.
 
         Raises:
             ConfigError: an option that only Ray has is given without it, or a wrong value.
         """
         if self.engine not in ENGINES:
             raise ConfigError(f"--engine must be local or ray, but got {self.engine!r}")
+        if self.is_asked and shard is not None:
+            raise ConfigError("--engine ray labels all shards; leave out --shard, or the engine")
         if self.is_asked:
             return readers
         if self.address is not None:

@@ -38,6 +38,7 @@ from clip2sam.labelling.engine import KeepAbove
 from clip2sam.labelling.lock import RunLock, lock_run
 from clip2sam.labelling.manifest import Work, check_same_source
 from clip2sam.labelling.merge import publish_shards
+from clip2sam.labelling.outputs import FORMATS
 from clip2sam.labelling.plan import MOST_SHARDS, Plan, is_sharded, make_plan, move_plan, open_plan
 from clip2sam.labelling.run import IMAGES_IN_FLIGHT, TIMEOUT, StrPath, label_dataset_iter
 from clip2sam.labelling.summary import Summary
@@ -86,6 +87,7 @@ def label_with_ray(
     address: str | None = None,
     shards: int | None = None,
     exporters: Mapping[str, Exporter] | None = None,
+    formats: Sequence[str] = FORMATS,
     on_progress: Callable[[Progress], Any] | None = None,
     on_publish: Callable[[int, int], Any] | None = None,
     distractors: Sequence[str] = (),
@@ -110,9 +112,10 @@ def label_with_ray(
     workers leave can be labelled by `label_dataset(..., shard=...)`, and the other way round.
 
     Args:
-        source, labels, output, distractors, root, exporters, batch_size, keep_above, retry_failed,
-            changed, moved, hash_images, max_pixels, timeout, preset: as for `label_dataset`. The
-            source is given by its name: an object would have to travel to every worker.
+        source, labels, output, distractors, root, exporters, formats, batch_size, keep_above,
+            retry_failed, changed, moved, hash_images, max_pixels, timeout, preset: as for
+            `label_dataset`. The source is given by its name: an object would have to travel to
+            every worker.
         segmenter: the models, which each worker loads: a preset's name, a `Preset`, or a function
             that can be pickled and gives a segmenter or an engine, such as
             `functools.partial(clip2sam.load, "vit-h", precision="bf16")`.
@@ -153,6 +156,7 @@ def label_with_ray(
         whole_number("shards", shards, 1, MOST_SHARDS, "shards")
     label_set = as_label_set(labels, distractors=distractors)
     options: dict[str, Any] = {
+        "formats": formats,
         "batch_size": batch_size,
         "readers": readers,
         "retry_failed": retry_failed,
@@ -176,7 +180,9 @@ def label_with_ray(
         driver = _Driver(task, room, lock, max_failures, on_progress)
         driver.run()
         now = Work(driver.images, driver.seconds)
-        return publish_shards(path, lock, exporters=exporters, now=now, on_image=on_publish)
+        return publish_shards(
+            path, lock, formats=formats, exporters=exporters, now=now, on_image=on_publish
+        )
 
 
 def _plan(

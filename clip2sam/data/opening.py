@@ -1,16 +1,25 @@
 """Sources by what a person gives: which kind it is, listed; or taken up again without listing.
 
+Names tell the kind: tars and Parquet files by their endings, also in patterns; a folder by what is
+in it. Loose images come first: tars beside them may be what they were unpacked from.
+
 A kind is a class with the fields `origin`, `root`, `keys` and `ids`, as `FileSource` has them, and
 a name that a run's manifest knows it by.
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
+from clip2sam.data import sources
+from clip2sam.data.images import SUFFIXES, printable
+from clip2sam.data.parquet import PARQUET_SUFFIX, ParquetSource, check_parquet, find_parquet
+from clip2sam.data.patterns import walk
 from clip2sam.data.sources import FileSource, PathLike, Source, find_source
+from clip2sam.data.tars import TAR_SUFFIXES, TarSource, check_tars, find_tars
 from clip2sam.data.urls import is_url
-from clip2sam.errors import ConfigError
+from clip2sam.errors import ConfigError, ImageError
 
 
 class Kind(Protocol):
@@ -22,7 +31,7 @@ class Kind(Protocol):
         """The images of these names and ids: all that there are, or a part of them."""
 
 
-KINDS: dict[str, Kind] = {"files": FileSource}
+KINDS: dict[str, Kind] = {"files": FileSource, "tar": TarSource, "parquet": ParquetSource}
 """By the name in manifests."""
 
 
@@ -30,13 +39,82 @@ def open_source(given: PathLike | Sequence[PathLike], root: PathLike | None = No
     """List the images of a source.
 
     Args:
-        given: what `find_source` takes.
+        given: what `find_source` takes; tars (`find_tars`) or Parquet files (`find_parquet`); a
+            folder without loose images: the tars in it, else the Parquet files.
         root: as for `find_source`.
 
     Raises:
-        ImageError: as `find_source`.
+        ImageError: as `find_source`, `find_tars` and `find_parquet`; or files of several kinds are
+            given.
+        ConfigError: Parquet files are given, and pyarrow is missing.
     """
+    kind = _kind_given(given)
+    if kind == "tar":
+        return find_tars(given, root)
+    if kind == "parquet":
+        return find_parquet(given, root)
+    _say_passed_over(given)
     return find_source(given, root)
+
+
+def check_found(source: PathLike, root: PathLike | None = None) -> None:
+    """Find out in front of a long job whether there is an image, without listing them all.
+
+    Args:
+        source, root: as for `open_source`.
+
+    Raises:
+        ImageError, ConfigError: as `open_source`, as far as it looks.
+    """
+    checks = {"files": sources.check_found, "tar": check_tars, "parquet": check_parquet}
+    checks[_kind_given(source)](source, root)
+
+
+def _kind_given(given: PathLike | Sequence[PathLike]) -> str:
+    several = [given] if isinstance(given, str | os.PathLike) else list(given)
+    kinds = sorted({_kind(one) for one in several} or {"files"})
+    if len(kinds) > 1:
+        raise ImageError(
+            f"expected sources of one kind, got {' and '.join(kinds)}; give them to two runs"
+        )
+    return kinds[0]
+
+
+def _kind(given: PathLike) -> str:
+    if not is_url(given) and os.path.isdir(given):
+        return _kind_in(os.path.abspath(given))
+    return _kind_named(os.fspath(given))
+
+
+def _kind_named(name: str) -> str:
+    """The kind of a file by its name; that of images too."""
+    if name.lower().endswith(TAR_SUFFIXES):
+        return "tar"
+    return "parquet" if name.lower().endswith(PARQUET_SUFFIX) else "files"
+
+
+def _kind_in(folder: str) -> str:
+    """The kind of what is in a folder: looked at up to the first image."""
+    kinds = set()
+    for file in walk(folder):
+        if file.lower().endswith(SUFFIXES):
+            return "files"
+        kinds.add(_kind_named(file))
+    # img2dataset writes a Parquet file of captions beside each tar
+    return next((kind for kind in ("tar", "parquet") if kind in kinds), "files")
+
+
+def _say_passed_over(given: PathLike | Sequence[PathLike]) -> None:
+    """Loose images are taken as ever, but who meant the tars beside them should hear of it."""
+    several = [given] if isinstance(given, str | os.PathLike) else list(given)
+    for folder in filter(os.path.isdir, several):
+        tars = [name for name in os.listdir(folder) if _kind_named(name) == "tar"]
+        if tars:
+            warnings.warn(
+                f"{printable(folder)}: {len(tars)} tars beside images are passed over; give "
+                f"{printable(os.path.join(folder, '*.tar'))} for the images in them",
+                stacklevel=3,
+            )
 
 
 def origin_of(given: PathLike) -> str:

@@ -12,12 +12,13 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
 from clip2sam.data.images import SUFFIXES, printable
+from clip2sam.data.patterns import is_glob, matches, split_glob, walk
 from clip2sam.errors import ConfigError, ImageError
 
 PathLike = str | os.PathLike[str]
@@ -30,7 +31,8 @@ the first column is taken."""
 
 @runtime_checkable
 class Source(Protocol):
-    """The images of a dataset. `FileSource` is the one in use; an object of your own works too."""
+    """The images of a dataset. An object of your own works too; the kinds that clip2sam has are in
+    `clip2sam.data.opening`."""
 
     @property
     def origin(self) -> str:
@@ -52,6 +54,23 @@ class Source(Protocol):
         """
 
 
+@runtime_checkable
+class InFiles(Protocol):
+    """What is known of a source whose images are files, or in files, below a root."""
+
+    @property
+    def origin(self) -> str:
+        """What was given: see `FileSource.origin`."""
+
+    @property
+    def root(self) -> str:
+        """Absolute path of a folder, or an address."""
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The files that are read, as POSIX paths below the root."""
+
+
 @dataclass(frozen=True)
 class FileSource:
     """Image files below a root folder."""
@@ -64,6 +83,11 @@ class FileSource:
     """Sorted by their bytes, each once."""
     ids: tuple[int, ...]
     """The COCO file's own image ids; else 1, 2, 3, ... in the order of the keys."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Each image is a file."""
+        return self.keys
 
     def read(self, key: str) -> str:
         """The absolute path of an image.
@@ -99,10 +123,10 @@ def find_source(sources: PathLike | Sequence[PathLike], root: PathLike | None = 
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".json" and os.path.isfile(path):
         pairs = _coco_images(Path(path))
-        top = _root(os.path.dirname(path) if root is None else root)
+        top = checked_root(os.path.dirname(path) if root is None else root)
         return _source(path, top, [key for key, _ in pairs], dict(pairs))
     if suffix in LIST_SUFFIXES and os.path.isfile(path):
-        top = _root(os.path.dirname(path) if root is None else root)
+        top = checked_root(os.path.dirname(path) if root is None else root)
         return _source(path, top, _listed(Path(path)))
     return _several([path], root)
 
@@ -121,7 +145,7 @@ def check_found(source: PathLike, root: PathLike | None = None) -> None:
         find_source(path, root)
         return
     if root is not None:
-        _root(root)
+        checked_root(root)
     _, files = _files(path, alone=True)
     if not any(True for _ in files):
         raise _none_found(path)
@@ -132,17 +156,17 @@ def _several(paths: Sequence[str], root: PathLike | None) -> FileSource:
     if not paths:
         raise ImageError("no image found in an empty list of paths; give at least one")
     tops, found = zip(*(_files(path, alone=len(paths) == 1) for path in paths), strict=True)
-    top = _root(os.path.commonpath(tops) if root is None else root)
-    return _source("\0".join(paths), top, (_below(top, file) for some in found for file in some))
+    top = checked_root(os.path.commonpath(tops) if root is None else root)
+    return _source("\0".join(paths), top, (below(top, file) for some in found for file in some))
 
 
 def _files(path: str, *, alone: bool) -> tuple[str, Iterable[str]]:
     """A folder, glob or image: the folder that holds it all, and the paths of its image files."""
-    if _is_glob(path):
-        base, pattern = _split_glob(path)
-        return base, _matches(base, pattern)
+    if is_glob(path):
+        base, pattern = split_glob(path)
+        return base, matches(base, pattern)
     if os.path.isdir(path):
-        return path, (file for file in _walk(path) if file.lower().endswith(SUFFIXES))
+        return path, (file for file in walk(path) if file.lower().endswith(SUFFIXES))
     if not os.path.lexists(path):
         raise ImageError(
             f"{printable(path)}: no such file or folder; check the path, or quote a glob"
@@ -154,8 +178,12 @@ def _files(path: str, *, alone: bool) -> tuple[str, Iterable[str]]:
     return os.path.dirname(path), [path]
 
 
-def _below(root: str, path: str) -> str:
-    """An absolute path as a key."""
+def below(root: str, path: str) -> str:
+    """An absolute path, or an address, as a key.
+
+    Raises:
+        ImageError: it lies outside of the root.
+    """
     top = root.rstrip(os.sep) + os.sep
     if not path.startswith(top):
         raise ImageError(
@@ -282,11 +310,11 @@ def check_output(source: Source, output: PathLike, *, below: bool = False) -> No
 
     - an output in (or equal to) a folder that was given, or the folder in front of a glob's first
       wildcard: these are searched, so a later start would take outputs for inputs;
-    - an output that is an image, list or COCO file of the source, or the very folder in which one
-      of them lies. Other folders below the root are free: a dataset's top folder may hold `images/`
-      and `run/`.
+    - an output that is an image, tar, list or COCO file of the source, or the very folder in which
+      one of them lies. Other folders below the root are free: a dataset's top folder may hold
+      `images/` and `run/`.
 
-    Of a source that is no `FileSource` nothing is known, and nothing is refused.
+    Of an object of the user's own nothing is known, and nothing is refused; nor of addresses.
 
     Args:
         below: a folder below a folder that is searched may be the output, if no image of the source
@@ -295,19 +323,19 @@ def check_output(source: Source, output: PathLike, *, below: bool = False) -> No
     Raises:
         ConfigError: as said.
     """
-    if not isinstance(source, FileSource):
+    if not isinstance(source, InFiles) or "://" in source.root:
         return
     target = os.path.realpath(output)
-    same_name = [key for key in source.keys if os.path.basename(key) == os.path.basename(target)]
-    folders = {os.path.dirname(key) for key in source.keys}
+    same_name = [f for f in source.files if os.path.basename(f) == os.path.basename(target)]
+    folders = {os.path.dirname(file) for file in source.files}
     read = [os.path.join(source.root, key) for key in (*sorted(folders), *same_name)]
     for origin in source.origin.split("\0"):
-        searched = _split_glob(origin)[0] if _is_glob(origin) else origin
+        searched = split_glob(origin)[0] if is_glob(origin) else origin
         if not os.path.isdir(searched):
             read += [origin, os.path.dirname(origin)]
             continue
         folder = os.path.realpath(searched)
-        free = below and target != folder and not _has_images(source, target)
+        free = below and target != folder and not _has_files(source, target)
         if _lies_in(target, folder) and not free:
             raise _read_here(output, searched)
     for path in read:
@@ -315,8 +343,8 @@ def check_output(source: Source, output: PathLike, *, below: bool = False) -> No
             raise _read_here(output, path)
 
 
-def _has_images(source: FileSource, folder: str) -> bool:
-    paths = (os.path.realpath(os.path.join(source.root, key)) for key in source.keys)
+def _has_files(source: InFiles, folder: str) -> bool:
+    paths = (os.path.realpath(os.path.join(source.root, file)) for file in source.files)
     return any(_lies_in(path, folder) for path in paths)
 
 
@@ -331,7 +359,12 @@ def _lies_in(path: str, folder: str) -> bool:
     return os.path.commonpath([folder, path]) == folder
 
 
-def _root(folder: PathLike) -> str:
+def checked_root(folder: PathLike) -> str:
+    """The absolute path of a root.
+
+    Raises:
+        ImageError: there is no such folder.
+    """
     top = os.path.abspath(folder)
     if not os.path.isdir(top):
         raise ImageError(
@@ -356,45 +389,6 @@ def _none_found(origin: str) -> ImageError:
         f"no image found in {where}: looked for names ending in {', '.join(SUFFIXES)}, or for "
         "the names in a list"
     )
-
-
-def _walk(top: str) -> Iterator[str]:
-    """Paths of all files below a folder; links to folders are not followed, so there is no loop."""
-
-    def unreadable(error: OSError) -> None:
-        raise ImageError(
-            f"{printable(error.filename)}: this folder can't be read ({error.strerror}); "
-            "check its permissions"
-        ) from error
-
-    for folder, _, names in os.walk(top, onerror=unreadable):
-        yield from (os.path.join(folder, name) for name in names)
-
-
-def _is_glob(path: str) -> bool:
-    """Whether a path has wildcards, and nothing has exactly this name."""
-    return re.search(r"[*?\[]", path) is not None and not os.path.lexists(path)
-
-
-def _split_glob(path: str) -> tuple[str, str]:
-    """The folder in front of the first wildcard, and the rest."""
-    parts = path.split(os.sep)
-    first = next(i for i in range(len(parts)) if _is_glob(os.sep.join(parts[: i + 1])))
-    return os.sep.join(parts[:first]) or os.sep, os.sep.join(parts[first:])
-
-
-def _matches(base: str, pattern: str) -> Iterator[str]:
-    """Paths of the files that match a pattern.
-
-    By `Path.glob`: `glob.glob` follows links at `**`, and never ends where two of them lead
-    upwards.
-    """
-    if not os.path.isdir(base):
-        raise ImageError(f"{printable(base)}: no such folder; check the glob")
-    # to pathlib, ** at the end means folders alone (before Python 3.13), and a**b is an error
-    parts = [p if p == "**" else re.sub(r"\*+", "*", p) for p in pattern.split(os.sep)]
-    whole = os.sep.join([*parts, "*"] if parts[-1] == "**" else parts)
-    return (os.fspath(file) for file in Path(base).glob(whole) if not file.is_dir())
 
 
 def _listed(path: Path) -> list[str]:

@@ -13,7 +13,9 @@ from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
 from clip2sam.errors import ConfigError
 from clip2sam.export.coco import CocoExporter
+from clip2sam.export.jsonl import JsonLinesExporter
 from clip2sam.export.label_studio import LabelStudioExporter
+from clip2sam.export.parquet import ParquetExporter
 from clip2sam.export.png import PngExporter
 from clip2sam.export.results import ResultsExporter
 from clip2sam.export.yolo import YoloExporter
@@ -48,6 +50,8 @@ EXPORTERS: dict[str, Callable[..., Exporter]] = {
     "yolo": YoloExporter,
     "labelstudio": LabelStudioExporter,
     "png": PngExporter,
+    "parquet": ParquetExporter,
+    "jsonl": JsonLinesExporter,
 }
 """The formats that the command line knows by name."""
 

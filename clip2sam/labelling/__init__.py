@@ -14,6 +14,7 @@ source --> readers --> engine --> writer --> journal ==> publish, export
     changes        images that were changed or added since the run began
     fingerprint    all that the results depend on; another one is refused
     decide         which recorded masks are kept
+    outputs        the formats that a run writes by itself, and the names of their files
     summary        the journal through exporters into files, and counted; `publish`
     export         `export_run`: decided anew, written in another format
     segment        the small sibling for a few images, without run or journal

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from clip2sam.data.images import printable
+from clip2sam.data.opening import kind_of
 from clip2sam.data.sources import FileSource, Source
 from clip2sam.errors import ImageError, RunError
 from clip2sam.labelling.journal import Journal, Stamp, file_stamp, read_record
@@ -206,11 +207,18 @@ def take_in_new(run: RunFolder, source: Source, changed: Changed) -> RunFolder:
 
     Raises:
         RunError: there are some, and they are to be refused; or the source's ids are other ones
-            than when the run began.
+            than when the run began, or it is of another kind.
         ImageError: the source's ids or keys are not what `Source` asks for.
         OutputError: the manifest can't be written.
     """
     check_source(source)
+    if (kind := kind_of(source)) != run.kind:
+        then, now = (name or "of an object" for name in (run.kind, kind))
+        raise RunError(
+            f"{printable(run.path)}: this run began with images of the kind {then!r}, now the "
+            f"source has others in front of them ({now!r}); remove these, or start in a new output "
+            "folder"
+        )
     known = dict(zip(run.keys, run.ids, strict=True))
     new = [(k, i) for k, i in zip(source.keys, source.ids, strict=True) if k not in known]
     if _has_own_ids(source):
@@ -223,7 +231,7 @@ def take_in_new(run: RunFolder, source: Source, changed: Changed) -> RunFolder:
 
 
 def _has_own_ids(source: Source) -> bool:
-    return not isinstance(source, FileSource) or source.origin.lower().endswith(".json")
+    return kind_of(source) is None or source.origin.lower().endswith(".json")
 
 
 def _check_ids(run: RunFolder, source: Source, known: dict[str, int]) -> None:

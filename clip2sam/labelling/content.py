@@ -180,8 +180,19 @@ def check_like(other: RunFolder, marks: dict[str, object], threads: int) -> None
     )
 
 
+def begun_run(path: Path) -> RunFolder | None:
+    """The run in a folder, or of one in shards the first shard that has begun; None if none has.
+
+    Raises:
+        RunError: its plan or manifest is damaged, or of another version.
+    """
+    if is_sharded(path):
+        return begun_shard(open_plan(path))
+    return open_run(path) if (path / MANIFEST).exists() else None
+
+
 def begun_shard(plan: Plan) -> RunFolder | None:
-    """One of the shards that have begun, if any has."""
+    """The first of the shards that have begun, if any has."""
     begun = (folder for folder in plan.folders() if (folder / MANIFEST).exists())
     found = next(begun, None)
     return None if found is None else open_run(found)

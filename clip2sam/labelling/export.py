@@ -36,8 +36,10 @@ def export_run(
 
     Args:
         run: the output folder of `label_dataset`. It is only read, so the run may be at work.
-        output: a file (coco, results, labelstudio) or a folder (yolo, png).
-        exporter: coco, results, yolo, labelstudio, png, or an `Exporter` of your own.
+        output: a file (coco, results, labelstudio, parquet, jsonl; the last two also write
+            images.NAME beside it) or a folder (yolo, png).
+        exporter: coco, results, yolo, labelstudio, png, parquet, jsonl, or an `Exporter` of your
+            own.
         decision: which masks are kept; by default those that the run itself decided to keep.
         polygons: for coco: polygons instead of RLE.
         tolerance: of polygons (coco, yolo, labelstudio), in pixels, see `clip2sam.coco.outlines`:
@@ -53,7 +55,8 @@ def export_run(
 
     Raises:
         ConfigError: an unknown format, an option of another one, an output that would overwrite
-            the run or its images, or thresholds that the journal has no masks for.
+            the run or its images, thresholds that the journal has no masks for, or the format
+            parquet without pyarrow.
         ImageError: for yolo: an image is not there any more.
         RunError: the folder is no run, or one of another version, or no line of its journal can be
             read. Where some can't, a `UserWarning` says how many were passed over.
@@ -86,7 +89,7 @@ def export_run(
 
 def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[str, Any]:
     """What an exporter is told of a run."""
-    if exporter == "coco":
+    if exporter in ("coco", "parquet"):
         return {"info": run_info(run, decision)}
     return {"images": "copy", "root": run.root} if exporter == "yolo" else {}
 

@@ -209,14 +209,19 @@ def _flock(path: Path) -> FileLock:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunLockedError(
-            f"{printable(path)}: another process works on this run; wait for it, or give another "
-            "output folder"
-        ) from error
+        raise RunLockedError(_refusal(path, owner_of(path))) from error
     except OSError as error:
         if error.errno not in NO_FLOCK:
             raise
     return lock
+
+
+def _refusal(path: Path, owner: Owner | None) -> str:
+    named = "" if owner is None else f" ({owner})"
+    return (
+        f"{printable(path)}: another process works on this run{named}; wait for it, or give "
+        "another output folder"
+    )
 
 
 def _become_owner(path: Path, *, flocked: bool) -> RunLock:
@@ -259,11 +264,10 @@ def _is_dead(data: bytes) -> bool:
     if owner.pid == os.getpid() or os.name != "posix":
         return True
     try:
-        os.kill(owner.pid, 0)  # asks only
+        with suppress(PermissionError):  # it is another user's
+            os.kill(owner.pid, 0)  # asks only
     except ProcessLookupError:
         return True
-    except PermissionError:
-        return False
     return False
 
 
@@ -286,10 +290,7 @@ def _watch(path: Path, left: bytes) -> None:
         if now is None:
             return
         if now != left:
-            raise RunLockedError(
-                f"{printable(path)}: another process works on this run ({_parsed(now) or who}); "
-                "wait for it, or give another output folder"
-            )
+            raise RunLockedError(_refusal(path, _parsed(now)))
     warnings.warn(
         f"{printable(path)}: {who}, gave no sign of life for {LEASE:g} seconds; its run is taken "
         "over",

@@ -1,7 +1,7 @@
 """A finished run in shards, published as a whole."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from clip2sam.export import Exporter
 from clip2sam.labelling.content import open_complete
 from clip2sam.labelling.lock import RunLock, lock_run
 from clip2sam.labelling.manifest import Work, remove_leftovers
-from clip2sam.labelling.outputs import own_exporters
+from clip2sam.labelling.outputs import FORMATS, checked_formats, own_exporters, own_files
 from clip2sam.labelling.plan import open_plan, remove_unused_plans
 from clip2sam.labelling.summary import PRESENCE, SUMMARY, Summary, check_exporters, publish
 
@@ -17,6 +17,7 @@ from clip2sam.labelling.summary import PRESENCE, SUMMARY, Summary, check_exporte
 def merge_run(
     run: str | os.PathLike[str],
     *,
+    formats: Sequence[str] = FORMATS,
     exporters: Mapping[str, Exporter] | None = None,
     on_image: Callable[[int, int], Any] | None = None,
 ) -> Summary:
@@ -25,8 +26,9 @@ def merge_run(
 
     Args:
         run: the output folder that all shards were labelled into.
-        exporters: what is written: a file name in `run` for each exporter; by default as
-            `label_dataset` does.
+        formats: what is written: "coco", "parquet", "jsonl", see
+            `clip2sam.labelling.outputs.FILES`.
+        exporters: in their place a file name in `run` for each exporter.
         on_image: called for each image with the number done, and of how many.
 
     Returns:
@@ -38,16 +40,17 @@ def merge_run(
         RunLockedError: another process merges it.
         OutputError: a file can't be written; an older one stays as it was.
     """
-    path = Path(run)
+    path, formats = Path(run), checked_formats(formats)
     open_plan(path)  # in front of the lock, which would make the folder
     with lock_run(path) as lock:
-        return publish_shards(path, lock, exporters=exporters, on_image=on_image)
+        return publish_shards(path, lock, formats=formats, exporters=exporters, on_image=on_image)
 
 
 def publish_shards(
     path: Path,
     lock: RunLock,
     *,
+    formats: Sequence[str] = FORMATS,
     exporters: Mapping[str, Exporter] | None = None,
     now: Work | None = None,
     on_image: Callable[[int, int], Any] | None = None,
@@ -57,11 +60,17 @@ def publish_shards(
     Args:
         now: what this start did.
     """
-    lock.check()
+
+    def told(done: int, of: int) -> None:
+        lock.check()
+        if on_image is not None:
+            on_image(done, of)
+
     content = open_complete(path)
     if exporters is None:
-        exporters = own_exporters(content.run)
-    exporters = check_exporters(exporters)
-    remove_leftovers(path, (SUMMARY, PRESENCE, *exporters))
+        exporters = own_exporters(content.run, formats)
+    files = (*own_files(formats), *check_exporters(exporters))
+    lock.check()
+    remove_leftovers(path, (SUMMARY, PRESENCE, *files))
     remove_unused_plans(path)
-    return publish(content, exporters, now or Work(), on_image=on_image)
+    return publish(content, exporters, now or Work(), on_image=told)

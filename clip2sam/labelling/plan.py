@@ -155,7 +155,7 @@ class Plan:
 
     def folder(self, number: int) -> Path:
         """A shard's folder."""
-        return self.path / FOLDER / Shard(number, self.shards).folder
+        return shard_folder(self.path, Shard(number, self.shards))
 
     def folders(self) -> list[Path]:
         """Those of all shards, in their order."""
@@ -217,6 +217,11 @@ class Part:
     def read(self, key: str) -> str | bytes:
         """As the source does."""
         return self.source.read(key)
+
+
+def shard_folder(path: Path, shard: Shard) -> Path:
+    """Where a shard is labelled, in a run's folder."""
+    return path / FOLDER / shard.folder
 
 
 def is_sharded(path: Path) -> bool:

@@ -46,7 +46,13 @@ from clip2sam.labelling.manifest import (
     remove_leftovers,
     root_of,
 )
-from clip2sam.labelling.outputs import OWN_FILES, own_exporters
+from clip2sam.labelling.outputs import (
+    FORMATS,
+    checked_formats,
+    of_shard,
+    own_exporters,
+    own_files,
+)
 from clip2sam.labelling.plan import (
     Plan,
     Shard,
@@ -56,6 +62,7 @@ from clip2sam.labelling.plan import (
     move_plan,
     open_plan,
 )
+from clip2sam.labelling.storage import check_shared
 from clip2sam.labelling.summary import (
     PRESENCE,
     SUMMARY,
@@ -87,6 +94,7 @@ def label_dataset(
     segmenter: Models = "tiny",
     engine: Engine | None = None,
     exporters: Mapping[str, Exporter] | None = None,
+    formats: Sequence[str] = FORMATS,
     on_image: Callable[[ImageRecord], Any] | None = None,
     on_start: OnStart | None = None,
     distractors: Sequence[str] = (),
@@ -116,7 +124,11 @@ def label_dataset(
             one (called once the run is locked).
         engine: an engine of your own in place of a segmenter; no model is loaded then.
         exporters: what is written at the end: a file name in `output` for each exporter. By
-            default annotations.json (COCO) and results.json (COCO results).
+            default the files of `formats`.
+        formats: one or more of coco (annotations.json, and results.json: COCO results), parquet
+            (annotations.parquet) and jsonl (annotations.jsonl); of the last two the images are in
+            images.annotations.parquet and images.annotations.jsonl. Files of other formats that an
+            earlier start has written stay as they are.
         on_image: called with the record of each image of this start once it is in the journal.
         on_start: called with the run and what this start found: how many images are still to do,
             new, changed and gone.
@@ -155,8 +167,9 @@ def label_dataset(
         shard: label this part of the images only, such as "3/64", see
             `clip2sam.labelling.plan.as_shard`: a run of its own in `output`/shards/0003-of-0064.
             Any number of them may run at once, on machines that share the folder. The first one
-            lists the source, for all of them and for good. What is written at the end is the
-            shard's `exporters`, none by default; `merge_run` makes the files of the whole.
+            lists the source, for all of them and for good. At its end a shard writes its own
+            Parquet or JSON lines, or what `exporters` say; `merge_run` makes the files of the
+            whole, COCO among them.
 
     Returns:
         The run (or shard) in figures, over all starts.
@@ -177,6 +190,7 @@ def label_dataset(
         segmenter=segmenter,
         engine=engine,
         exporters=exporters,
+        formats=formats,
         on_start=on_start,
         distractors=distractors,
         root=root,
@@ -212,6 +226,7 @@ def label_dataset_iter(
     segmenter: Models = "tiny",
     engine: Engine | None = None,
     exporters: Mapping[str, Exporter] | None = None,
+    formats: Sequence[str] = FORMATS,
     on_start: OnStart | None = None,
     distractors: Sequence[str] = (),
     root: StrPath | None = None,
@@ -242,6 +257,8 @@ def label_dataset_iter(
         raise ConfigError("keep_above is for a segmenter; give your engine its own floors")
     if hash_images and isinstance(source, Source) and not isinstance(source, FileSource):
         raise ConfigError("hash_images is for files; leave it out with a source of your own")
+    if exporters is not None and tuple(formats) != FORMATS:
+        raise ConfigError("formats is for runs without exporters; leave one of the two out")
     if changed not in get_args(Changed):
         raise ConfigError(f"changed must be 'again' or 'refuse', but got {changed!r}")
     start = _Start(
@@ -253,6 +270,7 @@ def label_dataset_iter(
         engine=engine,
         preset=_name(segmenter, preset) if engine is None else preset,
         exporters=None if exporters is None else check_exporters(exporters),
+        formats=checked_formats(formats),
         on_start=on_start,
         batch_size=whole_number("batch_size", batch_size, 1, 4096, "images"),
         readers=whole_number(
@@ -282,6 +300,7 @@ class _Start:
     engine: Engine | None
     preset: str
     exporters: Mapping[str, Exporter] | None
+    formats: tuple[str, ...]
     on_start: OnStart | None
     batch_size: int
     readers: int
@@ -303,13 +322,17 @@ class _Start:
         part, folder = plan.part(shard.number, own), plan.folder(shard.number)
         begun = open_run(folder) if (folder / MANIFEST).exists() else None
         moved = begun is not None and (begun.origin, begun.root) != (part.origin, root_of(part))
-        start = replace(self, source=part, root=None, output=folder, moved=moved, plan=plan)
+        formats = of_shard(self.formats)
+        start = replace(
+            self, source=part, root=None, output=folder, formats=formats, moved=moved, plan=plan
+        )
         return (yield from start.records())
 
     def _planned(self, shard: Shard) -> Plan:
         """The plan of the run that a shard is of, made now if the run has none."""
         if self.moved and not is_sharded(self.output):
             raise _nothing_moved(self.output)
+        check_shared(self.output)
         plan = make_plan(self.output, self._to_cut, shard.of, threads=torch.get_num_threads())
         if not self.moved:
             check_same_source(plan.path, (plan.origin, plan.root), self.source, self.root)
@@ -329,7 +352,7 @@ class _Start:
         source = self._source(begun)
         check_output(source, self.output)
         with lock_run(self.output) as lock:
-            files = OWN_FILES if self.exporters is None else tuple(self.exporters)
+            files = own_files(self.formats) if self.exporters is None else tuple(self.exporters)
             remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *files))
             begun = self._begun()  # anew: another process may have begun or extended it in between
             engine = self.engine or self._load(begun)
@@ -416,7 +439,7 @@ class _Start:
                 run = add_work(run, clock.work)
             exporters = self.exporters
             if exporters is None:
-                exporters = own_exporters(run) if self.plan is None else {}
+                exporters = own_exporters(run, self.formats)
             content = content_of(run, journal.index)
             return publish(content, exporters, clock.work, drawn=self.plan is None)
 

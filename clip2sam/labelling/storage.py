@@ -99,7 +99,6 @@ def check_shared(path: Path) -> None:
             _remove(file, other)
             remove_empty(made)
             raise
-        _remove(file, other)
 
 
 def _try(need: str, works: Callable[[Path, Path], bool], file: Path, other: Path) -> None:
