@@ -1,6 +1,8 @@
 """The options of `label` for Ray, and what they do."""
 
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,16 +102,17 @@ def label_by_ray(
         display.counts(now.listed, now.todo, now.images, now.failed, now.reasons)
 
     workers: Any = options.workers or "auto"
-    summary = label_with_ray(
-        source,
-        labels,
-        output,
-        segmenter=load_models,
-        workers=int(workers) if workers.isdecimal() else workers,
-        address=options.address,
-        on_progress=show,
-        **settings,
-    )
+    with redirect_stdout(sys.stderr):  # Ray says on standard output that something has died
+        summary = label_with_ray(
+            source,
+            labels,
+            output,
+            segmenter=load_models,
+            workers=int(workers) if workers.isdecimal() else workers,
+            address=options.address,
+            on_progress=show,
+            **settings,
+        )
     shard = begun_shard(open_plan(output))
     assert shard is not None  # all have
     display.set_run(shard)

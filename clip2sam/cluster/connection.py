@@ -29,7 +29,7 @@ class Room:
     """PyTorch's, in each."""
 
     @property
-    def needs(self) -> dict[str, float]:
+    def needs(self) -> dict[str, int]:
         """What one worker takes of its node, in Ray's words."""
         # Beside its GPU it asks for no processor: else a GPU could stay idle for lack of one.
         return {"num_cpus": 0, "num_gpus": 1} if self.gpu else {"num_cpus": 1, "num_gpus": 0}

@@ -78,11 +78,11 @@ class Progress:
 
 
 def label_with_ray(
-    source: StrPath,
+    source: StrPath | Source,
     labels: LabelsLike,
     output: StrPath,
     *,
-    segmenter: Recipe = "tiny",
+    segmenter: Recipe | Segmenter = "tiny",
     workers: Workers = "auto",
     address: str | None = None,
     shards: int | None = None,
