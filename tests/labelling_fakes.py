@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 import numpy as np
 from PIL import Image as PILImage
@@ -51,6 +52,22 @@ class Threshold:
         return presence, (False,) * 3, annotations
 
 
+class Noting(Threshold):
+    """It leaves a file in a folder, named by its process, with a dot for each image that it was
+    given; and takes its time."""
+
+    def __init__(self, folder, seconds=0.02):
+        super().__init__(group=1)
+        self.file, self.seconds = folder / str(os.getpid()), seconds
+        self.file.touch()
+
+    def predict(self, prepared):
+        with self.file.open("a") as file:
+            file.write("." * len(prepared))
+        time.sleep(self.seconds)
+        return super().predict(prepared)
+
+
 class Here:
     """A decode worker in the reader's own thread."""
 
@@ -83,6 +100,21 @@ def small_segmenter(*, clip_resolution=None, **changes):
         PromptSAM(small_sam()),
         clip2sam.Config(**{"presence_threshold": 0.02, **changes}),
     )
+
+
+def traced_segmenter(trace):
+    """The same; it appends a dot to a file for each image that its model is given."""
+    segmenter = small_segmenter()
+    real = segmenter.encode
+
+    def encode(batch, **settings):
+        file = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(file, b"." * len(batch))
+        os.close(file)
+        return real(batch, **settings)
+
+    segmenter.encode = encode
+    return segmenter
 
 
 def threads_named(*starts):

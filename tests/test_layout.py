@@ -34,6 +34,7 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("tiny",),
     ("models",),
     ("labelling",),
+    ("cluster",),
     ("analysis",),
     ("cli",),
 )

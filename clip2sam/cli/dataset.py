@@ -1,6 +1,7 @@
 """The commands `label` and `export`."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ from clip2sam.cli.options import (
     path_option,
     text_option,
 )
+from clip2sam.cli.ray import RayOptions, label_by_ray
 from clip2sam.data.files import check_writable
 from clip2sam.data.opening import check_found
 from clip2sam.errors import ConfigError
@@ -115,7 +117,7 @@ def label(
     ] = 8,
     readers: Annotated[
         int | None,
-        count_option("Processes that decode images.", "--readers", "--workers", min=1, max=256),
+        count_option("Processes that decode images, for each model.", min=1, max=256),
     ] = None,
     max_pixels: Annotated[
         int, count_option("Images with more pixels, by their header, fail.", min=1)
@@ -123,6 +125,7 @@ def label(
     timeout: Annotated[
         float, number_option("Seconds that decoding one image may take.", above=0.0, most=86400.0)
     ] = 60.0,
+    ray: RayOptions,
     quiet: Annotated[bool, flag("--quiet", "Print failures and errors only.")] = False,
     json: Annotated[
         bool, flag("--json", "Print a line of JSON for each image, then the summary.")
@@ -141,6 +144,7 @@ def label(
 
     formats = checked_formats(format or ("coco",))
     part = None if shard is None else as_shard(shard)
+    readers = ray.readers(readers, shard=shard)
     label_set = labels.label_set(caption)
     models = models.chosen(method=method, run=output)
     config = models.config(maps, masks, method=method)
@@ -161,30 +165,37 @@ def label(
         return segmenter
 
     display = Display(out, err, quiet=quiet, as_json=json)
+    settings: dict[str, Any] = {
+        "preset": models.name,
+        "formats": formats,
+        "root": root,
+        "retry_failed": retry_failed,
+        "changed": changed,
+        "moved": moved,
+        "hash_images": hash_images,
+        "max_failures": max_failures,
+        "keep_above": None if keep_above == "off" else keep_above,
+        "batch_size": batch_size,
+        "readers": readers,
+        "max_pixels": max_pixels,
+        "timeout": timeout,
+    }
     try:
         with display:
-            summary = label_dataset(
-                source,
-                label_set,
-                output,
-                segmenter=load_models,
-                preset=models.name,
-                shard=part,
-                formats=formats,
-                root=root,
-                retry_failed=retry_failed,
-                changed=changed,  # type: ignore[arg-type]  # checked above
-                moved=moved,
-                hash_images=hash_images,
-                max_failures=max_failures,
-                keep_above=None if keep_above == "off" else keep_above,
-                batch_size=batch_size,
-                readers=readers,
-                max_pixels=max_pixels,
-                timeout=timeout,
-                on_start=display.start,
-                on_image=display.image,
-            )
+            if ray.is_asked:
+                load = partial(models.anywhere().load, config, method=method, compiled=compiled)
+                summary = label_by_ray(ray, source, label_set, output, load, display, settings)
+            else:
+                summary = label_dataset(
+                    source,
+                    label_set,
+                    output,
+                    segmenter=load_models,
+                    shard=part,
+                    on_start=display.start,
+                    on_image=display.image,
+                    **settings,
+                )
     except KeyboardInterrupt:
         err.print(Text(f"interrupted; {output} has what was done: the same command continues"))
         raise typer.Exit(130) from None

@@ -22,6 +22,8 @@ from clip2sam.labelling.manifest import RunFolder
 from clip2sam.labelling.summary import Summary, as_row
 
 SECONDS_PER_LINE = 10.0
+REASONS = 200
+"""So many failures of a run on many machines are printed; the others are counted."""
 
 
 class Display:
@@ -37,7 +39,7 @@ class Display:
     ) -> None:
         self._out, self._err, self._quiet, self._as_json = out, err, quiet, as_json
         self._found: Counter[str] = Counter()
-        self._total = self._done = self._failed = self._done_now = 0
+        self._total = self._done = self._failed = self._done_now = self._printed = 0
         self._began = self._last_line = time.monotonic()
         self._bar = Progress(
             TextColumn("labelling"),
@@ -70,6 +72,30 @@ class Display:
         self._done, self._began = self._total - counts.todo, time.monotonic()
         if not self._quiet and not self._as_json:
             self._err.print(_first_line(counts))
+
+    def set_run(self, run: RunFolder) -> None:
+        """In place of `start`, for `finish`."""
+        self._run = run
+
+    def counts(self, listed: int, todo: int, now: int, failed: int, reasons: Sequence[str]) -> None:
+        """In place of `start` and `image`, for a run whose records are on other machines.
+
+        Args:
+            listed, todo: all images, and those that are left.
+            now, failed: labelled in this start, and how many of these failed.
+            reasons: why images failed since the last call.
+        """
+        if not self._total:
+            self._began = self._last_line = time.monotonic()
+        self._total, self._done = listed, listed - todo
+        self._done_now, self._failed = now, failed
+        if not self._as_json:
+            for reason in reasons[: max(REASONS - self._printed, 0)]:
+                self._err.print(Text(f"failed: {reason}", style="red"))
+            if self._printed < REASONS <= self._printed + len(reasons):
+                self._err.print(Text("more failures are only counted; summary.json has them all"))
+            self._printed += len(reasons)
+        self._show()
 
     def image(self, record: ImageRecord) -> None:
         """Called for each image that is in the journal."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from clip2sam.export import Exporter
 from clip2sam.labelling.content import open_complete
-from clip2sam.labelling.lock import lock_run
+from clip2sam.labelling.lock import RunLock, lock_run
 from clip2sam.labelling.manifest import Work, remove_leftovers
 from clip2sam.labelling.outputs import FORMATS, checked_formats, own_exporters, own_files
 from clip2sam.labelling.plan import open_plan, remove_unused_plans
@@ -42,11 +42,35 @@ def merge_run(
     """
     path, formats = Path(run), checked_formats(formats)
     open_plan(path)  # in front of the lock, which would make the folder
-    with lock_run(path):
-        content = open_complete(path)
-        if exporters is None:
-            exporters = own_exporters(content.run, formats)
-        files = (*own_files(formats), *check_exporters(exporters))
-        remove_leftovers(path, (SUMMARY, PRESENCE, *files))
-        remove_unused_plans(path)
-        return publish(content, exporters, Work(), on_image=on_image)
+    with lock_run(path) as lock:
+        return publish_shards(path, lock, formats=formats, exporters=exporters, on_image=on_image)
+
+
+def publish_shards(
+    path: Path,
+    lock: RunLock,
+    *,
+    formats: Sequence[str] = FORMATS,
+    exporters: Mapping[str, Exporter] | None = None,
+    now: Work | None = None,
+    on_image: Callable[[int, int], Any] | None = None,
+) -> Summary:
+    """As `merge_run`, for whoever holds the run's lock already.
+
+    Args:
+        now: what this start did.
+    """
+
+    def told(done: int, of: int) -> None:
+        lock.check()
+        if on_image is not None:
+            on_image(done, of)
+
+    content = open_complete(path)
+    if exporters is None:
+        exporters = own_exporters(content.run, formats)
+    files = (*own_files(formats), *check_exporters(exporters))
+    lock.check()
+    remove_leftovers(path, (SUMMARY, PRESENCE, *files))
+    remove_unused_plans(path)
+    return publish(content, exporters, now or Work(), on_image=told)
