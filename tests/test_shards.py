@@ -230,6 +230,14 @@ def test_the_first_listing_counts(images, tmp_path):
     assert len(names) == 9
 
 
+def test_a_merged_run_began_with_its_first_shard(images, tmp_path, monkeypatch):
+    for number, second in ((2, 1700000000), (3, 1700000001), (1, 1700000002)):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", str(second))
+        label(images, tmp_path / "run", f"{number}/3")
+    merge_run(tmp_path / "run")
+    assert read(tmp_path / "run")["info"]["date_created"] == "2023-11-14T22:13:20Z"
+
+
 def read(run):
     return json.loads((run / "annotations.json").read_text())
 
