@@ -241,6 +241,7 @@ def test_threads_read_at_once(tmp_path, monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         data = list(pool.map(source.read, keys))
     assert data == [b"image %d" % int(key.split("/")[1][:-4]) for key in keys]
+    assert len(source._reader._files) == 1, "few are looked up by a dict"
 
 
 def test_damage_costs_the_rows_from_there_on(tmp_path, monkeypatch):
@@ -258,6 +259,7 @@ def test_damage_costs_the_rows_from_there_on(tmp_path, monkeypatch):
             source.read(key)
     assert seen.times == 0, "the damaged group is not read again for each of its images"
     assert source.read(source.keys[20]) == rows[20][1]
+    assert source.read(source.keys[3]) == rows[3][1], "what is in front of the damage stays good"
 
 
 def test_a_file_that_is_another_one_now_costs_its_images(folder):

@@ -287,6 +287,7 @@ def test_threads_read_many_tars_at_once(tmp_path, monkeypatch):
         for one in (source, part):
             data = list(pool.map(one.read, keys))
             assert data == [f"{i % 6} {i % 40}".encode() * 500 for i in range(600)]
+            assert len(one._places._at_hand) == 2, "few are looked up by a dict"
 
 
 # --- outputs and runs
