@@ -1,12 +1,15 @@
 """Publishing a long journal: peak memory and lines a second of each format.
 
-    python benchmarks/merge.py [--lines 2000000] [--formats coco parquet jsonl] [--folder PLACE]
+    python benchmarks/merge.py [--lines 2000000] [--shards 64] [--formats coco parquet jsonl merge]
+                               [--folder PLACE]
 
 Makes a run with so many lines, each an image of 480 x 640 with 5 masks and their prompts, then
-exports it, each format in a process of its own. The lines are as long as real ones: they come from
-a few hundred records, with the image's own id, name and checksum. Prints a line of JSON a format:
-peak memory (resident, 10**6 bytes) with Python and the libraries (`imported`), then with the
-manifest (`opened`), with the journal's index (`indexed`), and at the end; and the file's size.
+exports it, each format in a process of its own. With --shards it is a run in shards, and `merge` is
+`clip2sam merge`: all checks, annotations.json, results.json and the summary. The lines are as long
+as real ones: they come from a few hundred records, with the image's own id, name and checksum.
+Prints a line of JSON a format: peak memory (resident, 10**6 bytes) with Python and the libraries
+(`imported`), then with the manifest (`opened`), with the journal's index (`indexed`), and at the
+end; and the file's size.
 """
 
 import argparse
@@ -26,17 +29,19 @@ import numpy as np
 from clip2sam.coco.rle import encode_mask
 from clip2sam.data.labels import as_label_set
 from clip2sam.data.records import Annotation, ImageRecord, as_float32
-from clip2sam.data.sources import FileSource
+from clip2sam.data.sources import FileSource, Source
 from clip2sam.export import exporter_for
 from clip2sam.labelling.export import export_run
 from clip2sam.labelling.journal import Stamp, as_line, read_index
 from clip2sam.labelling.manifest import begin_run, open_run
+from clip2sam.labelling.merge import merge_run
+from clip2sam.labelling.plan import is_sharded, make_plan
 
 LABELS = as_label_set([f"label {i}" for i in range(20)])
 NAMES = LABELS.names
 SIZE, MASKS, POINTS = (480, 640), 5, 8
 TEMPLATES = 200
-FORMATS = ("coco", "parquet", "jsonl")
+FORMATS = ("coco", "parquet", "jsonl", "merge")
 
 _ID, _NAME = 987654321012345, "the name of the image"
 """In the templates, where each line has its own."""
@@ -115,13 +120,24 @@ def _lines(images: Iterable[tuple[int, str]], lines: Lines) -> Iterator[bytes]:
         yield lines.line(number, image_id, file_name)
 
 
-def make_run(folder: Path, count: int, lines: Lines) -> None:
+def make_run(folder: Path, count: int, lines: Lines, shards: int | None) -> None:
     """A run with so many images, all labelled."""
     names, ids = tuple(map(image_name, range(1, count + 1))), tuple(range(1, count + 1))
     folder.mkdir(parents=True)
+    images = str(folder.parent / "images")
+    source = FileSource(images, images, names, ids)
+    if shards is None:
+        _begin(folder, source, lines)
+        return
+    plan = make_plan(folder, lambda: source, shards, threads=1)
+    for number in range(1, shards + 1):
+        _begin(plan.folder(number), plan.part(number), lines)
+
+
+def _begin(folder: Path, source: Source, lines: Lines) -> None:
     run = begin_run(
         folder,
-        FileSource(str(folder / "images"), str(folder / "images"), names, ids),
+        source,
         LABELS.wanted,
         {},
         thresholds=[0.0] * len(NAMES),
@@ -129,28 +145,28 @@ def make_run(folder: Path, count: int, lines: Lines) -> None:
         min_share=0.0,
         threads=1,
     )
-    write_journal(run.journal, zip(ids, names, strict=True), lines)
+    write_journal(run.journal, zip(source.ids, source.keys, strict=True), lines)
 
 
 def measure(run: Path, form: str) -> dict[str, Any]:
-    """Export a run in this process."""
-    output = run.parent / f"exported.{form}"
-    exporter_for(form)  # imports what it needs, pyarrow excepted
+    """Export a run, or merge its shards, in this process."""
+    output = run / "annotations.json" if form == "merge" else run.parent / f"exported.{form}"
+    exporter_for("coco" if form == "merge" else form)  # imports what it needs, pyarrow excepted
     peaks = {"imported": _peak()}
-    opened = open_run(run)
-    peaks["opened"] = _peak()
-    index = read_index(opened.journal, opened.ids)
-    peaks["indexed"] = _peak()
-    count = len(index.offsets)
-    del opened, index
+    if not is_sharded(run):
+        opened = open_run(run)
+        peaks["opened"] = _peak()
+        index = read_index(opened.journal, opened.ids)
+        peaks["indexed"] = _peak()
+        del opened, index
     began = time.perf_counter()
-    summary = export_run(run, output, form)
+    summary = merge_run(run) if form == "merge" else export_run(run, output, form)
     seconds = time.perf_counter() - began
     masks = sum(c.masks for c in summary.classes)
-    assert summary.done == count, summary
+    assert summary.done == summary.listed, summary
     written = {"bytes a mask": round(output.stat().st_size / masks, 1)}
     output.unlink()
-    rate = {"lines a second": round(count / seconds), "seconds": round(seconds, 1)}
+    rate = {"lines a second": round(summary.done / seconds), "seconds": round(seconds, 1)}
     return {"masks": masks, **rate, "peak memory, MB": {**peaks, "exported": _peak()}, **written}
 
 
@@ -172,7 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=int, default=2_000_000)
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
+    parser.add_argument("--shards", type=int, help="by default none")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS)
     parser.add_argument("--folder", help="for the run and what it exports; else a temporary one")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -185,11 +202,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         run = Path(folder) / "run"
         began = time.perf_counter()
-        make_run(run, options.lines, Lines())
-        size = sum(path.stat().st_size for path in run.iterdir())
-        made = {"lines": options.lines, "bytes a line": round(size / options.lines)}
+        make_run(run, options.lines, Lines(), options.shards)
+        size = sum(path.stat().st_size for path in run.rglob("journal-*"))
+        made = {"lines": options.lines, "shards": options.shards}
+        made["bytes a line"] = round(size / options.lines)
         print(json.dumps({**made, "seconds to make": round(time.perf_counter() - began, 1)}))
-        for form in options.formats:
+        for form in options.formats or FORMATS[: 3 if options.shards is None else 4]:
             print(json.dumps({"format": form, **in_own_process(run, form)}), flush=True)
 
 

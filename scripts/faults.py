@@ -743,7 +743,11 @@ EXPORT = [
             "split_of(str(record.image_id)",
         ),
         ("YOLO: folders that hide the label file", 'reserved=("images",)', ""),
-        ("YOLO: an image stays in both splits", "old.unlink(missing_ok=True)", "pass"),
+        (
+            "YOLO: an image stays in both splits",
+            "(folder / other / file).unlink(missing_ok=True)",
+            "pass",
+        ),
     ),
     *faults(
         "export/names.py",
@@ -933,10 +937,70 @@ EXPORT = [
             '        if record.state != "failed":\n            yield record',
             "        yield record",
         ),
+    ),
+    *faults(
+        "labelling/content.py",
+        "labelling_export shards",
         (
             "a journal of another run",
             "if record.file_name != keys[record.image_id]:",
             "if record.image_id not in keys:",
+        ),
+        ("shards that have not begun are left out", "    if missing:\n", "    if False:\n"),
+        ("images that are left to do don't count", "    if todo:\n", "    if False:\n"),
+        (
+            "a shard's images are taken as they are",
+            "if digest(listed) != plan.sha256:",
+            "if False:",
+        ),
+        (
+            "other settings in another shard",
+            '{**other.fingerprint, "threads": other.threads}',
+            '{**marks, "threads": other.threads}',
+        ),
+        (
+            "the last shard's date",
+            "started = min(filter(None, began), default=None)",
+            "started = max(filter(None, began), default=None)",
+        ),
+    ),
+    *faults(
+        "labelling/plan.py",
+        "shards",
+        ("parts are cut unevenly", "[images * n // shards for", "[images // shards * n for"),
+        ("no part holds whole files", "if len(units) < shards:", "if True:"),
+        ("the next file's start", "starts[max(after - 1, 0) : after + 1]", "starts[after:][:1]"),
+        ("ranks from 1", "return Shard(index + 1, count)", "return Shard(max(index, 1), count)"),
+        (
+            "steps of an array are left out",
+            "(task - first) // max(step, 1), count)",
+            "task - first, count)",
+        ),
+        ("any number of shards", "if plan.shards != shards:", "if False:"),
+        (
+            "shards where a run has begun without",
+            "if (path / MANIFEST).exists():",
+            "if False:",
+        ),
+        (
+            "another shard's folder",
+            "if (tuple(ids), tuple(keys)) != plan.listed(number):",
+            "if len(ids) != len(plan.listed(number)[0]):",
+        ),
+    ),
+    *faults(
+        "labelling/run.py",
+        "shards",
+        ("shards' own threads", "if self.plan is None else self.plan.threads", "if True else 0"),
+        (
+            "a run in shards goes on without",
+            "if self.plan is None and is_sharded(self.output):",
+            "if False:",
+        ),
+        (
+            "a shard doesn't ask the others",
+            "            if other is not None:\n",
+            "            if False:\n",
         ),
     ),
 ]
@@ -1027,13 +1091,17 @@ JOURNAL = [
             "        if key not in listed:\n            pass\n",
         ),
         ("images that are gone are asked for", "if key in gone:", "if key in ():"),
-        ("any new place is taken", "if 2 * found < len(run.keys):", "if False:"),
+        ("any new place is taken", "if 2 * found < len(keys):", "if False:"),
         (
             "half of the images are too few",
-            "if 2 * found < len(run.keys):",
-            "if 2 * found <= len(run.keys):",
+            "if 2 * found < len(keys):",
+            "if 2 * found <= len(keys):",
         ),
-        ("a list's names are enough", "if _is_there(source, key)", "if key"),
+        (
+            "a list's names are enough",
+            "if key in there and _is_there(source, key)",
+            "if key in there",
+        ),
     ),
     *faults(
         "labelling/run.py",
@@ -1068,13 +1136,13 @@ JOURNAL = [
         ("links are other places", "not (files and _resolved(then) == _resolved(now))", "then"),
         (
             "names of objects are paths",
-            "files = run.root is not None and top is not None",
+            "files = began[1] is not None and top is not None",
             "files = True",
         ),
         (
             "the root stays",
-            "_rewrite(run, source=source.origin, root=root_of(source))",
-            "_rewrite(run, source=source.origin)",
+            "_rewrite(run, source=source.origin, root=root, kind=kind)",
+            "_rewrite(run, source=source.origin, kind=kind)",
         ),
     ),
     *faults(

@@ -38,12 +38,11 @@ class ThisPython(AsyncKernelManager):
         )
 
 
-def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
-    """A notebook, run anew. A cell that raises, or takes longer than `seconds`, raises here.
+def execute(notebook: nbformat.NotebookNode, seconds: int = 600) -> None:
+    """Run a notebook anew. A cell that raises, or takes longer than `seconds`, raises here.
 
     Metadata that differs between runs or machines (times, kernels) is left out.
     """
-    notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
@@ -61,7 +60,6 @@ def execute(path: Path, seconds: int = 600) -> nbformat.NotebookNode:
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
-    return notebook
 
 
 def main() -> None:
@@ -70,7 +68,9 @@ def main() -> None:
     )
     parser.add_argument("notebooks", nargs="*", type=Path, help="all of them when left out")
     for path in parser.parse_args().notebooks or sorted(FOLDER.glob("*.ipynb")):
-        text = nbformat.writes(execute(path)) + "\n"
+        notebook = nbformat.read(path, as_version=4)
+        execute(notebook)
+        text = nbformat.writes(notebook) + "\n"
         if len(text) > LARGEST:
             raise SystemExit(
                 f"{path.name} would have {len(text)} bytes, {LARGEST} are allowed: "

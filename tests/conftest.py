@@ -3,14 +3,28 @@
 import sys
 from collections.abc import Iterator
 
+import open_clip  # noqa: F401 (what is imported behind the hook is compiled anew in each process)
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from PIL import Image
 
 assert "clip2sam" not in sys.modules, "the hook must be in place before the package is imported"
 install_import_hook("clip2sam", "beartype.beartype")
 
 torch.set_num_threads(1)  # the models are small: threads cost more than they give
+
+Image.preinit()
+save_png = Image.SAVE["PNG"]
+
+
+def _save_quickly(image, *arguments, **named) -> None:
+    """Most of a drawing's time is deflate's: the pixels are the same at its lowest level."""
+    image.encoderinfo.setdefault("compress_level", 1)
+    save_png(image, *arguments, **named)
+
+
+Image.register_save("PNG", _save_quickly)
 
 
 @pytest.fixture(autouse=True, scope="session")

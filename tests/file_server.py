@@ -89,9 +89,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.endswith("moved"):
             self._headers(302, 0)
             return
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
-        body = server.content_at(self.path)[start:]
-        self._headers(server.status or (206 if start else 200), len(body), start)
+        content, asked = server.content_at(self.path), wanted and server.ranges
+        begin, _, last = wanted.removeprefix("bytes=").partition("-") if asked else ("0", "", "")
+        start = int(begin)
+        body = content[start : int(last) + 1 if last else None]
+        self._headers(server.status or (206 if asked else 200), len(body), start)
         first = body[: int(number)] if number else body
         if fault == "trickle":
             self._trickle(body)
@@ -123,7 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in self.server.moved_headers.items():
                 self.send_header(name, value)
         if status == 206 and "Content-Range" not in self.server.headers:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            end = start + length - 1
+            self.send_header("Content-Range", f"bytes {start}-{end}/{len(content)}")
         # As the Hugging Face hub answers: the commit, and the file's SHA-256 as its ETag.
         self.send_header("X-Repo-Commit", "0" * 40)
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')

@@ -28,7 +28,7 @@ def test_losses_add_up():
 
 def test_the_budget_begins_with_the_pipeline_and_ends_near_the_truth():
     segmenter = clip2sam.load("tiny").with_config(presence_threshold=0.9)
-    scenes = [scene_examples("validation", 2, kind="several") for _ in range(2)]
+    scenes = [scene_examples("validation", 2, labels=8, kind="several") for _ in range(2)]
     spent = budget(segmenter, scenes[0])
     figures = evaluate(segmenter, scenes[1])
     assert spent.miou["pipeline"] == pytest.approx(figures["all"]["miou"])

@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, what it writes, how it exits."""
 
+import io
 import json
 import os
 import re
@@ -83,7 +84,7 @@ def test_segment_writes_coco_and_overlays(run, street, tmp_path):
     assert f"{len(coco.anns)} masks (one for each object), 0 failed" in printed
     assert coco.dataset["info"]["masks"] == "one for each object"
     assert run("validate", "out/annotations.json")[0] == 0
-    code, printed, _ = run("segment", street, *arguments, "--output", "one", "--one-mask")
+    code, printed, _ = run("segment", street, *arguments, "--overlays", "none", "--one-mask")
     assert "masks (one for each label), 0 failed" in printed
 
 
@@ -91,7 +92,15 @@ def test_a_caption_is_labels_with_their_places(run, street, tmp_path):
     first, second, _ = labels_of(drawn())
     caption = f"a {first} next to the {second}, and another {first}; the zebra is grey"
     code, output, _ = run(
-        "segment", street, "--caption", caption, "--allow-unknown", "--output", tmp_path / "out"
+        "segment",
+        street,
+        "--caption",
+        caption,
+        "--allow-unknown",
+        "--overlays",
+        "none",
+        "--output",
+        tmp_path / "out",
     )
     assert code == 0
     document = json.loads((tmp_path / "out" / "annotations.json").read_text())
@@ -177,7 +186,8 @@ def test_labels_file_polygons_and_all_overlays(run, street, tmp_path):
     ]
     corners = []
     for extra in (("--polygons",), ("--polygons", "--tolerance", "0")):
-        assert run("segment", street, "--labels", "labels.yaml", *extra)[0] == 0
+        plain = ("segment", street, "--labels", "labels.yaml", "--overlays", "none")
+        assert run(*plain, *extra)[0] == 0
         document = json.loads((tmp_path / "out" / "annotations.json").read_text())
         corners.append(sum(len(p) for a in document["annotations"] for p in a["segmentation"]))
     assert corners[1] > 2 * corners[0] > 0
@@ -456,19 +466,16 @@ def test_an_abort_is_one_line(run, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_a_terminal_that_knows_few_characters(street, encoding):
+def test_a_terminal_that_knows_few_characters(run, street, monkeypatch, encoding):
     """Labels are printed with escapes."""
     label = "Straße ✓ 東京"
-    command = [sys.executable, "-m", "clip2sam.cli", "segment", str(street), "--label", label]
-    command.append("--allow-unknown")
-    done = subprocess.run(
-        [*command, "--overlays", "none", "--output", street.parent / "out"],
-        env={**os.environ, "PYTHONIOENCODING": encoding},
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert b"\\u2713 \\u6771\\u4eac: absent" in done.stdout
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding))
+    options = ("--allow-unknown", "--overlays", "none")
+    code, _, errors = run("segment", street, "--label", label, *options)
+    assert code == 0, errors
+    sys.stdout.flush()
+    assert b"\\u2713 \\u6771\\u4eac: absent" in terminal.getvalue()
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -585,7 +592,7 @@ def test_an_output_that_cannot_be_written_is_5_in_every_command(run, street, tmp
 
 def test_an_option_is_the_same_in_every_command():
     """Defined once; the commands differ only where the same word means something else."""
-    own = {"--output", "--dataset", "--images", "images"}
+    own = {"--output", "--dataset", "--images", "images", "--format"}
     own |= {"--method in evaluate", "--presence-threshold in export", "--max-objects in export"}
     seen: dict[str, tuple[str, str, bool]] = {}
     for command_name, command in get_command(cli.app).commands.items():
@@ -1109,7 +1116,8 @@ def test_evaluate_takes_labels_and_writes_all_figures(run, tmp_path):
 
 
 def test_evaluate_shows_what_stages_lose_and_which_settings_pay(run, tmp_path):
-    arguments = ("evaluate", "--scenes", 1, "--kind", "several", "--budget", "--sweep")
+    labels = [part for name in ("circle", "star", "heart") for part in ("--label", name)]
+    arguments = ("evaluate", "--scenes", 1, "--kind", "several", "--budget", "--sweep", *labels)
     code, printed, _ = run(*arguments, "--output", "f")
     assert code == 0
     assert "mean IoU lost: presence 0.000; points " in printed
@@ -1338,7 +1346,8 @@ def test_slugs_are_safe_file_names():
 def test_regions_as_a_method_of_all_commands(run, street, tmp_path):
     labels = [part for label in labels_of(drawn()) for part in ("--label", label)]
     method = ("--method", "regions", *labels)
-    code, printed, errors = run("segment", street, *method, "--output", "out")
+    drawn_not = ("--overlays", "none")
+    code, printed, errors = run("segment", street, *method, *drawn_not, "--output", "out")
     assert (code, errors) == (0, ""), printed
     document = json.loads(Path("out/annotations.json").read_text())
     assert set(document["info"]["presence_thresholds"].values()) == {0.057}

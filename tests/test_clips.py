@@ -24,9 +24,10 @@ from clip2sam.clip import CLIP_SURGERY, SurgeryCLIP
 from clip2sam.clip.surgery import dense_grid
 from clip2sam.config import Config
 from clip2sam.data.labels import as_label_set
+from clip2sam.data.network import BUNDLES
 from clip2sam.errors import ConfigError, LabelError, WeightsError
 from clip2sam.labelling.manifest import MANIFEST
-from clip2sam.models import download, network
+from clip2sam.models import download
 from clip2sam.models.architectures import load_tokenizer
 from clip2sam.models.clips import architecture_of, clip_weights, split_clip_name, with_clip
 from clip2sam.models.loading import load
@@ -232,7 +233,7 @@ def hub(monkeypatch, tmp_path):
     }
     monkeypatch.setitem(pretrained._PRETRAINED, "clips-test", records)
     monkeypatch.setattr(download, "FIRST_WAIT", 0.0)
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", *network.BUNDLES):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", *BUNDLES):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "no cache of the hub"))
     state = open_clip.create_model("clips-test-quickgelu").state_dict()

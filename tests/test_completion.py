@@ -1,5 +1,6 @@
 """Pressing Tab: what the command line answers to the shells, by the protocol of their scripts."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,51 +16,57 @@ from clip2sam.models.locators import LOCATORS
 from clip2sam.models.presets import PRESETS
 
 CODE = """
-import atexit, sys
+import json, os, sys
+from contextlib import redirect_stdout
+from io import StringIO
 from clip2sam.cli import app
 heavy = ("torch", "matplotlib", "cv2", "huggingface_hub", "open_clip")
-atexit.register(lambda: print([name for name in heavy if name in sys.modules], file=sys.stderr))
-app.main()
+for line in sys.stdin:
+    words = ["clip2sam", *json.loads(line)]
+    os.environ |= {"COMP_WORDS": "\\n".join(words), "COMP_CWORD": str(len(words) - 1)}
+    with redirect_stdout(StringIO()) as offered:
+        try:
+            app.main()
+        except SystemExit:
+            pass
+    loaded = [name for name in heavy if name in sys.modules]
+    print(json.dumps([offered.getvalue().split(), loaded]))
 """
+CASES = [
+    (["se"], ["segment"]),
+    (["weights", "ver"], ["verify"]),
+    (["label", "images/", "--allow"], ["--allow-unknown"]),
+    (["segment", "a.jpg", "--preset", ""], list(PRESETS)),
+    (["segment", "a.jpg", "--grid", "no", "--preset", "vit-h"], ["vit-h", "vit-h-laion"]),
+    (["label", "images/", "--method", "cl"], ["clearclip", "clipseg"]),
+    (["evaluate", "--method", "regions", "--method", "sam"], ["sam3"]),
+    (["export", "run", "--format", ""], list(EXPORTERS)),
+    (["segment", "a.jpg", "--precision", "f"], ["fp32", "fp16"]),
+    (["segment", "a.jpg", "--device", "c"], ["cpu", "cuda"]),
+    (["weights", "path", "vit-l"], ["vit-l"]),
+    (["label", ""], []),  # nothing: then the shell offers files
+]
 
 
-def complete(*words: str) -> list[str]:
-    """What bash offers for the last word, which may be begun or empty."""
-    asked = {
-        "_CLIP2SAM_COMPLETE": "complete_bash",
-        "COMP_WORDS": "\n".join(["clip2sam", *words]),
-        "COMP_CWORD": str(len(words)),
-    }
+@pytest.fixture(scope="module")
+def offers() -> list[tuple[list[str], list[str]]]:
+    """What bash offers for the last word of each case, which may be begun or empty, and what slow
+    packages were imported until then: by one process, which says nothing on standard error."""
     done = subprocess.run(
         [sys.executable, "-c", CODE],
-        env=os.environ | asked,
+        env=os.environ | {"_CLIP2SAM_COMPLETE": "complete_bash"},
+        input="\n".join(json.dumps(words) for words, _ in CASES),
         capture_output=True,
         text=True,
         check=True,
     )
-    assert done.stderr == "[]\n", "quick: nothing slow was imported, and no message is in the way"
-    return done.stdout.split()
+    assert done.stderr == "", "no message is in the way"
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (["se"], ["segment"]),
-        (["weights", "ver"], ["verify"]),
-        (["label", "images/", "--allow"], ["--allow-unknown"]),
-        (["segment", "a.jpg", "--preset", ""], list(PRESETS)),
-        (["segment", "a.jpg", "--grid", "no", "--preset", "vit-h"], ["vit-h", "vit-h-laion"]),
-        (["label", "images/", "--method", "cl"], ["clearclip", "clipseg"]),
-        (["evaluate", "--method", "regions", "--method", "sam"], ["sam3"]),
-        (["export", "run", "--format", ""], list(EXPORTERS)),
-        (["segment", "a.jpg", "--precision", "f"], ["fp32", "fp16"]),
-        (["segment", "a.jpg", "--device", "c"], ["cpu", "cuda"]),
-        (["weights", "path", "vit-l"], ["vit-l"]),
-        (["label", ""], []),  # nothing: then the shell offers files
-    ],
-)
-def test_tab_offers(words, offered):
-    assert complete(*words) == offered
+@pytest.mark.parametrize("case", range(len(CASES)), ids=[" ".join(words) for words, _ in CASES])
+def test_tab_offers(offers, case):
+    assert offers[case] == [CASES[case][1], []], "quick: nothing slow was imported"
 
 
 def test_the_names_that_are_offered_are_those_that_are_taken():

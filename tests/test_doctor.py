@@ -27,7 +27,12 @@ def test_it_says_what_there_is_and_tries_tiny(tmp_path):
     assert not list(tmp_path.iterdir()), "nothing is written there"
 
 
+def broken(*_, **__):
+    raise ModelError("not finite")
+
+
 def test_it_prints_neither_the_home_folder_nor_a_password(tmp_path, monkeypatch):
+    monkeypatch.setattr("clip2sam.models.loading.load", broken)  # the scene is not looked at
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("CLIP2SAM_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@proxy:3128")
@@ -40,10 +45,6 @@ def test_it_prints_neither_the_home_folder_nor_a_password(tmp_path, monkeypatch)
 
 def test_what_is_wrong_is_an_exit_code(tmp_path, monkeypatch):
     (tmp_path / "sam_vit_b_01ec64.pth").write_bytes(b"cut")
-
-    def broken(*_, **__):
-        raise ModelError("not finite")
-
     monkeypatch.setattr("clip2sam.models.loading.load", broken)
     done = run("--weights-dir", str(tmp_path))
     assert done.exit_code == 1

@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import signal
+import stat
 import threading
 import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -358,6 +360,7 @@ def test_a_run_that_is_taken_over_from_stops_and_leaves_manifest_and_files(tmp_p
     with pytest.raises(RunLockedError, match="lost the run"):
         list(records)
     assert (run / "manifest.json").read_bytes() == manifest
+    assert len((run / "journal-0001.jsonl").read_bytes().splitlines()) < 12
     assert names(run) == ["journal-0001.jsonl", "lock", "manifest.json", "owner"]
 
 
@@ -445,10 +448,12 @@ def later(path, flags, *mode):
     return path, flags & ~os.O_EXCL, *mode
 
 
+TIMELESS = SimpleNamespace(st_size=len(b"first"), st_mtime_ns=0, st_mode=stat.S_IFDIR)
+
 PLANTED = {
     "creating a file only where there is none": ("open", keeping(os, "open", later)),
     "reading what was just written": ("read", lambda *_: b""),
-    "the size and time of a new file": ("stat", lambda *_, **__: os.stat_result([0] * 10)),
+    "the size and time of a new file": ("stat", lambda *_, **__: TIMELESS),
     "appending to a file doesn't": ("write", keeping(os, "write", written_nowhere)),
     "changing a file in place and cutting it": ("truncate", failing(errno.EOPNOTSUPP)),
     "renaming a file over another one": ("replace", failing(errno.EPERM)),
@@ -469,8 +474,9 @@ def test_storage_that_lacks_something_is_refused(tmp_path, monkeypatch, need):
         assert not (tmp_path / "run").exists()
 
 
-def test_renaming_that_does_nothing_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "replace", lambda *_: None)
+@pytest.mark.parametrize("replace", [lambda *_: None, lambda old, _: os.unlink(old)])
+def test_renaming_that_does_nothing_is_seen(tmp_path, monkeypatch, replace):
+    monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(RunError, match="renaming a file over another one doesn't work"):
         check_shared(tmp_path / "run")
 

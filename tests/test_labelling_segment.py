@@ -51,6 +51,8 @@ def test_the_file_is_that_of_a_run(segmenter, images, tmp_path):
 
 def test_those_who_watch_get_record_result_and_drawings(segmenter, images, tmp_path):
     seen, out = [], tmp_path / "out"
+    (images / "001.png").unlink()
+    (images / "002.png").unlink()
     records = segment_images(
         segmenter,
         find_source(images),

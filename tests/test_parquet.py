@@ -4,7 +4,9 @@ import json
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
@@ -14,8 +16,9 @@ from clip2sam.data.opening import check_found, kind_of, open_source, source_of
 from clip2sam.data.parquet import ParquetSource
 from clip2sam.data.sources import Source, check_output
 from clip2sam.errors import ConfigError, ImageError
+from clip2sam.labelling.export import export_run
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
-from tests.labelling_fakes import Threshold, write_images
+from tests.labelling_fakes import Here, Threshold, write_images
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -292,6 +295,13 @@ def test_what_is_read_is_never_written_to(folder, tmp_path):
         check_output(source, tmp_path / "run")
 
 
+@pytest.fixture
+def in_threads(monkeypatch):
+    """Runs decode in their own process: starting others takes longer than all the rest."""
+    monkeypatch.setattr("clip2sam.labelling.run.DecodeWorker", lambda *_: Here())
+
+
+@pytest.mark.usefixtures("in_threads")
 def test_a_run_over_parquet_is_that_over_files(tmp_path):
     files = write_images(tmp_path / "files", 6)
     (files / "004.png").write_bytes(b"not an image")
@@ -313,3 +323,43 @@ def test_a_run_over_parquet_is_that_over_files(tmp_path):
     rows, expected = (json.loads(p.read_text().replace("f.parquet/", "")) for p in written)
     assert rows.pop("info").keys() == expected.pop("info").keys()
     assert rows == expected
+
+
+@pytest.mark.usefixtures("in_threads")
+def test_yolo_gets_the_images_out_of_their_files(tmp_path):
+    files = write_images(tmp_path / "files", 3)
+    rows = [(f"{i}.png" if i else None, (files / f"{i:03d}.png").read_bytes()) for i in range(3)]
+    write(tmp_path / "in" / "f.parquet", rows)
+    engine = Threshold()
+    label_dataset(str(tmp_path / "in"), engine.classes, tmp_path / "run", engine=engine, readers=1)
+    for share in (0.0, 0.99):  # the second time, all are in the other split
+        export_run(tmp_path / "run", tmp_path / "yolo", "yolo", val_share=share)
+    written = {
+        path.relative_to(tmp_path / "yolo" / "images"): path.read_bytes()
+        for path in (tmp_path / "yolo" / "images").rglob("*.png")
+    }
+    names = ("000000000.png", "1.png", "2.png")
+    assert written == {
+        Path("val/f.parquet") / name: data for name, (_, data) in zip(names, rows, strict=True)
+    }
+    labels = tmp_path / "yolo" / "labels"
+    assert {p.relative_to(labels).with_suffix(".png") for p in labels.rglob("*.txt")} == {*written}
+    with pytest.raises(ConfigError, match=r"images 'link' needs files, .*; give --images copy"):
+        export_run(tmp_path / "run", tmp_path / "links", "yolo", images="link")
+
+
+def test_parquet_at_addresses_is_read_in_place(folder):
+    files = fsspec.filesystem("memory")
+    for path in folder.glob("data/*.parquet"):
+        files.pipe_file(f"/data/{path.name}", path.read_bytes())
+    try:
+        source = open_source("memory://data/train-{0..1}.parquet")
+        check_found(source.origin)
+        assert [f"data/{key}" for key in source.keys] == [*KEYS]
+        assert [source.read(key) for key in source.keys] == DATA
+        del files.store["/data/train-0.parquet"]
+        part = source_of("parquet", source.origin, source.root, source.keys, source.ids)
+        with pytest.raises(ImageError, match=r"memory://data/train-0\.parquet"):
+            part.read(part.keys[0])
+    finally:
+        files.store.clear()

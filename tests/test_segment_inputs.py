@@ -9,8 +9,10 @@ import pytest
 from PIL import Image as PILImage
 
 from clip2sam.cli import app as cli
+from clip2sam.data.addresses import shown_url
+from clip2sam.data.retries import TRIES
 from clip2sam.data.sources import find_source, without_drawings
-from clip2sam.data.urls import fetch_image, find_images, shown_url
+from clip2sam.data.urls import fetch_image, find_images
 from clip2sam.errors import ConfigError, ImageError
 from clip2sam.tiny.scenes import scene
 from tests.file_server import serve
@@ -44,19 +46,23 @@ def names(path: str = "out/annotations.json") -> list[str]:
     return [row["file_name"] for row in json.loads(Path(path).read_text())["images"]]
 
 
+UNDRAWN = ("--overlays", "none")
+
+
 @pytest.mark.parametrize("source", [".", "**/*.png"])
 def test_its_own_drawings_are_no_input(segment, source):
     code, _, errors = segment(source)
     assert (code, errors, names()) == (0, "", ["street.png"])
     drawn = sorted(p.name for p in Path("out/overlays").iterdir())
     assert drawn == ["street.png.00-all.png", "street.png.01-star.png"]
-    code, _, errors = segment(source)
+    code, _, errors = segment(source, *UNDRAWN)
     assert (code, names()) == (0, ["street.png"])
     folder = Path("out/overlays").resolve()
     assert errors == f"left out 2 images in {folder}: clip2sam has drawn them\n"
-    assert segment(source, "--output", "other")[0] == 0
+    assert segment(source, *UNDRAWN, "--output", "other")[0] == 0
     assert names("other/annotations.json") == ["street.png"]
-    assert segment("out/overlays/street.png.00-all.png", "--output", "third")[0] == 0
+    drawing = "out/overlays/street.png.00-all.png"
+    assert segment(drawing, *UNDRAWN, "--output", "third")[0] == 0
     assert names("third/annotations.json") == ["street.png.00-all.png"], "given by itself"
 
 
@@ -168,6 +174,7 @@ def test_a_password_is_not_shown():
 
 
 def test_what_is_no_image_says_what_it_is(monkeypatch):
+    monkeypatch.setattr("clip2sam.data.retries.FIRST_WAIT", 0.0)
     page = b"\n<!DOCTYPE html><html>no image</html>"
     with serve(page) as server:
         url = f"{server.url}/a.png"
@@ -181,21 +188,21 @@ def test_what_is_no_image_says_what_it_is(monkeypatch):
             fetch_image(url, "a.png")
         server.content = bytes(300_000)
         with monkeypatch.context() as patch:
-            patch.setattr("clip2sam.data.urls.MAX_BYTES", 200_000)
+            patch.setattr("clip2sam.data.remote.MAX_BYTES", 200_000)
             with pytest.raises(ImageError, match="gives more than 200000 bytes"):
                 fetch_image(url, "a.png")
         server.faults = ["trickle"]
         with monkeypatch.context() as patch:
-            patch.setattr("clip2sam.data.urls.MOST_SECONDS", 0.0)
+            patch.setattr("clip2sam.data.remote.MOST_SECONDS", 0.0)
             with pytest.raises(ImageError, match=r"takes more than 0 s; fetch it by hand"):
                 fetch_image(url, "a.png")
-        server.faults = ["stall:9"]
+        server.faults = ["stall:9"] * TRIES
         with monkeypatch.context() as patch:
-            patch.setattr("clip2sam.data.urls.TIMEOUT", (1.0, 0.1))
+            patch.setattr("clip2sam.data.remote.TIMEOUT", (1.0, 0.1))
             with pytest.raises(ImageError, match=r"can't be fetched \(.*timed out"):
                 fetch_image(url, "a.png")
         server.go_on.set()
-        server.faults = ["cut:9"]
+        server.faults = ["cut:9"] * TRIES
         with pytest.raises(ImageError, match="can't be fetched"):
             fetch_image(url, "a.png")
         server.moved_to = "file:///etc/hostname"

@@ -230,6 +230,14 @@ def test_the_first_listing_counts(images, tmp_path):
     assert len(names) == 9
 
 
+def test_a_merged_run_began_with_its_first_shard(images, tmp_path, monkeypatch):
+    for number, second in ((2, 1700000000), (3, 1700000001), (1, 1700000002)):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", str(second))
+        label(images, tmp_path / "run", f"{number}/3")
+    merge_run(tmp_path / "run")
+    assert read(tmp_path / "run")["info"]["date_created"] == "2023-11-14T22:13:20Z"
+
+
 def read(run):
     return json.loads((run / "annotations.json").read_text())
 
@@ -297,14 +305,13 @@ def test_all_shards_compute_with_as_many_threads_as_the_first(images, tmp_path):
 
 
 def test_a_shard_in_the_place_of_another_one_is_seen(run):
+    own = (run / "shards/0002-of-0003/images.json").read_bytes()
     shutil.rmtree(run / "shards/0002-of-0003")
-    shutil.copytree(run / "shards/0001-of-0003", run / "shards/0002-of-0003")
+    shutil.copytree(run / "shards/0003-of-0003", run / "shards/0002-of-0003")
     plan = run / "shards/plan.json"
     with pytest.raises(RunError, match="together are not those of the plan"):
         merge_run(run)
-    (run / "shards/0002-of-0003/images.json").write_bytes(
-        (run / "shards/0003-of-0003/images.json").read_bytes()
-    )
+    (run / "shards/0002-of-0003/images.json").write_bytes(own)
     with pytest.raises(RunError, match="are not those that the plan gives to 2/3; its folder is"):
         merge_run(run)
     plan.write_text(plan.read_text().replace('"format":1', '"format":9'))
@@ -361,6 +368,13 @@ def test_the_images_of_a_run_in_shards_may_move(images, whole, tmp_path):
     assert open_run(run / "shards/0001-of-0002").root == str(source)
     merge_run(run)
     assert same_files(run, whole[0])
+
+
+def test_storage_that_machines_cannot_share_is_refused(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("clip2sam.labelling.storage._bucket", lambda path: "s3fs")
+    with pytest.raises(RunError, match="it is an object store, mounted by s3fs"):
+        label(images, tmp_path / "run", "1/2")
+    label(images, tmp_path / "alone")
 
 
 def test_a_plan_is_not_made_where_images_are_read(images):

@@ -60,17 +60,19 @@ def test_a_sweep_gives_each_settings_own_figures():
     segmenter = clip2sam.load("tiny")
     levers = [("no change", {}), ("high", {"presence_threshold": 0.9, "max_negative": 0})]
     seen = []
+
+    def scenes():
+        return scene_examples("validation", 2, labels=8, kind="several")
+
     trials, failures = sweep(
         segmenter,
-        scene_examples("validation", 2, kind="several"),
+        scenes(),
         levers=levers,
         on_example=lambda: seen.append(1),
     )
     assert ([t.name for t in trials], failures, len(seen)) == (["base", *dict(levers)], [], 2)
     for trial, changes in zip(trials, [{}, *dict(levers).values()], strict=True):
-        figures = evaluate(
-            segmenter.with_config(**changes), scene_examples("validation", 2, kind="several")
-        )
+        figures = evaluate(segmenter.with_config(**changes), scenes())
         assert trial.miou == pytest.approx(figures["all"]["miou"])
         assert trial.false_masks == figures["all"]["false_masks"]
         assert trial.ap == pytest.approx(figures["objects"]["AP"])

@@ -25,6 +25,7 @@ from segment_anything import sam_model_registry
 
 from clip2sam.clip.methods import MASKCLIP
 from clip2sam.config import Config
+from clip2sam.data import network as connections
 from clip2sam.errors import ConfigError, WeightsError
 from clip2sam.models import checkpoints, download, files, network
 from clip2sam.models.checkpoints import check_quickgelu, load_clip, load_sam
@@ -53,7 +54,7 @@ def _calm(monkeypatch, tmp_path):
     monkeypatch.setattr(download, "FIRST_WAIT", 0.0)
     for room in (download, network):
         monkeypatch.setattr(room, "TIMEOUT", (5.0, 0.3))
-    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", *network.BUNDLES):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", *connections.BUNDLES):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "no cache of the hub"))
     monkeypatch.delenv(files.ENVIRONMENT, raising=False)
@@ -747,10 +748,10 @@ def test_a_copy_that_is_not_right_is_left_alone(hub, tmp_path, monkeypatch, cont
 
 
 def test_a_mirror_of_the_hub(server, tmp_path, monkeypatch):
-    published = f"{network.HUB}/me/mine/resolve/main/sam.pth"
+    published = f"{connections.HUB}/me/mine/resolve/main/sam.pth"
     monkeypatch.setattr(constants, "ENDPOINT", f"{server.url}/mirror")
-    assert network.address(published) == f"{server.url}/mirror/me/mine/resolve/main/sam.pth"
-    assert network.hub_file(published) == network.hub_file(network.address(published))
+    assert connections.address(published) == f"{server.url}/mirror/me/mine/resolve/main/sam.pth"
+    assert network.hub_file(published) == network.hub_file(connections.address(published))
     assert fetched(server, tmp_path, url=published).read_bytes() == CONTENT
     server.stop()
     message = failure(server, tmp_path / "other", url=published)
@@ -760,9 +761,9 @@ def test_a_mirror_of_the_hub(server, tmp_path, monkeypatch):
 def test_other_sites_are_no_hub(server, monkeypatch):
     url = "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    assert network.address(url) == url
+    assert connections.address(url) == url
     assert network.hub_file(url) is None
-    assert network.surroundings(url) == ""
+    assert connections.surroundings(url) == ""
 
 
 def test_a_proxy_is_named_without_its_password(server, tmp_path, monkeypatch):
@@ -778,13 +779,13 @@ def test_certificates_of_the_environment(tmp_path, monkeypatch):
     own, url = tmp_path / "own.pem", "https://example.com/x"
     monkeypatch.setenv("SSL_CERT_FILE", str(own))
     with pytest.raises(WeightsError, match=f"SSL_CERT_FILE names the certificates {own}, but"):
-        network.session()
+        connections.session(WeightsError)
     own.write_text("")
-    assert network.session().verify == str(own)
-    assert network.surroundings(url) == f"certificates of SSL_CERT_FILE={own}"
+    assert connections.session(WeightsError).verify == str(own)
+    assert connections.surroundings(url) == f"certificates of SSL_CERT_FILE={own}"
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
-    assert network.session().verify == str(tmp_path)
-    assert network.surroundings(url) == f"certificates of REQUESTS_CA_BUNDLE={tmp_path}"
+    assert connections.session(WeightsError).verify == str(tmp_path)
+    assert connections.surroundings(url) == f"certificates of REQUESTS_CA_BUNDLE={tmp_path}"
 
 
 @pytest.mark.parametrize("size", [len(CONTENT), None])

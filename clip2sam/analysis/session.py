@@ -13,8 +13,9 @@ from clip2sam.analysis.bench import Bench, Points
 from clip2sam.coco.document import coco_document
 from clip2sam.config import Config
 from clip2sam.data.labels import LabelClass, as_label_set
+from clip2sam.data.opening import kind_given, open_source
 from clip2sam.data.records import ImageRecord
-from clip2sam.data.sources import LIST_SUFFIXES, FileSource, find_source
+from clip2sam.data.sources import LIST_SUFFIXES, Source
 from clip2sam.errors import ImageError, LabelError
 from clip2sam.pipeline import ImageLike, LabelsLike, Segmenter
 
@@ -39,7 +40,7 @@ class Session:
     Args:
         segmenter: the models, and the settings to start with.
         images: an image as for the segmenter; or several: a folder, a glob, a list, or a list of
-            paths, as for `find_source`.
+            paths, as for `open_source`.
         labels: as for the segmenter.
 
     Raises:
@@ -243,16 +244,17 @@ class Session:
         return coco_document(records, tuple(classes.values()))
 
 
-def _source_of(images: Any) -> FileSource | None:
+def _source_of(images: Any) -> Source | None:
     """Where several images are; None for a single one."""
     if isinstance(images, str | os.PathLike):
-        lists = os.fspath(images).lower().endswith((".json", *LIST_SUFFIXES))
-        return None if os.path.isfile(images) and not lists else find_source(images)
+        several = os.fspath(images).lower().endswith((".json", *LIST_SUFFIXES))
+        several = several or not os.path.isfile(images) or kind_given(images) != "files"
+        return open_source(images) if several else None
     if not isinstance(images, list | tuple):
         return None
     if not all(isinstance(image, str | os.PathLike) for image in images):
         raise ImageError("expected one image, or several as a list of paths; give them one by one")
-    return find_source(images)
+    return open_source(images)
 
 
 def counted(number: int, thing: str) -> str:

@@ -21,8 +21,9 @@ from clip2sam.analysis.figures import area_under_curve
 from clip2sam.data.files import write_atomically
 from clip2sam.data.images import MAX_PIXELS, Image, printable
 from clip2sam.data.labels import LabelClass, LabelSet, as_label_set, labels_yaml
+from clip2sam.data.opening import open_source
 from clip2sam.data.presence import is_present
-from clip2sam.data.sources import FileSource, Source, find_source
+from clip2sam.data.sources import FileSource, Source
 from clip2sam.errors import CocoError, ImageError, LabelError, ModelError
 from clip2sam.labelling.decode_worker import load_named
 from clip2sam.labelling.failures import ModelFailures, for_one_image
@@ -150,9 +151,9 @@ def tune(
     Args:
         segmenter: the models and settings that the labels file will be used with. Labels influence
             each other: give those, and those distractors, that will be used later.
-        source: a folder, list, glob or COCO dataset, see `clip2sam.data.sources.find_source`, or a
-            `Source` of your own. A COCO dataset brings the truth: an image shows the categories of
-            its annotations, and no other.
+        source: a folder, list, glob or COCO dataset, tars or Parquet files, see
+            `clip2sam.data.opening.open_source`, or a `Source` of your own. A COCO dataset brings
+            the truth: an image shows the categories of its annotations, and no other.
         labels: as for the segmenter; None: the categories of the COCO dataset. The truth about a
             label that is no category is not known.
         root: the folder that the names in a list or dataset are relative to; by default the one in
@@ -165,7 +166,7 @@ def tune(
         RunError: the model failed on several images in a row.
         CocoError: the dataset's categories or annotations can't be read.
     """
-    images = source if isinstance(source, Source) else find_source(source, root)
+    images = source if isinstance(source, Source) else open_source(source, root)
     truth = _read_truth(images)
     if labels is None and truth is None:
         raise LabelError(

@@ -148,7 +148,7 @@ def label(
     label_set = labels.label_set(caption)
     models = models.chosen(method=method, run=output)
     config = models.config(maps, masks, method=method)
-    check_found(source, root)
+    check_found(source, root, offline=models.offline)
     check_writable(output, folder=True)
     models.check_known(label_set.classes, labels, method=method)
 

@@ -73,7 +73,7 @@ def doctor(weights_dir: WeightsDir = None) -> None:
 
 
 def _versions() -> Iterator[str]:
-    from clip2sam.models.network import without_password
+    from clip2sam.data.network import without_password
 
     yield f"Python {platform.python_version()}, {platform.platform()}"
     found = []

@@ -16,8 +16,9 @@ from clip2sam.cli.presets import check_known, chosen_preset
 from clip2sam.config import Config, checked_resolution, published
 from clip2sam.data.images import printable
 from clip2sam.data.labels import LabelSet, as_label_set
-from clip2sam.data.sources import FileSource
-from clip2sam.data.urls import WebSource, find_images, without_own
+from clip2sam.data.opening import kind_given, open_source
+from clip2sam.data.sources import Source
+from clip2sam.data.urls import find_images, without_own
 from clip2sam.errors import ConfigError, LabelError, WeightsError
 from clip2sam.models.devices import check_device, check_precision
 from clip2sam.models.locators import checked_method, settings_for
@@ -253,14 +254,16 @@ class ModelOptions:
         )
 
 
-def listed(images: list[str], *, offline: bool = False) -> FileSource | WebSource:
+def listed(images: list[str], *, offline: bool = False) -> Source:
     """The images of a source, without what clip2sam has drawn, which is said. On a terminal
     something moves meanwhile: a large folder on a slow disk takes minutes.
 
     Raises:
-        ImageError: as `find_images` and `without_own`.
+        ImageError: as `find_images`, `without_own` and `open_source`.
     """
     with err.status("listing images"):
+        if kind_given(images) != "files":
+            return open_source(images)
         source, drawn = without_own(find_images(images, offline=offline))
     for folder, count in drawn.items():
         err.print(Text(f"left out {count} images in {printable(folder)}: clip2sam has drawn them"))

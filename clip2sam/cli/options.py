@@ -131,7 +131,8 @@ Images = Annotated[
 Source = Annotated[
     str,
     typer.Argument(
-        help="A folder, a .txt or .csv list, a COCO .json file, a quoted glob, or an image.",
+        help="A folder of images, .tar or .parquet files; a quoted glob or braces "
+        "('shards/{000..127}.tar'); a .txt or .csv list; a COCO .json file; or an image.",
         show_default=False,
         parser=as_source,
     ),

@@ -5,8 +5,12 @@ Source of the format: https://cocodataset.org/#format-data
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
+
+from clip2sam.coco.many import areas_and_boxes
 from clip2sam.coco.outlines import TOLERANCE, Outline, outline_of
 from clip2sam.coco.rle import area_and_box, shortly
 from clip2sam.data.labels import LabelClass
@@ -110,9 +114,64 @@ class CheckedMask:
     """Presence score of its label in the image; None if it isn't known."""
 
 
-def checked_masks(record: ImageRecord, classes: Sequence[LabelClass]) -> Iterator[CheckedMask]:
+CHUNK = 64
+"""So many records are measured together; twice as many are in memory."""
+
+_Measure = tuple[int, list[int]] | None
+"""Area and box of a mask; None: it is to be looked at alone."""
+
+
+def checked_records(
+    records: Iterable[ImageRecord], classes: Sequence[LabelClass]
+) -> Iterator[tuple[ImageRecord, list[CheckedMask]]]:
+    """Each record with its `checked_masks`; several times as fast, as `CHUNK` of them are read and
+    measured together.
+
+    Raises:
+        CocoError: see `checked_masks`.
+    """
+    rest = iter(records)
+    while chunk := list(islice(rest, CHUNK)):
+        for record, measured in zip(chunk, _measured(chunk), strict=True):
+            yield record, list(checked_masks(record, classes, measured))
+
+
+def _measured(records: Sequence[ImageRecord]) -> Iterator[list[_Measure]]:
+    """For each record a measure of each of its masks."""
+    sound = [[_fits(a.rle, record) for a in record.annotations] for record in records]
+    rles = [
+        annotation.rle
+        for record, fits in zip(records, sound, strict=True)
+        for annotation, fit in zip(record.annotations, fits, strict=True)
+        if fit
+    ]
+    measures: Iterator[_Measure] = iter(())
+    if rles:
+        sizes = np.array([rle["size"] for rle in rles], np.int64)
+        good, areas, boxes, _ = areas_and_boxes([rle["counts"] for rle in rles], sizes)
+        found = zip(good.tolist(), areas.tolist(), boxes.tolist(), strict=True)
+        measures = iter([(area, box) if fine else None for fine, area, box in found])
+    for fits in sound:
+        yield [next(measures) if fit else None for fit in fits]
+
+
+def _fits(rle: Mapping[str, Any], record: ImageRecord) -> bool:
+    """Whether a mask has the form that `areas_and_boxes` takes."""
+    height, width = record.size
+    alike = isinstance(rle.get("counts"), str) and rle.get("size") == [height, width]
+    return alike and min(height, width) > 0 and height * width < 2**32
+
+
+def checked_masks(
+    record: ImageRecord,
+    classes: Sequence[LabelClass],
+    measured: Sequence[_Measure] | None = None,
+) -> Iterator[CheckedMask]:
     """The annotations of an image, as every format takes them; those without a pixel are left out,
     and of a mask that is there more than once under one label all but the first.
+
+    Args:
+        measured: area and box of each annotation, where they are known.
 
     Raises:
         CocoError: a label that is none of the classes, a score outside 0..1, a damaged RLE, or a
@@ -120,7 +179,7 @@ def checked_masks(record: ImageRecord, classes: Sequence[LabelClass]) -> Iterato
     """
     numbers = {c.name: i for i, c in enumerate(classes, 1)}
     seen: set[tuple[str, str]] = set()
-    for annotation in record.annotations:
+    for i, annotation in enumerate(record.annotations):
         where = f"{record.file_name}, {annotation.label!r}"
         if annotation.label not in numbers:
             raise CocoError(
@@ -129,7 +188,8 @@ def checked_masks(record: ImageRecord, classes: Sequence[LabelClass]) -> Iterato
         if not 0 <= annotation.score <= 1:
             raise CocoError(f"{where}: expected a score from 0 to 1, got {annotation.score}")
         try:
-            area, box = area_and_box(annotation.rle)
+            known = None if measured is None else measured[i]
+            area, box = known or area_and_box(annotation.rle)
         except CocoError as error:
             raise CocoError(f"{where}: {error}") from error
         if annotation.rle["size"] != list(record.size):
@@ -141,8 +201,8 @@ def checked_masks(record: ImageRecord, classes: Sequence[LabelClass]) -> Iterato
         if area > 0 and mask not in seen:
             seen.add(mask)
             number = numbers[annotation.label]
-            known = record.presence[number - 1] if number <= len(record.presence) else None
-            yield CheckedMask(number, annotation, area, box, known)
+            presence = record.presence[number - 1] if number <= len(record.presence) else None
+            yield CheckedMask(number, annotation, area, box, presence)
 
 
 def annotation_row(

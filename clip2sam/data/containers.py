@@ -7,14 +7,15 @@ image's key is the file's path relative to the root, "/", and the image's name i
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import takewhile
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+from clip2sam.data import remote
+from clip2sam.data.addresses import is_url, plain_address
 from clip2sam.data.images import printable
 from clip2sam.data.patterns import expand_braces, is_glob, matches, split_glob, walk
+from clip2sam.data.remote_source import check_open
 from clip2sam.data.sources import PathLike, below, checked_root, locate
-from clip2sam.data.urls import is_url
 from clip2sam.errors import ImageError
 
 NAMED = 5
@@ -48,10 +49,10 @@ def find_containers(
         ImageError: a file is missing, none is found, or some are local and some are not.
     """
     several = [given] if isinstance(given, str | os.PathLike) else list(given)
-    remote = [is_url(one) for one in several]
-    if any(remote) and not all(remote):
+    far = [is_url(one) for one in several]
+    if any(far) and not all(far):
         raise ImageError("expected paths or addresses, got both; give them to two runs")
-    paths = [str(p) if far else os.path.abspath(p) for p, far in zip(several, remote, strict=True)]
+    paths = [plain_address(str(p)) if is_url(p) else os.path.abspath(p) for p in several]
     paths = list(dict.fromkeys(paths))
     if not paths:
         raise ImageError("no image found in an empty list of paths; give at least one")
@@ -69,7 +70,8 @@ def find_containers(
 def _files(path: str, suffixes: tuple[str, ...]) -> list[str]:
     """The files that one of the things given stands for."""
     if is_url(path):
-        return [file for one in expand_braces(path) for file in _expanded(one)]
+        check_open(path)
+        return [file for one in expand_braces(path) for file in remote.expand(one)]
     if os.path.isdir(path):
         return [file for file in walk(path) if file.lower().endswith(suffixes)]
     several = [path] if os.path.lexists(path) else expand_braces(path)
@@ -83,15 +85,6 @@ def _files(path: str, suffixes: tuple[str, ...]) -> list[str]:
     return [
         file for one in several for file in (matches(*split_glob(one)) if is_glob(one) else [one])
     ]
-
-
-def _expanded(address: str) -> list[str]:
-    """The files that an address with wildcards stands for. Others are not asked for: listing them
-    shows whether they are there."""
-    if not any(c in address for c in "*["):
-        return [address]
-    addresses: list[str] = _remote().expand(address)
-    return addresses
 
 
 def _top(path: str) -> str:
@@ -125,7 +118,10 @@ def _common(tops: list[str]) -> str:
 
 
 def _given_root(root: PathLike) -> str:
-    return str(root).rstrip("/") if is_url(root) else checked_root(root)
+    if not is_url(root):
+        return checked_root(root)
+    check_open(str(root))
+    return plain_address(str(root))
 
 
 def open_container(root: str, name: str) -> BinaryIO:
@@ -135,8 +131,7 @@ def open_container(root: str, name: str) -> BinaryIO:
         ImageError: it is not there, can't be read, or is a link that leads out of the root.
     """
     if is_url(root):
-        remote: BinaryIO = _remote().open_seekable(f"{root}/{name}")
-        return remote
+        return remote.open_seekable(f"{root}/{name}")
     path = _checked_path(root, name)
     try:
         return open(path, "rb", buffering=0)
@@ -170,19 +165,13 @@ def read_range(root: str, name: str, start: int, end: int) -> bytes:
         ImageError: as `open_container`.
     """
     if is_url(root):
-        data: bytes = _remote().read_range(f"{root}/{name}", start, end)
-        return data
+        return remote.read_range(f"{root}/{name}", start, end)
     with open_container(root, name) as file:
         try:
             file.seek(start)
             return read_all(file, end - start)
         except OSError as error:
             raise unreadable(name, error) from error
-
-
-def _remote() -> Any:
-    """What reads addresses; imported when it is needed."""
-    return import_module("clip2sam.data.remote")
 
 
 def read_all(file: BinaryIO, count: int) -> bytes:

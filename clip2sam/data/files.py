@@ -176,13 +176,16 @@ def cut_to_bytes(text: str, limit: int) -> str:
     return text[: sum(size <= limit for size in sizes)]
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def as_json(value: Any) -> str:
     """A value as compact JSON on one line. NaN is refused; text in any script stays as it is.
 
     Lone surrogates, which stand for the bytes of a file name that are not UTF-8, are escaped:
     UTF-8 can't encode them.
     """
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _ENCODER.encode(value)
     return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

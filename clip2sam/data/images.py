@@ -344,3 +344,16 @@ def _describe(start: bytes) -> str:
     if text and all(c.isprintable() or c.isspace() for c in text):
         return f"text that starts with {text!r}"
     return f"bytes that start with {start[:8].hex(' ')}"
+
+
+def suffix_of(data: bytes) -> str:
+    """The suffix of an image's format by its first bytes, such as ".jpg"; empty if it is none."""
+    try:
+        with (
+            _strict_pillow(MAX_PIXELS),
+            PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image,
+        ):
+            suffix = f".{(image.format or '').lower()}"
+    except Exception:  # as in `_decode`
+        return ""
+    return {".jpeg": ".jpg", ".mpo": ".jpg", ".tiff": ".tif"}.get(suffix, suffix)

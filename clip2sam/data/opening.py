@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from clip2sam.data import sources
+from clip2sam.data.addresses import is_url, plain_address
 from clip2sam.data.images import SUFFIXES, printable
 from clip2sam.data.parquet import PARQUET_SUFFIX, ParquetSource, check_parquet, find_parquet
-from clip2sam.data.patterns import walk
+from clip2sam.data.patterns import expand_braces, walk
+from clip2sam.data.remote_source import RemoteSource, check_remote, find_remote, is_remote
 from clip2sam.data.sources import FileSource, PathLike, Source, find_source
 from clip2sam.data.tars import TAR_SUFFIXES, TarSource, check_tars, find_tars
-from clip2sam.data.urls import is_url
 from clip2sam.errors import ConfigError, ImageError
 
 
@@ -31,7 +32,12 @@ class Kind(Protocol):
         """The images of these names and ids: all that there are, or a part of them."""
 
 
-KINDS: dict[str, Kind] = {"files": FileSource, "tar": TarSource, "parquet": ParquetSource}
+KINDS: dict[str, Kind] = {
+    "files": FileSource,
+    "tar": TarSource,
+    "parquet": ParquetSource,
+    "remote": RemoteSource,
+}
 """By the name in manifests."""
 
 
@@ -39,38 +45,55 @@ def open_source(given: PathLike | Sequence[PathLike], root: PathLike | None = No
     """List the images of a source.
 
     Args:
-        given: what `find_source` takes; tars (`find_tars`) or Parquet files (`find_parquet`); a
-            folder without loose images: the tars in it, else the Parquet files.
-        root: as for `find_source`.
+        given: what `find_source` takes; tars (`find_tars`) or Parquet files (`find_parquet`), also
+            at addresses; a folder without loose images: the tars in it, else the Parquet files; the
+            address of a folder, glob or image, or a list of addresses (`find_remote`).
+        root: as for these.
 
     Raises:
-        ImageError: as `find_source`, `find_tars` and `find_parquet`; or files of several kinds are
-            given.
+        ImageError: as these; or files of several kinds are given.
         ConfigError: Parquet files are given, and pyarrow is missing.
     """
-    kind = _kind_given(given)
+    kind = kind_given(given)
     if kind == "tar":
         return find_tars(given, root)
     if kind == "parquet":
         return find_parquet(given, root)
+    if isinstance(given, str | os.PathLike) and is_remote(given):
+        return find_remote(given, root)
     _say_passed_over(given)
     return find_source(given, root)
 
 
-def check_found(source: PathLike, root: PathLike | None = None) -> None:
+def check_found(given: PathLike, root: PathLike | None = None, *, offline: bool = False) -> None:
     """Find out in front of a long job whether there is an image, without listing them all.
 
     Args:
-        source, root: as for `open_source`.
+        given, root: as for `open_source`.
+        offline: the network is not to be used.
 
     Raises:
-        ImageError, ConfigError: as `open_source`, as far as it looks.
+        ImageError: as `open_source`, as far as it looks.
+        ConfigError: as `open_source`; or there is an address, and the network is not to be used.
     """
-    checks = {"files": sources.check_found, "tar": check_tars, "parquet": check_parquet}
-    checks[_kind_given(source)](source, root)
+    if is_remote(given):  # of braces, the first one stands for all
+        check_remote(expand_braces(str(given))[0] if is_url(given) else given, offline=offline)
+    kind = kind_given(given)
+    if kind == "tar":
+        check_tars(given, root)
+    elif kind == "parquet":
+        check_parquet(given, root)
+    elif not is_remote(given):
+        sources.check_found(given, root)
 
 
-def _kind_given(given: PathLike | Sequence[PathLike]) -> str:
+def kind_given(given: PathLike | Sequence[PathLike]) -> str:
+    """The name of the kind that `open_source` makes of something; "files" also for images at
+    addresses, which may stand beside files.
+
+    Raises:
+        ImageError: it is of several kinds.
+    """
     several = [given] if isinstance(given, str | os.PathLike) else list(given)
     kinds = sorted({_kind(one) for one in several} or {"files"})
     if len(kinds) > 1:
@@ -119,7 +142,7 @@ def _say_passed_over(given: PathLike | Sequence[PathLike]) -> None:
 
 def origin_of(given: PathLike) -> str:
     """What a source that is given so is known by, see `Source.origin`."""
-    return str(given) if is_url(given) else os.path.abspath(given)
+    return plain_address(str(given)) if is_url(given) else os.path.abspath(given)
 
 
 def kind_of(source: Source) -> str | None:

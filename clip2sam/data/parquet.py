@@ -19,8 +19,8 @@ from typing import Any
 
 from clip2sam.data.containers import find_containers, open_natively
 from clip2sam.data.images import printable
+from clip2sam.data.remote import MAX_BYTES
 from clip2sam.data.sources import PathLike, checked_key
-from clip2sam.data.urls import MAX_BYTES
 from clip2sam.errors import ConfigError, ImageError, one_line
 
 PARQUET_SUFFIX = ".parquet"

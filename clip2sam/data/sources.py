@@ -12,11 +12,12 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, runtime_checkable
 
+from clip2sam.data.addresses import is_url
 from clip2sam.data.images import SUFFIXES, printable
 from clip2sam.data.patterns import is_glob, matches, split_glob, walk
 from clip2sam.errors import ConfigError, ImageError
@@ -24,7 +25,7 @@ from clip2sam.errors import ConfigError, ImageError
 PathLike = str | os.PathLike[str]
 
 LIST_SUFFIXES = (".csv", ".txt")
-CSV_COLUMNS = ("file_name", "path", "image")
+CSV_COLUMNS = ("file_name", "path", "image", "url", "URL")
 """The header of a CSV list's column of names: the first of these that is there; without a header,
 the first column is taken."""
 
@@ -148,7 +149,7 @@ def check_found(source: PathLike, root: PathLike | None = None) -> None:
         checked_root(root)
     _, files = _files(path, alone=True)
     if not any(True for _ in files):
-        raise _none_found(path)
+        raise none_found(path)
 
 
 def _several(paths: Sequence[str], root: PathLike | None) -> FileSource:
@@ -378,12 +379,13 @@ def _source(
 ) -> FileSource:
     chosen = tuple(sorted(set(keys), key=os.fsencode))
     if not chosen:
-        raise _none_found(origin)
+        raise none_found(origin)
     numbers = range(1, len(chosen) + 1) if ids is None else [ids[key] for key in chosen]
     return FileSource(origin, root, chosen, tuple(numbers))
 
 
-def _none_found(origin: str) -> ImageError:
+def none_found(origin: str) -> ImageError:
+    """The error of a source without an image."""
     where = ", ".join(map(printable, origin.split("\0")[:3]))
     return ImageError(
         f"no image found in {where}: looked for names ending in {', '.join(SUFFIXES)}, or for "
@@ -392,30 +394,57 @@ def _none_found(origin: str) -> ImageError:
 
 
 def _listed(path: Path) -> list[str]:
-    """The names in a .txt or .csv list. Empty lines are skipped."""
+    """The names in a .txt or .csv list."""
     origin = printable(path)
-    text = _text(path)
-    if path.suffix.lower() == ".txt":
-        rows = [(i, line) for i, line in enumerate(text.split("\n"), 1)]
-        return [
-            checked_key(line, f"{origin}, line {i}")
-            for i, line in ((i, r.rstrip("\r")) for i, r in rows)
-            if line
-        ]
-    reader = csv.reader(text.splitlines(keepends=True))
+    names = []
+    for line, name in list_entries(path):
+        if is_url(name):
+            raise ImageError(
+                f"{origin}, line {line}: expected a path as in the first line, got an address; put "
+                "the addresses into a list of their own"
+            )
+        names.append(checked_key(name, f"{origin}, line {line}"))
+    return names
+
+
+def list_entries(path: PathLike) -> Iterator[tuple[int, str]]:
+    """Line and text of each entry of a .txt or .csv list, unchecked, in its order; it is not held
+    in memory. Empty lines are skipped.
+
+    Raises:
+        ImageError: it can't be read, or is no CSV.
+    """
+    origin, is_csv = printable(path), os.fspath(path).lower().endswith(".csv")
+    ends = "" if is_csv else "\n"
     try:
-        table = [(reader.line_num, row) for row in reader if row]
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline=ends) as file:
+            if is_csv:
+                yield from _csv_entries(csv.reader(file), origin)
+                return
+            for i, line in enumerate(file, 1):
+                if text := line.rstrip("\n").rstrip("\r"):
+                    yield i, text
+    except OSError as error:
+        raise ImageError(
+            f"{origin}: this list can't be read ({error.strerror}); check it"
+        ) from error
+
+
+def _csv_entries(reader: Any, origin: str) -> Iterator[tuple[int, str]]:
+    column: int | None = None
+    try:
+        for row in filter(None, reader):
+            if column is None:
+                header = (row.index(name) for name in CSV_COLUMNS if name in row)
+                column = next(header, None)
+                if column is not None:
+                    continue
+                column = 0
+            yield reader.line_num, row[column] if len(row) > column else ""
     except csv.Error as error:
         raise ImageError(
             f"{origin}, line {reader.line_num}: expected CSV, but {error}; save it anew"
         ) from error
-    header = table[0][1] if table else []
-    column = next((header.index(name) for name in CSV_COLUMNS if name in header), None)
-    names = [(i, row[column or 0] if len(row) > (column or 0) else "") for i, row in table]
-    return [
-        checked_key(name, f"{origin}, line {i}")
-        for i, name in (names if column is None else names[1:])
-    ]
 
 
 def _coco_images(path: Path) -> list[tuple[str, int]]:

@@ -21,8 +21,8 @@ from typing import BinaryIO, NamedTuple, cast
 
 from clip2sam.data.containers import find_containers, open_container, read_all, read_range
 from clip2sam.data.images import SUFFIXES, printable
+from clip2sam.data.remote import MAX_BYTES
 from clip2sam.data.sources import PathLike, checked_key
-from clip2sam.data.urls import MAX_BYTES
 from clip2sam.errors import ImageError, one_line
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -311,7 +311,7 @@ def _images(file: BinaryIO, tar: str) -> Iterator[tuple[str, _Place]]:
         )
         while (member := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them
-            if member.size < 0 or archive.offset < member.offset_data:
+            if member.size < 0:  # the next header would be an earlier one
                 raise _Damaged(f"the header at byte {member.offset} leads backwards")
             is_file = member.isreg() and not member.issparse()
             if is_file and member.name.lower().endswith(SUFFIXES):

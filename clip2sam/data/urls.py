@@ -5,16 +5,15 @@ Only http and https, also after a redirection. An address that gives no image co
 
 import os
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
-from clip2sam import __version__
+from clip2sam.data.addresses import WEB, check_address, is_url, shown_url
 from clip2sam.data.files import cut_to_bytes
 from clip2sam.data.images import printable
+from clip2sam.data.remote import read_whole
 from clip2sam.data.sources import (
     FileSource,
     PathLike,
@@ -23,18 +22,7 @@ from clip2sam.data.sources import (
     find_source,
     without_drawings,
 )
-from clip2sam.errors import ConfigError, ImageError, one_line
-
-TIMEOUT = (10.0, 30.0)
-"""Seconds to connect, and seconds of silence."""
-
-MOST_SECONDS = 120.0
-"""For one image, however steadily it comes."""
-
-MAX_BYTES = 200_000_000
-"""Of one image's file."""
-
-CHUNK = 1 << 16
+from clip2sam.errors import ConfigError, ImageError
 
 
 @dataclass(frozen=True)
@@ -75,11 +63,6 @@ class WebSource:
         return self.files.read(key)
 
 
-def is_url(text: object) -> bool:
-    """Whether something is meant as an address: a scheme and two slashes."""
-    return isinstance(text, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
-
-
 def find_images(
     sources: PathLike | Sequence[PathLike], *, offline: bool = False
 ) -> FileSource | WebSource:
@@ -94,7 +77,7 @@ def find_images(
     if not urls:
         return find_source(sources)
     for url in urls:
-        _check_url(url)
+        check_address(url, WEB)
     if offline:
         raise ConfigError(
             f"{shown_url(urls[0])} is an address, but the network is not to be used (offline); "
@@ -111,25 +94,6 @@ def find_images(
     return WebSource(files, named)
 
 
-def shown_url(url: str) -> str:
-    """An address for messages and files: without a name and password."""
-    parts = urlsplit(url)
-    return printable(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
-
-
-def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme.lower() in ("http", "https") and bool(parts.hostname)
-    except ValueError:  # half of an IPv6 address
-        good = False
-    if not good:
-        raise ImageError(
-            f"{printable(url)}: expected an address that begins with http:// or https:// and a "
-            "host, or a path; correct it"
-        )
-
-
 def _free_key(url: str, taken: set[str]) -> str:
     """The last part of an address as the name of a file that no other image has, in any case."""
     last = unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2])
@@ -144,58 +108,15 @@ def _free_key(url: str, taken: set[str]) -> str:
 
 
 def fetch_image(url: str, key: str) -> bytes:
-    """The bytes that an address gives.
+    """The bytes of an image at an address.
 
     Raises:
-        ImageError: it can't be reached in time, answers with an error or a web page, or gives more
-            than MAX_BYTES. The message begins with the key.
+        ImageError: as `read_whole`. The message begins with the key.
     """
-    import requests  # slow to import, and few need it
-    import urllib3
-
-    where = f"{printable(key)}: {shown_url(url)}"
-    # identity: the length that is announced is that of the image
-    headers = {"User-Agent": f"clip2sam/{__version__}", "Accept-Encoding": "identity"}
     try:
-        with requests.get(url, headers=headers, timeout=TIMEOUT, stream=True) as response:
-            if not response.ok:
-                raise ImageError(
-                    f"{where} answered {response.status_code} ({response.reason}); check the "
-                    "address"
-                )
-            _check_kind(response.headers.get("Content-Type", ""), where)
-            return _body(response, where)
-    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(
-            f"{where} can't be fetched ({one_line(error)}); check the address and the network"
-        ) from error
-
-
-def _check_kind(kind: str, where: str) -> None:
-    if kind.lower().startswith(("text/html", "application/xhtml")):
-        raise ImageError(_web_page(where))
-
-
-def _web_page(where: str) -> str:
-    return f"{where} is a web page, expected an image; give the address of the image itself"
-
-
-def _body(response: Any, where: str) -> bytes:
-    """What comes, up to the limits of bytes and time."""
-    end, data = time.monotonic() + MOST_SECONDS, bytearray()
-    for chunk in response.iter_content(CHUNK):
-        data += chunk
-        if len(data) > MAX_BYTES:
-            raise ImageError(f"{where} gives more than {MAX_BYTES} bytes; fetch it by hand")
-        if time.monotonic() > end:
-            raise ImageError(f"{where} takes more than {MOST_SECONDS:g} s; fetch it by hand")
-    if not data:
-        raise ImageError(f"{where} gave nothing; check the address")
-    if re.match(rb"\s*<(!doctype html|html)", data[:200], re.IGNORECASE):
-        raise ImageError(_web_page(where))
-    return bytes(data)
+        return read_whole(url)
+    except ImageError as error:
+        raise ImageError(f"{printable(key)}: {error}") from error
 
 
 def without_own(source: FileSource | WebSource) -> tuple[FileSource | WebSource, dict[str, int]]:

@@ -32,7 +32,7 @@ class Exporter(Protocol):
 
         Args:
             records: decided; done and empty ones only; in the order of the source. They come one
-                by one: keep none of them, so that memory doesn't grow with the dataset.
+                by one: keep a few at most, so that memory doesn't grow with the dataset.
             classes: those that the annotations' labels are of, without distractors.
             output: a file or a folder, as the format has it.
 

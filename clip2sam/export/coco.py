@@ -1,4 +1,4 @@
-"""Records as a COCO dataset, one record in memory at a time, also added to a file that is there.
+"""Records as a COCO dataset, a few records in memory at a time, also added to a file that is there.
 
 The rows are those of `clip2sam.coco.document`; here they are written as they come.
 """
@@ -21,7 +21,7 @@ from clip2sam.coco.document import (
     annotation_row,
     category_rows,
     check_id,
-    checked_masks,
+    checked_records,
     document_head,
     image_row,
 )
@@ -79,8 +79,8 @@ class CocoExporter:
             )
         with atomic_file(output) as file, tempfile.TemporaryFile(dir=output.parent) as aside:
             rows = _Rows(file, aside, classes, self, old)
-            for record in records:
-                rows.add(record)
+            for record, masks in checked_records(records, classes):
+                rows.add(record, masks)
             rows.end()
         if self.merge is not None and rows.there:
             warnings.warn(
@@ -129,7 +129,7 @@ class _Rows:
                 self._categories.append(row)
         return [known[c.name] for c in self._classes]
 
-    def add(self, record: ImageRecord) -> None:
+    def add(self, record: ImageRecord, masks: Iterable[CheckedMask]) -> None:
         """Write one image and its annotations."""
         row = image_row(record)
         there = None if self._old is None else self._old.image(row)
@@ -139,7 +139,7 @@ class _Rows:
         image_id = row["id"] if there is None else there
         if there is None:
             self._images_out.add(row)
-        for mask in checked_masks(record, self._classes):
+        for mask in masks:
             category_id = self._category_ids[mask.number - 1]
             if self._old is not None and self._old.has(image_id, category_id, mask):
                 self.there += 1

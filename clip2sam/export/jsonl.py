@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from clip2sam.coco.document import checked_records
 from clip2sam.data.files import as_json, atomic_file
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
@@ -27,9 +28,9 @@ class JsonLinesExporter:
             OutputError: a file can't be written.
         """
         with atomic_file(images_beside(output)) as of_images, atomic_file(output) as file:
-            for record in records:
+            for record, masks in checked_records(records, classes):
                 count = 0
-                for row in annotation_rows(record, classes):
+                for row in annotation_rows(record, masks, classes):
                     _add(file, row)
                     count += 1
                 _add(of_images, {**image_columns(record), "annotations": count})

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from clip2sam.coco.document import category_rows, document_head
+from clip2sam.coco.document import category_rows, checked_records, document_head
 from clip2sam.data.files import as_json, atomic_file
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
@@ -94,9 +94,9 @@ class ParquetExporter:
             _Table(file_of_images, _image_fields(), metadata) as images,
             _Table(file, _annotation_fields(), metadata) as annotations,
         ):
-            for record in records:
+            for record, masks in checked_records(records, classes):
                 count = 0
-                for row in annotation_rows(record, classes):
+                for row in annotation_rows(record, masks, classes):
                     annotations.add(row)
                     count += 1
                 images.add({**image_columns(record), "annotations": count})

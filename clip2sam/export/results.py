@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip2sam.coco.document import checked_masks
+from clip2sam.coco.document import checked_records
 from clip2sam.data.files import JsonList, atomic_file
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
@@ -30,8 +30,8 @@ class ResultsExporter:
         with atomic_file(output) as file:
             file.write(b"[")
             rows = JsonList(file)
-            for record in records:
-                for mask in checked_masks(record, classes):
+            for record, masks in checked_records(records, classes):
+                for mask in masks:
                     rows.add(
                         {
                             "image_id": record.image_id,

@@ -5,11 +5,11 @@ The images are a table of their own: an image in which nothing was found is a fa
 the masks, but a row without a mask among the annotations would be counted, and decoded, as one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip2sam.coco.document import annotation_row, checked_masks, image_row
+from clip2sam.coco.document import CheckedMask, annotation_row, image_row
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
 
@@ -41,16 +41,21 @@ def image_columns(record: ImageRecord) -> dict[str, Any]:
     }
 
 
-def annotation_rows(record: ImageRecord, classes: Sequence[LabelClass]) -> Iterator[dict[str, Any]]:
+def annotation_rows(
+    record: ImageRecord, masks: Iterable[CheckedMask], classes: Sequence[LabelClass]
+) -> Iterator[dict[str, Any]]:
     """An image's annotations: its `image_columns`, category_id (1, 2, 3, ... in the order of the
     classes), category (its name), and of the mask what `annotation_row` says, with None where it
     says nothing.
 
+    Args:
+        masks: see `checked_records`.
+
     Raises:
-        CocoError: see `image_row` and `checked_masks`.
+        CocoError: see `image_row`.
     """
     image = image_columns(record)
-    for mask in checked_masks(record, classes):
+    for mask in masks:
         row = annotation_row(mask, mask.number)
         yield {
             **image,

@@ -8,7 +8,7 @@ import os
 import warnings
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from clip2sam.coco.document import CheckedMask, checked_masks
 from clip2sam.coco.outlines import TOLERANCE, Fit, Outline, fit_of, outline_of
 from clip2sam.coco.polygons import joined_polygons
 from clip2sam.data.files import output_errors, write_atomically
+from clip2sam.data.images import suffix_of
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
 from clip2sam.errors import ConfigError
@@ -55,11 +56,19 @@ class YoloExporter:
     its name alone: others that come later don't change it."""
     tolerance: float = TOLERANCE
     """Of the polygons, in pixels, see `outline_of`; 0: exact."""
+    read: Callable[[str], bytes] | None = None
+    """In place of a root, for images that are no files: from a record's name to the encoded bytes.
+    A name without a suffix gets that of its image's format."""
 
     def __post_init__(self) -> None:
         if self.images not in IMAGES:
             raise ConfigError(f"images must be one of {', '.join(IMAGES)}, but got {self.images!r}")
-        if self.images != "none" and self.root is None:
+        if self.images == "link" and self.read is not None:
+            raise ConfigError(
+                "images 'link' needs files, but the images are in other ones or at addresses; give "
+                '--images copy (images="copy")'
+            )
+        if self.images != "none" and self.root is None and self.read is None:
             raise ConfigError(
                 f"images {self.images!r} needs the folder that they are in, but root is None; "
                 'give --images none (images="none")'
@@ -92,10 +101,13 @@ class YoloExporter:
                 outline = outline_of(mask.annotation.rle, self.tolerance)
                 ious.append(outline.iou)
                 text += _line(mask, outline, *record.size)
-            suffix = os.path.splitext(record.file_name)[1]
+            data = self._bytes_of(record.file_name)
+            suffix = os.path.splitext(record.file_name)[1] or suffix_of(data or b"")
             stem = names.stem(record.file_name, max(".txt", suffix, key=len))
             split = split_of(record.file_name, self.val_share)
-            self._write_image(record.file_name, text, output, split, stem)
+            self._write_labels(text, output, split, stem)
+            if self.images != "none":
+                self._write_image(record.file_name, data, output, split, stem + suffix)
             counts[split] += 1
             unread += suffix.lower() not in READ
         _write_yaml(output, classes, has_val=counts["val"] > 0)
@@ -112,18 +124,29 @@ class YoloExporter:
             )
         return fit_of(ious)
 
-    def _write_image(self, name: str, text: str, output: Path, split: str, stem: str) -> None:
-        suffix = os.path.splitext(name)[1]
-        (other,) = {*SPLITS} - {split}
-        for kind, ending in (("labels", ".txt"), ("images", suffix)):
-            old = output / kind / other / (stem + ending)
-            if kind == "labels" or self.images != "none":
-                with output_errors(old):
-                    old.unlink(missing_ok=True)
-        if self.images != "none" and self.root is not None:
-            target = output / "images" / split / (stem + suffix)
-            place_image(self.root, name, target, link=self.images == "link")
+    def _bytes_of(self, name: str) -> bytes | None:
+        """What is written as an image's file; None if it is placed, or left out."""
+        return None if self.images == "none" or self.read is None else self.read(name)
+
+    def _write_labels(self, text: str, output: Path, split: str, stem: str) -> None:
+        self._remove_old(output / "labels", split, f"{stem}.txt")
         write_atomically(output / "labels" / split / f"{stem}.txt", text.encode())
+
+    def _write_image(
+        self, name: str, data: bytes | None, output: Path, split: str, file: str
+    ) -> None:
+        self._remove_old(output / "images", split, file)
+        target = output / "images" / split / file
+        if data is not None:
+            write_atomically(target, data)
+        elif self.root is not None:
+            place_image(self.root, name, target, link=self.images == "link")
+
+    def _remove_old(self, folder: Path, split: str, file: str) -> None:
+        """An earlier export may have had the image in the other split."""
+        (other,) = {*SPLITS} - {split}
+        with output_errors(folder / other / file):
+            (folder / other / file).unlink(missing_ok=True)
 
 
 def split_of(name: str, val_share: float) -> str:

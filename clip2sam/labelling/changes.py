@@ -212,7 +212,7 @@ def take_in_new(run: RunFolder, source: Source, changed: Changed) -> RunFolder:
         OutputError: the manifest can't be written.
     """
     check_source(source)
-    if (kind := kind_of(source)) != run.kind:
+    if (kind := kind_of(source)) != run.kind and source.origin == run.origin:
         then, now = (name or "of an object" for name in (run.kind, kind))
         raise RunError(
             f"{printable(run.path)}: this run began with images of the kind {then!r}, now the "

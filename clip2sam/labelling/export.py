@@ -91,7 +91,11 @@ def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[st
     """What an exporter is told of a run."""
     if exporter in ("coco", "parquet"):
         return {"info": run_info(run, decision)}
-    return {"images": "copy", "root": run.root} if exporter == "yolo" else {}
+    if exporter != "yolo":
+        return {}
+    if run.kind == "files" or run.source is None:
+        return {"images": "copy", "root": run.root}
+    return {"images": "copy", "read": run.source.read}
 
 
 def _check_lines(run: RunFolder, index: Index) -> None:

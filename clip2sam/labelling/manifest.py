@@ -225,8 +225,9 @@ def move_run(run: RunFolder, source: Source) -> RunFolder:
     Raises:
         OutputError: the manifest can't be written; the older one stays.
     """
-    _rewrite(run, source=source.origin, root=root_of(source))
-    return replace(run, origin=source.origin, root=root_of(source))
+    kind, root = kind_of(source), root_of(source)
+    _rewrite(run, source=source.origin, root=root, kind=kind)
+    return replace(run, origin=source.origin, root=root, kind=kind)
 
 
 def add_device(run: RunFolder, device: str) -> RunFolder:

@@ -115,8 +115,10 @@ def label_dataset(
     """Label a dataset: start, or continue where the run in `output` stopped; then publish.
 
     Args:
-        source: a folder (all levels), a .txt or .csv list, a COCO .json file, a glob, an image, or
-            a `Source` object of your own.
+        source: a folder (all levels), a .txt or .csv list, a COCO .json file, a glob, an image;
+            tars or Parquet files, see `open_source`; the address of a folder, glob, tar, Parquet
+            file or image (https, s3, gs, hf), or a list of addresses; or a `Source` object of your
+            own.
         labels: names, a mapping from names to their synonyms, a labels file, or a `LabelSet`.
         output: the run's folder: manifest.json, journal-0001.jsonl, and at the end summary.json,
             presence.png and the exporters' files.
@@ -332,8 +334,8 @@ class _Start:
         """The plan of the run that a shard is of, made now if the run has none."""
         if self.moved and not is_sharded(self.output):
             raise _nothing_moved(self.output)
-        check_shared(self.output)
         plan = make_plan(self.output, self._to_cut, shard.of, threads=torch.get_num_threads())
+        check_shared(self.output)
         if not self.moved:
             check_same_source(plan.path, (plan.origin, plan.root), self.source, self.root)
             return plan
@@ -351,6 +353,8 @@ class _Start:
         begun = self._begun()
         source = self._source(begun)
         check_output(source, self.output)
+        if self.hash_images and not isinstance(source, FileSource):
+            raise ConfigError("hash_images (--hash) is for image files; leave it out here")
         with lock_run(self.output) as lock:
             files = own_files(self.formats) if self.exporters is None else tuple(self.exporters)
             remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *files))

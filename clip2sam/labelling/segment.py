@@ -12,11 +12,12 @@ from typing import Any
 
 from clip2sam.coco.document import file_name_fault
 from clip2sam.coco.outlines import TOLERANCE
+from clip2sam.data.addresses import shown_url
 from clip2sam.data.images import MAX_PIXELS, Image, printable
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import ImageRecord
 from clip2sam.data.sources import Source
-from clip2sam.data.urls import WebSource, check_place, find_images, shown_url, without_own
+from clip2sam.data.urls import WebSource, check_place, find_images, without_own
 from clip2sam.errors import ImageError
 from clip2sam.export.coco import CocoExporter
 from clip2sam.labelling.each import each_image

@@ -22,18 +22,11 @@ from huggingface_hub import constants
 from tqdm import tqdm
 
 from clip2sam.data.files import file_sha256
+from clip2sam.data.network import address, session, surroundings
+from clip2sam.data.retries import may_pass
 from clip2sam.errors import WeightsError, one_line
 from clip2sam.models.files import ENVIRONMENT, Kind, by_hand, local_file, status
-from clip2sam.models.network import (
-    TIMEOUT,
-    address,
-    check_no_page,
-    hub_file,
-    may_pass,
-    session,
-    stated,
-    surroundings,
-)
+from clip2sam.models.network import TIMEOUT, check_no_page, hub_file, stated
 from clip2sam.models.presets import (
     HUB_FILE,
     ClipWeights,
@@ -326,7 +319,7 @@ def _transfer(weights: _Wanted, path: Path, part: Path, progress: bool) -> None:
 def _connect(weights: _Wanted, part: Path, bar: "tqdm[Any]") -> None:
     """One connection: append the missing bytes to `part`, or start again if the server can't
     resume."""
-    with session() as connection, _open_part(part) as file:
+    with session(WeightsError) as connection, _open_part(part) as file:
         have = file.seek(0, os.SEEK_END)
         # identity: a compressed answer would have another length.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
