@@ -152,7 +152,8 @@ class ModelOptions:
         """The same, for a process that works in another folder."""
         own = ("clip_checkpoint", "sam_checkpoint", "weights_dir")
         given = {name: getattr(self, name) for name in own}
-        return replace(self, **{n: p and Path(p).absolute() for n, p in given.items()})
+        changes: dict[str, Any] = {n: p and Path(p).absolute() for n, p in given.items()}
+        return replace(self, **changes)
 
     def on_own_gpu(self) -> "ModelOptions":
         """The same on the GPU that torchrun gives this process (LOCAL_RANK), where it is left to
