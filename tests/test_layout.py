@@ -55,6 +55,7 @@ WITHOUT_TORCH = (
     "labelling.outputs",
     "labelling.summary",
     "labelling.export",
+    "labelling.merge",
 )
 HEAVY = ("torch", "torchvision", "open_clip", "segment_anything", "matplotlib")
 

@@ -11,14 +11,16 @@ source --> readers --> engine --> writer --> journal ==> publish, export
     lock           one process at a time, also on storage that several machines share
     storage        whether several machines can share a folder; files as they are there now
     manifest       the run's folder: what is labelled and how
+    plan           a run in shards: its images cut into parts, once for all machines
+    content        what a run has recorded, whole or in shards, one part in memory at a time
     changes        images that were changed or added since the run began
     fingerprint    all that the results depend on; another one is refused
     decide         which recorded masks are kept
     outputs        the formats that a run writes by itself, and the names of their files
     summary        the journal through exporters into files, and counted; `publish`
+    merge          `merge_run`: finished shards, checked and published as a whole
     export         `export_run`: decided anew, written in another format
     segment        the small sibling for a few images, without run or journal
 
-Everything that `export_run` needs (journal, manifest, decide, summary, export), and the decode
-worker, import no torch.
+Everything that `export_run` and `merge_run` need, and the decode worker, import no torch.
 """
