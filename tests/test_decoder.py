@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from segment_anything.modeling import PromptEncoder
 from torch import Tensor
 
 from clip2sam.sam.decoder import decode
@@ -73,3 +74,18 @@ def test_the_last_digits_do_not_depend_on_what_else_is_decoded(monkeypatch, batc
     for all_of, some_of in zip(everything, fewer, strict=True):
         assert torch.equal(all_of[of_both], some_of)
     assert sizes == {batch_size}
+
+
+def test_the_last_digits_of_an_embedded_point_do_not_depend_on_other_points():
+    """At SAM's own number of channels: with few, a matrix product happens to give the same."""
+    encoder = PromptEncoder(256, (64, 64), (1024, 1024), 16).eval()
+    coords = torch.rand(60, 3, 2, generator=torch.Generator().manual_seed(0)) * 1024
+    labels = torch.ones(60, 3, dtype=torch.int64)
+    with torch.no_grad():
+        together = embed_points(encoder, coords, labels)
+        for rows in (slice(0, 1), slice(3, 5), slice(20, 37)):
+            alone = embed_points(encoder, coords[rows, :1], labels[rows, :1])
+            assert torch.equal(alone[:, :1], together[rows, :1])
+        positions = encoder.pe_layer.forward_with_coords(coords + 0.5, (1024, 1024))
+        points = positions + encoder.point_embeddings[1].weight
+    torch.testing.assert_close(together[:, :3], points, rtol=0, atol=1e-5)

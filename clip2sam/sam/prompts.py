@@ -3,6 +3,7 @@
 Source: https://github.com/facebookresearch/segment-anything, `modeling/prompt_encoder.py`.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from clip2sam.points import PADDING
+
+
+def positions_of(
+    prompt_encoder: Any, coords: Float[Tensor, "prompts points 2"]
+) -> Float[Tensor, "prompts points channels"]:
+    """The positional encoding of places in the frame.
+
+    As segment-anything's `PositionEmbeddingRandom.forward_with_coords`, with the product by its two
+    rows written out: of a matrix product, the last digits depend on how many points there are, and
+    a prompt's must not depend on what comes with it.
+
+    Args:
+        coords: (x, y) in continuous pixels of the frame.
+    """
+    height, width = prompt_encoder.input_image_size
+    rows = prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    x, y = ((2 * (coords[..., i : i + 1] / side) - 1) for i, side in enumerate((width, height)))
+    angles = 2 * math.pi * (x.to(rows.dtype) * rows[0] + y.to(rows.dtype) * rows[1])
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def embed_points(
@@ -25,9 +45,7 @@ def embed_points(
         coords: (x, y) as pixel indices in SAM's input frame; half a pixel is added here, as in SAM.
         labels: 1 positive, 0 negative; the embedding of padding doesn't matter.
     """
-    positions = prompt_encoder.pe_layer.forward_with_coords(
-        coords + 0.5, prompt_encoder.input_image_size
-    )
+    positions = positions_of(prompt_encoder, coords + 0.5)
     negative, positive = (prompt_encoder.point_embeddings[i].weight for i in (0, 1))
     # `where` in place of SAM's boolean indexing, which would make the host wait for a GPU.
     points = positions + torch.where((labels == 1)[..., None], positive, negative)
@@ -53,9 +71,7 @@ def embed_sparse(
     attended = F.pad(labels != PADDING, (0, 1), value=True)
     if boxes is None:
         return points, attended
-    corners = prompt_encoder.pe_layer.forward_with_coords(
-        boxes.view(-1, 2, 2) + 0.5, prompt_encoder.input_image_size
-    )
+    corners = positions_of(prompt_encoder, boxes.view(-1, 2, 2) + 0.5)
     corners = corners + torch.cat([prompt_encoder.point_embeddings[i].weight for i in (2, 3)])
     # With a box SAM leaves out the closing "not a point" token; the box's corners are two tokens.
     return (

@@ -309,19 +309,28 @@ def _prompts_named_as_sam(encoder: Any) -> SimpleNamespace:
     """transformers' prompt encoder under segment-anything's names, as far as points and boxes need
     it."""
 
-    def with_coords(coords: Float[Tensor, "prompts points 2"], size: Any) -> Tensor:
-        return encoder.shared_embedding(coords[:, None], size)[:, 0]
-
     embeddings = encoder.point_embed  # SAM 2 has one table, SAM-HQ a list of four
     if isinstance(embeddings, nn.Embedding):
         embeddings = [_Row(embeddings, i) for i in range(4)]
     side = int(encoder.input_image_size)
     return SimpleNamespace(
-        pe_layer=SimpleNamespace(forward_with_coords=with_coords),
+        pe_layer=_Positions(encoder.shared_embedding),
         input_image_size=(side, side),
         point_embeddings=embeddings,
         not_a_point_embed=encoder.not_a_point_embed,
     )
+
+
+class _Positions:
+    """transformers' positional encoding under segment-anything's name; it follows its device."""
+
+    def __init__(self, embedding: Any) -> None:
+        self._embedding = embedding
+
+    @property
+    def positional_encoding_gaussian_matrix(self) -> Tensor:
+        matrix: Tensor = self._embedding.positional_embedding
+        return matrix
 
 
 class _Row:
