@@ -8,10 +8,13 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+from ray import cloudpickle
 
+from clip2sam.cli.app import main
+from clip2sam.cli.ray import RayOptions
 from clip2sam.cluster import driver, queue
 from clip2sam.cluster.connection import Room, check_address, check_installed, checked_workers
-from clip2sam.cluster.driver import label_with_ray, shards_for
+from clip2sam.cluster.driver import Progress, label_with_ray, shards_for
 from clip2sam.cluster.queue import Queue
 from clip2sam.cluster.worker import Ready, Refusal, Report, ShardWorker, Task
 from clip2sam.data.labels import as_label_set
@@ -182,12 +185,14 @@ def task_for(images, path, token, engine=Threshold, **options):
     return Task(plan, token, labels, engine, "own models", "auto", options)
 
 
-def test_a_worker_labels_shards_and_reports_counts(here, images, whole, tmp_path):
+def test_a_worker_labels_shards_and_reports_counts(here, images, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("clip2sam.cluster.worker.SECONDS_PER_REPORT", 0.0)
     with lock_run(tmp_path / "run") as lock:
         worker = ShardWorker(task_for(images, tmp_path / "run", lock.owner.token))
         assert isinstance(worker.start(), Ready)
         for number in (2, 1):
             told = list(worker.label(number))
+            assert len(told) > 2
             assert told[0].todo == 20
             assert sum(report.images for report in told) == 20
             assert sum(report.failed for report in told) == 1
@@ -360,3 +365,70 @@ def test_a_dead_workers_shard_waits_again(one):
     one._lose(worker, RuntimeError("killed"))
     assert not one._workers
     assert job in [one._queue.take(), one._queue.take()]
+
+
+# -- the command line
+
+
+@pytest.mark.parametrize(
+    ("options", "readers", "shard", "found"),
+    [
+        ({}, None, None, None),
+        ({}, 3, "1/2", 3),
+        ({"workers": "3"}, None, None, 3),
+        ({"engine": "ray", "workers": "auto", "address": "auto"}, 2, None, 2),
+    ],
+)
+def test_workers_are_readers_without_ray(options, readers, shard, found):
+    assert RayOptions(**options).readers(readers, shard) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "spark"}, "--engine must be local or ray, but got 'spark'"),
+        ({"address": "auto"}, "--address is for --engine ray; leave it out"),
+        ({"workers": "auto"}, "without --engine ray, --workers is the number of --readers, but"),
+        ({"workers": "2", "readers": 2}, "without --engine ray, --workers is --readers; give one"),
+        ({"engine": "ray", "shard": "1/2"}, "--engine ray labels all shards; leave out --shard"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+    given = {name: options.pop(name, None) for name in ("readers", "shard")}
+    with pytest.raises(ConfigError, match=message):
+        RayOptions(**options).readers(**given)
+
+
+def test_the_command_hands_all_on_and_counts(images, tmp_path, monkeypatch, capsys):
+    seen = {}
+
+    def label_with_ray(source, labels, output, *, segmenter, on_progress, **settings):
+        seen.update(settings, source=source, pickled=cloudpickle.dumps(segmenter))
+        on_progress(Progress(40, 40, 0, 0, 1))
+        reasons = tuple(f"image {n} is bad" for n in range(210))
+        on_progress(Progress(40, 10, 30, 210, 1, reasons))
+        print("what Ray says")
+        label(output)
+        return merge_run(output)
+
+    def label(output):
+        for shard in ("1/2", "2/2"):
+            engine = Threshold()
+            label_dataset(images, LABELS, output, engine=engine, shard=shard, readers=1)
+
+    monkeypatch.setattr("clip2sam.labelling.run.DecodeWorker", lambda *given: Here())
+    monkeypatch.setattr("clip2sam.cluster.driver.label_with_ray", label_with_ray)
+    options = ["--label", "red circle", "--output", str(tmp_path / "run"), "--preset", "tiny"]
+    options += ["--engine", "ray", "--workers", "2", "--address", "auto", "--max-failures", "9"]
+    monkeypatch.setattr("sys.argv", ["clip2sam", "label", str(images), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1, "two images failed"
+    out, errors = capsys.readouterr()
+    assert (seen["workers"], seen["address"], seen["max_failures"]) == (2, "auto", 9)
+    assert cloudpickle.loads(seen["pickled"]).func.__name__ == "load"
+    assert errors.count("failed: image") == 200
+    assert "more failures are only counted; summary.json has them all" in errors
+    assert "what Ray says" not in out, "a program reads it"
+    assert "40 listed = " in out
+    assert " + 2 failed; " in out

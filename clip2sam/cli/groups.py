@@ -150,10 +150,16 @@ class ModelOptions:
 
     def anywhere(self) -> "ModelOptions":
         """The same, for a process that works in another folder."""
-        own = ("clip_checkpoint", "sam_checkpoint", "weights_dir")
-        given = {name: getattr(self, name) for name in own}
-        changes: dict[str, Any] = {n: p and Path(p).absolute() for n, p in given.items()}
-        return replace(self, **changes)
+
+        def absolute(path: Path | None) -> Path | None:
+            return path and path.absolute()
+
+        return replace(
+            self,
+            clip_checkpoint=absolute(self.clip_checkpoint),
+            sam_checkpoint=absolute(self.sam_checkpoint),
+            weights_dir=absolute(self.weights_dir),
+        )
 
     def on_own_gpu(self) -> "ModelOptions":
         """The same on the GPU that torchrun gives this process (LOCAL_RANK), where it is left to
