@@ -1,8 +1,8 @@
 """Stand-ins for models and decode workers: quick, deterministic, and able to fail when told to."""
 
 import os
+import signal
 import threading
-import time
 
 import numpy as np
 from PIL import Image as PILImage
@@ -54,17 +54,18 @@ class Threshold:
 
 class Noting(Threshold):
     """It leaves a file in a folder, named by its process, with a dot for each image that it was
-    given; and takes its time."""
+    given. The first one kills its process at the fifth."""
 
-    def __init__(self, folder, seconds=0.02):
+    def __init__(self, folder):
         super().__init__(group=1)
-        self.file, self.seconds = folder / str(os.getpid()), seconds
+        self.file, self.first = folder / str(os.getpid()), not any(folder.iterdir())
         self.file.touch()
 
     def predict(self, prepared):
         with self.file.open("a") as file:
             file.write("." * len(prepared))
-        time.sleep(self.seconds)
+        if self.first and self.file.stat().st_size >= 5:
+            os.kill(os.getpid(), signal.SIGKILL)
         return super().predict(prepared)
 
 
