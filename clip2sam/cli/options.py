@@ -132,7 +132,8 @@ Source = Annotated[
     str,
     typer.Argument(
         help="A folder of images, .tar or .parquet files; a quoted glob or braces "
-        "('shards/{000..127}.tar'); a .txt or .csv list; a COCO .json file; or an image.",
+        "('shards/{000..127}.tar'); a .txt or .csv list, also of addresses; a COCO .json file; an "
+        "image; or the address of such (https://, s3://, gs://, hf://), lists excepted.",
         show_default=False,
         parser=as_source,
     ),
