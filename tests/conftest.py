@@ -36,6 +36,25 @@ def _own_folder(tmp_path_factory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _decoding_here() -> Iterator[None]:
+    """Runs start no processes to decode images: they'd take more time than all else. Those who
+    ask for `decode_workers` have them."""
+    from tests.labelling_fakes import Here
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clip2sam.labelling.run.DecodeWorker", Here)
+        yield
+
+
+@pytest.fixture
+def decode_workers(monkeypatch) -> None:
+    """Images of runs are decoded in processes of their own, as outside the tests."""
+    from clip2sam.labelling.decode_worker import DecodeWorker
+
+    monkeypatch.setattr("clip2sam.labelling.run.DecodeWorker", DecodeWorker)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -10,8 +10,9 @@ from PIL import Image as PILImage
 import clip2sam
 from clip2sam.clip.model import SurgeryCLIP
 from clip2sam.coco.rle import encode_mask
-from clip2sam.data.images import Image, load_image
+from clip2sam.data.images import MAX_PIXELS
 from clip2sam.data.records import Annotation, as_float32
+from clip2sam.labelling.decode_worker import load_named
 from clip2sam.pipeline import Segmenter
 from clip2sam.sam import PromptSAM
 from tests.models import small_clip, small_sam
@@ -70,10 +71,14 @@ class Noting(Threshold):
 
 
 class Here:
-    """A decode worker in the reader's own thread."""
+    """A decode worker in the reader's own thread: no process is started, nothing is limited but
+    the number of pixels."""
+
+    def __init__(self, max_pixels=MAX_PIXELS, timeout=60.0, budget=None):
+        self.max_pixels = max_pixels
 
     def decode(self, data, key):
-        return Image(load_image(data).pixels, key)
+        return load_named(data, key, self.max_pixels)
 
     def stop(self):
         """There is nothing to release."""

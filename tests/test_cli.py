@@ -929,6 +929,7 @@ def test_all_missing_weights_are_named_at_once(run, street):
             assert f"put it at {Path('w') / file}" in errors
 
 
+@pytest.mark.usefixtures("decode_workers")
 def test_label_and_export(run, street, tmp_path):
     labels = labels_of(drawn())
     (tmp_path / "images").mkdir()

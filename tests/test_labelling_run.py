@@ -32,6 +32,7 @@ from clip2sam.kernels.device import IMAGES_PER_BATCH
 from clip2sam.kernels.tensors import state_sha256
 from clip2sam.labelling.changes import StartCounts
 from clip2sam.labelling.decide import Decision
+from clip2sam.labelling.decode_worker import DecodeWorker
 from clip2sam.labelling.engine import SegmenterEngine
 from clip2sam.labelling.export import export_run
 from clip2sam.labelling.fingerprint import check_same, plain
@@ -73,9 +74,11 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(segmenter, images, tmp_path_factory):
-    """A run without any trouble: its folder and its summary."""
+    """A run without any trouble, in decode workers: its folder and its summary."""
     output = tmp_path_factory.mktemp("finished") / "run"
-    return output, label_dataset(images, LABELS, output, segmenter=segmenter)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clip2sam.labelling.run.DecodeWorker", DecodeWorker)
+        return output, label_dataset(images, LABELS, output, segmenter=segmenter)
 
 
 def same_files(one, other):
@@ -144,8 +147,10 @@ def test_the_engine_gives_the_same_whatever_comes_along(images):
     ("batch_size", "readers", "stops"), [(1, 1, [1, 0, 5]), (5, 3, [4]), (16, 2, [])]
 )
 def test_the_files_do_not_depend_on_batches_threads_or_stops(
-    segmenter, images, finished, tmp_path, batch_size, readers, stops
+    request, segmenter, images, finished, tmp_path, batch_size, readers, stops
 ):
+    if readers == 3:
+        request.getfixturevalue("decode_workers")
     settings = {"segmenter": segmenter, "batch_size": batch_size, "readers": readers}
     for stop in stops:
         records = label_dataset_iter(images, LABELS, tmp_path / "run", **settings)

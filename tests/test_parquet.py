@@ -18,7 +18,7 @@ from clip2sam.data.sources import Source, check_output
 from clip2sam.errors import ConfigError, ImageError
 from clip2sam.labelling.export import export_run
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
-from tests.labelling_fakes import Here, Threshold, write_images
+from tests.labelling_fakes import Threshold, write_images
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -297,13 +297,6 @@ def test_what_is_read_is_never_written_to(folder, tmp_path):
         check_output(source, tmp_path / "run")
 
 
-@pytest.fixture
-def in_threads(monkeypatch):
-    """Runs decode in their own process: starting others takes longer than all the rest."""
-    monkeypatch.setattr("clip2sam.labelling.run.DecodeWorker", lambda *_: Here())
-
-
-@pytest.mark.usefixtures("in_threads")
 def test_a_run_over_parquet_is_that_over_files(tmp_path):
     files = write_images(tmp_path / "files", 6)
     (files / "004.png").write_bytes(b"not an image")
@@ -327,7 +320,6 @@ def test_a_run_over_parquet_is_that_over_files(tmp_path):
     assert rows == expected
 
 
-@pytest.mark.usefixtures("in_threads")
 def test_yolo_gets_the_images_out_of_their_files(tmp_path):
     files = write_images(tmp_path / "files", 3)
     rows = [(f"{i}.png" if i else None, (files / f"{i:03d}.png").read_bytes()) for i in range(3)]

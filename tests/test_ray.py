@@ -28,7 +28,7 @@ from clip2sam.labelling.lock import lock_run
 from clip2sam.labelling.merge import merge_run
 from clip2sam.labelling.plan import make_plan
 from clip2sam.labelling.run import label_dataset
-from tests.labelling_fakes import Here, Noting, Threshold, small_segmenter, write_images
+from tests.labelling_fakes import Noting, Threshold, small_segmenter, write_images
 
 LABELS = ["red", "green", "blue"]
 FILES = ("annotations.json", "results.json")
@@ -47,9 +47,7 @@ def images(tmp_path_factory):
 def whole(images, tmp_path_factory):
     """The run in one process."""
     output = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clip2sam.labelling.run.DecodeWorker", lambda *given: Here())
-        label_dataset(images, LABELS, output, engine=Threshold(), readers=1)
+    label_dataset(images, LABELS, output, engine=Threshold(), readers=1)
     return output
 
 
@@ -165,7 +163,6 @@ def test_shards_are_a_few_for_each_worker(images, workers, units, shards):
 
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr("clip2sam.labelling.run.DecodeWorker", lambda *given: Here())
     monkeypatch.setattr("warnings.showwarning", None)  # a worker's process is its own
 
 

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from clip2sam.cluster.columns import OF_MASK, Labeller
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.labelling.run import label_dataset_iter
-from tests.labelling_fakes import Here, small_segmenter, write_images
+from tests.labelling_fakes import small_segmenter, write_images
 
 LABELS = ["cat", "dog"]
 
@@ -37,8 +37,7 @@ def labeller():
     return Labeller(LABELS, small_segmenter)
 
 
-def test_bytes_and_arrays_give_the_masks_of_a_run(labeller, tmp_path, monkeypatch):
-    monkeypatch.setattr("clip2sam.labelling.run.DecodeWorker", lambda *given: Here())
+def test_bytes_and_arrays_give_the_masks_of_a_run(labeller, tmp_path):
     write_images(tmp_path / "in", 4)
     files = sorted((tmp_path / "in").iterdir())
     batch = {"bytes": column(*(f.read_bytes() for f in files)), "n": np.arange(4)}

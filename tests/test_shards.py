@@ -19,19 +19,10 @@ from clip2sam.labelling.manifest import open_run
 from clip2sam.labelling.merge import merge_run
 from clip2sam.labelling.plan import Shard, as_shard, cut, make_plan, open_plan
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
-from tests.labelling_fakes import Here, Threshold, write_images
+from tests.labelling_fakes import Threshold, write_images
 
 LABELS = ["red", "green", "blue"]
 FILES = ("annotations.json", "results.json")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def surroundings():
-    """Files of all runs say the same date; no decode worker is started, which takes its time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-        patch.setattr("clip2sam.labelling.run.DecodeWorker", lambda *given: Here())
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,11 @@ from clip2sam.coco.rle import encode_mask
 from clip2sam.data.records import Annotation
 from clip2sam.errors import ConfigError, OutputError
 from clip2sam.export import exporter_for, parquet
-from clip2sam.labelling import run as run_module
 from clip2sam.labelling import summary
 from clip2sam.labelling.export import export_run
 from clip2sam.labelling.run import label_dataset
 from tests.documents import blocks
-from tests.labelling_fakes import Here, Threshold, write_images
+from tests.labelling_fakes import Threshold, write_images
 from tests.test_export import CAT, CLASSES, DOG, RECORDS, RING
 
 # pycocotools' arrays, under numpy 2
@@ -236,7 +235,6 @@ def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch)
 
 @pytest.fixture
 def label(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "DecodeWorker", lambda *_: Here())
     monkeypatch.setattr(summary, "_draw_presence", lambda path, _: path.touch())
     images = write_images(tmp_path / "images", 3)
 

@@ -22,7 +22,7 @@ from clip2sam.data.sources import Source, check_output
 from clip2sam.data.tars import TarSource
 from clip2sam.errors import ConfigError, ImageError, RunError
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
-from tests.labelling_fakes import Here, Threshold, small_segmenter, write_images
+from tests.labelling_fakes import Threshold, small_segmenter, write_images
 
 
 def write_tar(path, members, **settings):
@@ -314,18 +314,11 @@ def images(tmp_path):
     return folder, tmp_path / "tars"
 
 
-@pytest.fixture
-def in_threads(monkeypatch):
-    """Runs decode in their own process: starting others takes longer than all the rest."""
-    monkeypatch.setattr("clip2sam.labelling.run.DecodeWorker", lambda *_: Here())
-
-
 def label(source, run, **options):
     engine = Threshold()
     return label_dataset(source, engine.classes, run, engine=engine, readers=1, **options)
 
 
-@pytest.mark.usefixtures("in_threads")
 def test_a_run_over_tars_is_that_over_files(images, tmp_path):
     files, shards = images
     label(files, tmp_path / "of files")
@@ -350,7 +343,6 @@ def test_a_run_over_tars_is_that_over_files(images, tmp_path):
     assert json.loads((run / "manifest.json").read_text())["kind"] == "tar"
 
 
-@pytest.mark.usefixtures("in_threads")
 def test_tars_that_come_later_are_labelled_behind_the_others(images, tmp_path):
     files, shards = images
     label(str(shards), tmp_path / "run")
