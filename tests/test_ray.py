@@ -329,6 +329,22 @@ def test_a_shard_that_is_locked_leaves_its_worker_free(one):
     assert len(one._queue.jobs) == 2
 
 
+def test_a_shard_that_was_locked_once_may_be_so_again_later(one, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("clip2sam.cluster.queue.time.monotonic", lambda: now[0])
+    (worker,) = one._workers
+    job = worker.job
+    one._take_in(worker, Refusal("RunLockedError", "somebody"))
+    now[0] += queue.PAUSE
+    worker.job = one._queue.take()
+    assert worker.job is job
+    one._take_in(worker, Report(20, images=1))
+    now[0] += queue.LOCKED
+    one._take_in(worker, Refusal("RunLockedError", "the dead worker's lock"))
+    one._queue.check()
+    assert job.number in one._queue.jobs
+
+
 def test_failures_of_all_workers_are_counted_together(one):
     other = driver._Worker(None, "asked", one._queue.take())
     one._take_in(one._workers[0], Report(20, images=3, failed=2, reasons=("a", "b")))
