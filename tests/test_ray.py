@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from clip2sam.cluster import driver, queue
+from clip2sam.cluster import connection, driver, queue
 from clip2sam.cluster.connection import Room, check_address, check_installed, checked_workers
 from clip2sam.cluster.driver import label_with_ray, shards_for
 from clip2sam.cluster.queue import Queue
@@ -150,6 +150,18 @@ def test_workers_and_addresses():
         check_address("ray://head:10001")
 
 
+def test_how_many_workers_a_cluster_has_room_for():
+    room = connection._room
+    assert room({"GPU": 4.0, "CPU": 64.0}, "auto") == Room(4, True, 8)
+    assert room({"GPU": 4.0, "CPU": 8.0}, 3) == Room(3, True, 2)
+    assert room({"CPU": 5.0}, "auto") == Room(5, False, 1)
+    assert room({}, 8) == Room(8, False, 1), "its machines may come later"
+    assert Room(1, True, 1).needs == {"num_cpus": 0, "num_gpus": 1}
+    assert Room(1, False, 1).needs == {"num_cpus": 1, "num_gpus": 0}
+    with pytest.raises(RunError, match="has neither a GPU nor a processor to give; start its"):
+        room({"memory": 1e9}, "auto")
+
+
 @pytest.mark.parametrize(
     ("images", "workers", "units", "shards"),
     [
@@ -182,7 +194,8 @@ def task_for(images, path, token, engine=Threshold, **options):
     return Task(plan, token, labels, engine, "own models", "auto", options)
 
 
-def test_a_worker_labels_shards_and_reports_counts(here, images, whole, tmp_path):
+def test_a_worker_labels_shards_and_reports_counts(here, images, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("clip2sam.cluster.worker.SECONDS_PER_REPORT", 0.0)  # each image
     with lock_run(tmp_path / "run") as lock:
         worker = ShardWorker(task_for(images, tmp_path / "run", lock.owner.token))
         assert isinstance(worker.start(), Ready)

@@ -132,6 +132,19 @@ def test_a_folder_of_the_web(server, store):
     assert source.address("b.png") == f"{server.url}/in/b.png"
 
 
+def test_what_calls_itself_a_page_is_no_image(server):
+    server.headers = {"Content-Type": "text/html; charset=utf-8"}
+    with pytest.raises(ImageError, match=r"a\.png is a web page, expected an image; give the"):
+        remote.read_whole(f"{server.url}/a.png")
+
+
+def test_listings_are_made_anew(store, monkeypatch):
+    told = []
+    monkeypatch.setattr(type(store), "invalidate_cache", lambda *_: told.append(1))
+    open_source("memory://pictures")
+    assert told
+
+
 @pytest.mark.parametrize("faults", [["429", "503"], ["cut:9"], ["stall:9", "408", "500"]])
 def test_what_may_pass_is_tried_again(server, faults):
     server.faults = list(faults)
@@ -488,3 +501,13 @@ def test_a_proxys_password_is_not_shown(monkeypatch):
     with pytest.raises(ImageError, match=r"through the proxy http://\*\*\*@127\.0\.0\.1:9") as told:
         remote.read_whole("http://host/a.png")
     assert "s3cret" not in str(told.value)
+
+
+def test_a_librarys_own_words_show_no_password(monkeypatch):
+    def fail(*_):
+        raise OSError("refused: https://me:s3cret@host/a.png?token=s3cret")
+
+    monkeypatch.setattr(remote, "_from_files", fail)
+    why = r"^memory://x/a\.png can't be fetched \(refused: https://host/a\.png\?token=\*\*\*\)"
+    with pytest.raises(ImageError, match=why):
+        remote.read_whole("memory://x/a.png")
