@@ -1692,11 +1692,6 @@ CLUSTER = [
             "content = open_complete(path)",
             "content = __import__('clip2sam.labelling.content', fromlist=['x']).open_content(path)",
         ),
-        (
-            "a merge makes its folder",
-            "    open_plan(path)  # in front of the lock, which would make the folder\n",
-            "",
-        ),
         ("leftovers of plans stay", "    remove_unused_plans(path)\n", ""),
         ("two merges at once", "        lock.check()\n        if on_image", "        if on_image"),
     ),

@@ -172,6 +172,13 @@ def test_no_further_try_begins_after_the_whole_time(server, monkeypatch):
     assert len(server.requested) == 1
 
 
+def test_an_answer_that_drips_is_too_late(server, monkeypatch):
+    monkeypatch.setattr(remote, "MOST_SECONDS", 0.2)
+    server.faults = ["trickle"]
+    with pytest.raises(ImageError, match=r"a\.png takes more than 0\.2 s; fetch it by hand"):
+        remote.read_whole(f"{server.url}/a.png")
+
+
 def test_a_server_says_how_long_to_wait(server, monkeypatch):
     waited = []
     monkeypatch.setattr(retries.time, "sleep", waited.append)
@@ -325,6 +332,8 @@ def test_a_folder_and_a_glob_of_a_store(store):
     assert folder.read("sub/001.png") == store.cat("/pictures/sub/001.png")
     glob = open_source("memory://pictures/*/*.png")
     assert (glob.keys, glob.root) == (("sub/001.png", "sub/003.png"), "memory://pictures")
+    flat = open_source("memory://pictures/*")
+    assert flat.keys == ("000.png", "002.png", "notes.txt"), "a folder is no image"
     one = open_source("memory://pictures/notes.txt")
     assert (one.keys, one.read("notes.txt")) == (("notes.txt",), b"no image")
     below = open_source("memory://pictures/sub", "memory://pictures")
