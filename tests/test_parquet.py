@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
-from clip2sam.data import parquet
+from clip2sam.data import parquet, remote
 from clip2sam.data.opening import check_found, kind_of, open_source, source_of
 from clip2sam.data.parquet import ParquetSource
 from clip2sam.data.sources import Source, check_output
@@ -92,7 +92,9 @@ def test_img2datasets_files_have_keys_and_rows_without_an_image(tmp_path):
     source = open_source(tmp_path)
     assert source.keys == tuple(f"00000.parquet/00000000{i}.jpg" for i in range(3))
     assert (source.read(source.keys[0]), source.read(source.keys[2])) == (b"a", b"c")
-    with pytest.raises(ImageError, match=r"000000001\.jpg: this row has no image \(null\); leave"):
+    with pytest.raises(
+        ImageError, match=r"000000001\.jpg: this row has no image \(null, as img2.* again"
+    ):
         source.read(source.keys[1])
 
 
@@ -355,5 +357,32 @@ def test_parquet_at_addresses_is_read_in_place(folder):
         part = source_of("parquet", source.origin, source.root, source.keys, source.ids)
         with pytest.raises(ImageError, match=r"memory://data/train-0\.parquet"):
             part.read(part.keys[0])
+    finally:
+        files.store.clear()
+
+
+def test_an_address_that_fails_once_costs_one_image(tmp_path, monkeypatch):
+    files, read_range, faults = fsspec.filesystem("memory"), remote.read_range, []
+
+    def read(url, start, end):
+        if faults:
+            raise ImageError(faults.pop())
+        return read_range(url, start, end)
+
+    monkeypatch.setattr(remote, "read_range", read)
+    monkeypatch.setattr(remote, "AHEAD", 16)
+    monkeypatch.setattr(parquet, "BUFFER", 16)
+    monkeypatch.setattr(parquet, "MOST_ROWS", 2)
+    rows = [(f"{i}.jpg", b"%03d" % i * 4000) for i in range(8)]
+    files.pipe_file(
+        "/in/f.parquet", write(tmp_path / "f.parquet", rows, dictionary=False).read_bytes()
+    )
+    try:
+        source = open_source("memory://in/f.parquet")
+        assert source.read(source.keys[0]) == rows[0][1]
+        faults.append("the server is tired")
+        with pytest.raises(ImageError, match="the server is tired"):
+            source.read(source.keys[2])
+        assert [source.read(key) for key in source.keys[2:]] == [data for _, data in rows[2:]]
     finally:
         files.store.clear()

@@ -10,7 +10,7 @@ from ray import cloudpickle
 
 from clip2sam.cli.app import main
 from clip2sam.cli.ray import RayOptions
-from clip2sam.cluster import driver, queue
+from clip2sam.cluster import connection, driver, queue
 from clip2sam.cluster.connection import Room, check_address, check_installed, checked_workers
 from clip2sam.cluster.driver import Progress, label_with_ray, shards_for
 from clip2sam.cluster.queue import Queue
@@ -142,6 +142,18 @@ def test_workers_and_addresses():
         check_address("ray://head:10001")
 
 
+def test_how_many_workers_a_cluster_has_room_for():
+    room = connection._room
+    assert room({"GPU": 4.0, "CPU": 64.0}, "auto") == Room(4, True, 8)
+    assert room({"GPU": 4.0, "CPU": 8.0}, 3) == Room(3, True, 2)
+    assert room({"CPU": 5.0}, "auto") == Room(5, False, 1)
+    assert room({}, 8) == Room(8, False, 1), "its machines may come later"
+    assert Room(1, True, 1).needs == {"num_cpus": 0, "num_gpus": 1}
+    assert Room(1, False, 1).needs == {"num_cpus": 1, "num_gpus": 0}
+    with pytest.raises(RunError, match="has neither a GPU nor a processor to give; start its"):
+        room({"memory": 1e9}, "auto")
+
+
 @pytest.mark.parametrize(
     ("images", "workers", "units", "shards"),
     [
@@ -174,7 +186,7 @@ def task_for(images, path, token, engine=Threshold, **options):
 
 
 def test_a_worker_labels_shards_and_reports_counts(here, images, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("clip2sam.cluster.worker.SECONDS_PER_REPORT", 0.0)
+    monkeypatch.setattr("clip2sam.cluster.worker.SECONDS_PER_REPORT", 0.0)  # each image
     with lock_run(tmp_path / "run") as lock:
         worker = ShardWorker(task_for(images, tmp_path / "run", lock.owner.token))
         assert isinstance(worker.start(), Ready)
@@ -320,6 +332,22 @@ def test_a_shard_that_is_locked_leaves_its_worker_free(one):
     one._take_in(worker, Refusal("RunLockedError", "somebody"))
     assert (worker.job, worker.waits_for) == (None, None)
     assert len(one._queue.jobs) == 2
+
+
+def test_a_shard_that_was_locked_once_may_be_so_again_later(one, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("clip2sam.cluster.queue.time.monotonic", lambda: now[0])
+    (worker,) = one._workers
+    job = worker.job
+    one._take_in(worker, Refusal("RunLockedError", "somebody"))
+    now[0] += queue.PAUSE
+    worker.job = one._queue.take()
+    assert worker.job is job
+    one._take_in(worker, Report(20, images=1))
+    now[0] += queue.LOCKED
+    one._take_in(worker, Refusal("RunLockedError", "the dead worker's lock"))
+    one._queue.check()
+    assert job.number in one._queue.jobs
 
 
 def test_failures_of_all_workers_are_counted_together(one):

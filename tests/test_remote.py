@@ -132,6 +132,19 @@ def test_a_folder_of_the_web(server, store):
     assert source.address("b.png") == f"{server.url}/in/b.png"
 
 
+def test_what_calls_itself_a_page_is_no_image(server):
+    server.headers = {"Content-Type": "text/html; charset=utf-8"}
+    with pytest.raises(ImageError, match=r"a\.png is a web page, expected an image; give the"):
+        remote.read_whole(f"{server.url}/a.png")
+
+
+def test_listings_are_made_anew(store, monkeypatch):
+    told = []
+    monkeypatch.setattr(type(store), "invalidate_cache", lambda *_: told.append(1))
+    open_source("memory://pictures")
+    assert told
+
+
 @pytest.mark.parametrize("faults", [["429", "503"], ["cut:9"], ["stall:9", "408", "500"]])
 def test_what_may_pass_is_tried_again(server, faults):
     server.faults = list(faults)
@@ -157,6 +170,13 @@ def test_no_further_try_begins_after_the_whole_time(server, monkeypatch):
     with pytest.raises(ImageError, match="answered 503"):
         remote.read_whole(f"{server.url}/a.png")
     assert len(server.requested) == 1
+
+
+def test_an_answer_that_drips_is_too_late(server, monkeypatch):
+    monkeypatch.setattr(remote, "MOST_SECONDS", 0.2)
+    server.faults = ["trickle"]
+    with pytest.raises(ImageError, match=r"a\.png takes more than 0\.2 s; fetch it by hand"):
+        remote.read_whole(f"{server.url}/a.png")
 
 
 def test_a_server_says_how_long_to_wait(server, monkeypatch):
@@ -312,6 +332,8 @@ def test_a_folder_and_a_glob_of_a_store(store):
     assert folder.read("sub/001.png") == store.cat("/pictures/sub/001.png")
     glob = open_source("memory://pictures/*/*.png")
     assert (glob.keys, glob.root) == (("sub/001.png", "sub/003.png"), "memory://pictures")
+    flat = open_source("memory://pictures/*")
+    assert flat.keys == ("000.png", "002.png", "notes.txt"), "a folder is no image"
     one = open_source("memory://pictures/notes.txt")
     assert (one.keys, one.read("notes.txt")) == (("notes.txt",), b"no image")
     below = open_source("memory://pictures/sub", "memory://pictures")
@@ -388,7 +410,9 @@ def test_the_files_are_those_of_local_images_but_for_names(store, images, tmp_pa
     label(source, tmp_path / "run")
     assert published(tmp_path / "run").replace('"memory/pictures/', '"') == local
     assert f'"{prefix}sub/001.png"' in published(tmp_path / "run")
-    with pytest.raises(ConfigError, match="is for image files; leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"is for image files; leave it out .* Parquet files, or at addresses"
+    ):
         label(source, tmp_path / "run", hash_images=True)
     export_run(tmp_path / "run", tmp_path / "yolo", "yolo", val_share=0.0)
     written = {path.read_bytes() for path in (tmp_path / "yolo" / "images").rglob("*.png")}
@@ -486,3 +510,13 @@ def test_a_proxys_password_is_not_shown(monkeypatch):
     with pytest.raises(ImageError, match=r"through the proxy http://\*\*\*@127\.0\.0\.1:9") as told:
         remote.read_whole("http://host/a.png")
     assert "s3cret" not in str(told.value)
+
+
+def test_a_librarys_own_words_show_no_password(monkeypatch):
+    def fail(*_):
+        raise OSError("refused: https://me:s3cret@host/a.png?token=s3cret")
+
+    monkeypatch.setattr(remote, "_from_files", fail)
+    why = r"^memory://x/a\.png can't be fetched \(refused: https://host/a\.png\?token=\*\*\*\)"
+    with pytest.raises(ImageError, match=why):
+        remote.read_whole("memory://x/a.png")

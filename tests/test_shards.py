@@ -12,9 +12,10 @@ import torch
 from clip2sam.cli import app as cli
 from clip2sam.cli.groups import ModelOptions
 from clip2sam.data.sources import find_source
-from clip2sam.errors import ConfigError, RunError
+from clip2sam.errors import ConfigError, RunError, RunLockedError
 from clip2sam.labelling.content import open_content
 from clip2sam.labelling.export import export_run
+from clip2sam.labelling.lock import RunLock
 from clip2sam.labelling.manifest import open_run
 from clip2sam.labelling.merge import merge_run
 from clip2sam.labelling.plan import Shard, as_shard, cut, make_plan, open_plan
@@ -143,6 +144,7 @@ def test_merged_files_are_those_of_the_run_without_shards(whole, images, tmp_pat
     summaries = label_all(images, tmp_path / "run", shards)
     assert sum(s.listed for s in summaries) == 11
     told = []
+    (tmp_path / "run" / ".shards.0a1b2c3d.tmp").mkdir()  # of a process that was killed
     merged = merge_run(tmp_path / "run", on_image=lambda *counts: told.append(counts))
     assert same_files(tmp_path / "run", whole[0])
     assert told[-1] == (11, 11)
@@ -155,6 +157,20 @@ def test_merged_files_are_those_of_the_run_without_shards(whole, images, tmp_pat
     }
     merge_run(tmp_path / "run")
     assert same_files(tmp_path / "run", whole[0]), "merging again changes nothing"
+
+
+def test_a_merge_ends_when_its_lock_is_lost(run, monkeypatch):
+    told = []
+
+    def check(lock):
+        if told:
+            raise RunLockedError("another process has it now")
+
+    monkeypatch.setattr(RunLock, "check", check)
+    with pytest.raises(RunLockedError, match="has it now"):
+        merge_run(run, on_image=lambda *counts: told.append(counts))
+    assert told == [(1, 11)]
+    assert not (run / "annotations.json").exists()
 
 
 def test_images_with_ids_of_their_own_keep_them(images, tmp_path):

@@ -110,7 +110,18 @@ def test_what_webdataset_writes_is_what_is_read(tmp_path):
     "pattern",
     [
         *("a", "{000..012}.tar", "{0..10..3}", "{5..1}", "{a..e}x{1,2}", "{a,b{1..3}}z", "{{a,b}}"),
-        *("{a}", "{}", "a}b{", "{a,}", "{01..100}", "{-02..2}", "{10..0..-5}", "{c..a}", "{1..a}"),
+        *(
+            "{a}",
+            "{}",
+            "a}b{",
+            "{a,}",
+            "{01..100}",
+            "{1..03}",
+            "{-02..2}",
+            "{10..0..-5}",
+            "{c..a}",
+            "{1..a}",
+        ),
     ],
 )
 def test_braces_are_those_of_webdatasets_package(pattern):
@@ -124,6 +135,8 @@ def test_missing_tars_are_named(shards):
         open_source(shards / "{00000..00007}.tar")
     with pytest.raises(ImageError, match=r"braces stand for 10000000 paths, expected at most"):
         open_source(shards / "{0..9999999}.tar")
+    with pytest.raises(ImageError, match=r"braces stand for 1002001 paths, expected at most"):
+        open_source(shards / "{0..1000}{0..1000}.tar")
     with pytest.raises(ImageError, match=r"no image found in .*: looked for files ending in \.tar"):
         open_source(shards / "x*.tar")
 
@@ -172,6 +185,7 @@ def test_a_cut_tar_gives_what_is_in_front_of_the_cut(shards):
         with pytest.warns(UserWarning, match=rf"00000\.tar: .*cut.*the {found} images in front"):
             source = open_source(shards)
         assert source.keys == KEYS[:found] + KEYS[3:]
+        check_found(shards)
         assert source.read(KEYS[3]) == b".jpg 3"
     path.write_bytes(data[: last + 3])
     with pytest.warns(UserWarning, match="cut"):

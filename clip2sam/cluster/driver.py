@@ -362,8 +362,8 @@ class _Driver:
         job = worker.job
         assert job is not None  # who has none reports nothing
         self._began = self._began or time.perf_counter()
-        if report.todo is not None:
-            job.todo = report.todo
+        if report.todo is not None:  # it has begun: whoever locked it before is gone
+            job.todo, job.locked_since = report.todo, None
         job.todo = max(job.todo - report.images, 0)
         self.images += report.images
         self._failed += report.failed

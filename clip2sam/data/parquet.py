@@ -99,7 +99,10 @@ class ParquetSource:
         """
         data = self._reader.read(self.root, file_of(key), key)
         if data is None:
-            raise ImageError(f"{printable(key)}: this row has no image (null); leave it out")
+            raise ImageError(
+                f"{printable(key)}: this row has no image (null, as img2dataset writes where a "
+                "download failed); leave the row out, or download the image again"
+            )
         if len(data) > MAX_BYTES:
             raise ImageError(
                 f"{printable(key)}: expected at most {MAX_BYTES} bytes, got {len(data)}; make the "
@@ -241,14 +244,22 @@ class _Reader:
             number = bisect_right(rows.firsts, row) - 1
             first, why = self._broken.get((name, number), (row + 1, ""))
             if row < first:
+                group = self._group(root, name, number, row)
                 try:
-                    return self._group(root, name, number, row).read(row)
+                    return group.read(row)
                 except _BrokenError as error:
                     self._broken[name, number] = error.row, why = error.row, str(error)
-                    self._groups.pop().close()
+                    self._let_go(group)
+                except ImageError:  # of an address: Arrow would not read on behind it
+                    self._let_go(group)
+                    raise
             raise ImageError(
                 f"{printable(key)}: this row can't be read ({why}); get a whole copy of the file"
             )
+
+    def _let_go(self, group: "_Group") -> None:
+        self._groups.remove(group)
+        group.close()
 
     def _rows(self, root: str, name: str) -> _Rows:
         if name not in self._files:

@@ -354,7 +354,10 @@ class _Start:
         source = self._source(begun)
         check_output(source, self.output)
         if self.hash_images and not isinstance(source, FileSource):
-            raise ConfigError("hash_images (--hash) is for image files; leave it out here")
+            raise ConfigError(
+                "hash_images (--hash) is for image files; leave it out for images in tars or "
+                "Parquet files, or at addresses"
+            )
         with lock_run(self.output) as lock:
             files = own_files(self.formats) if self.exporters is None else tuple(self.exporters)
             remove_leftovers(self.output, (MANIFEST, SUMMARY, PRESENCE, *files))
