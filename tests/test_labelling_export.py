@@ -539,19 +539,20 @@ def test_lines_that_are_passed_over_are_counted_and_if_that_is_all_it_fails(make
 def test_what_export_can_not_do_is_refused(make_run, tmp_path):
     run = make_run()
     for exporter, options, message in (
-        ("voc", {}, "no format is called 'voc'; choose one of coco, results"),
-        ("yolo", {"polygons": True}, "the option polygons is for the format coco, not yolo"),
+        ("pascal", {}, "no format is called 'pascal'; choose one of coco, results"),
+        ("yolo", {"polygons": True}, "polygons is for the format coco or cvat, not yolo"),
         ("png", {"merge": tmp_path / "x"}, "the option merge is for the format coco"),
         (
             "png",
             {"tolerance": 2.0},
-            "tolerance is for the format coco or yolo or labelstudio",
+            "tolerance is for the format coco or yolo or labelstudio or cvat or labelme",
         ),
+        ("cvat", {"tolerance": 2.0}, "the tolerance 2 is for polygons; give --polygons"),
         ("coco", {"tolerance": 2.0}, "the tolerance 2 is for polygons; give --polygons"),
         ("coco", {"polygons": True, "tolerance": -2.0}, "must be 0 pixels or more, but got -2.0"),
         ("coco", {"image_prefix": "x"}, "image_prefix is for the format labelstudio"),
-        ("png", {"images": "copy"}, "the option images is for the format yolo, not png"),
-        ("coco", {"val_share": 0.2}, "the option val_share is for the format yolo, not coco"),
+        ("png", {"images": "copy"}, "images is for the format yolo or labelme or voc, not png"),
+        ("coco", {"val_share": 0.2}, "val_share is for the format yolo or voc, not coco"),
         (CocoExporter(), {"polygons": True}, "polygons: an exporter object has its options"),
     ):
         with pytest.raises(ConfigError, match=message):
