@@ -829,7 +829,7 @@ EXPORT = [
         ("VOC: 255 objects", "len(masks) > MOST", "len(masks) > MOST + 1"),
         ("VOC: other suffixes untold", "others += self.images", "others *= self.images"),
         ("VOC: always segmented", "int(bool(masks))", "1"),
-        ("VOC: no background among the labels", '("background", *(c', "(*(c"),
+        ("VOC: no background among the labels", '("background", *(c', '("", *(c'),
     ),
     *faults(
         "export/labelme.py",

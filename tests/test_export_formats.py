@@ -14,12 +14,13 @@ from PIL import ImageDraw
 from pycocotools import mask as mask_utils
 from torchvision.datasets import Cityscapes, VOCDetection, VOCSegmentation
 
+from clip2sam.cli.dataset import FOLDER_FORMATS
 from clip2sam.coco.rle import decode_rle, encode_mask
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.palette import colour
 from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.errors import CocoError, ConfigError, ImageError
-from clip2sam.export import exporter_for
+from clip2sam.export import EXPORTERS, exporter_for
 from clip2sam.export.splits import split_of
 from clip2sam.export.voc import voc_colours
 from clip2sam.export.xml_text import xml_text
@@ -89,6 +90,13 @@ def test_the_same_records_give_the_same_bytes(tmp_path, name):
         files = sorted(p for p in place.parent.rglob("*") if p.is_file())
         written.append([(p.relative_to(place.parent), p.read_bytes()) for p in files])
     assert written[0] == written[1] != []
+
+
+@pytest.mark.filterwarnings("ignore:none of 1 images is in val")
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_the_command_knows_which_formats_are_folders(tmp_path, name):
+    exporter_for(name).write([RECORDS[-1]], CLASSES, tmp_path / "out")
+    assert (tmp_path / "out").is_dir() == (name in FOLDER_FORMATS)
 
 
 def test_xml_holds_every_text():

@@ -1,6 +1,7 @@
 """A run's journal decided anew: which masks are kept, what is counted, and what is written."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -505,6 +506,23 @@ def test_yolo_of_a_source_of_ones_own_needs_images_none(make_run, tmp_path):
     with pytest.raises(ConfigError, match=r"images 'copy' needs the folder .* give --images none"):
         export_run(run.path, tmp_path / "yolo", "yolo")
     export_run(run.path, tmp_path / "yolo", "yolo", images="none", val_share=0.5)
+
+
+def test_labelme_and_voc_know_the_images_of_the_run(make_run, tmp_path):
+    run = make_run()
+    path = tmp_path / "images" / "a.png"
+    path.write_bytes(b"pixels")
+    export_run(run.path, tmp_path / "out", "labelme")
+    document = json.loads((tmp_path / "out" / "a.json").read_bytes())
+    assert document["imagePath"] == "../images/a.png", "none is copied unless told"
+    with pytest.raises(ImageError, match=r"ü\.png: the image is not in"):
+        export_run(run.path, tmp_path / "voc", "voc", images="link")
+    assert os.path.samefile(path, tmp_path / "voc" / "JPEGImages" / "a.png")
+    manifest = json.loads((run.path / "manifest.json").read_bytes())
+    (run.path / "manifest.json").write_text(json.dumps({**manifest, "root": None, "kind": None}))
+    export_run(run.path, tmp_path / "out", "labelme")
+    document = json.loads((tmp_path / "out" / "a.json").read_bytes())
+    assert document["imagePath"] == "a.png"
 
 
 def test_a_run_can_be_exported_while_it_is_at_work(make_run, tmp_path):
