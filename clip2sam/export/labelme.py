@@ -75,7 +75,7 @@ class LabelMeExporter:
         ious = array("d")
         placing, names = self._placing, FileNames()
         for record in records:
-            shapes = []
+            shapes: list[dict[str, Any]] = []
             for number, mask in enumerate(checked_masks(record, classes), 1):
                 outline = outline_of(mask.annotation.rle, self.tolerance)
                 ious.append(outline.iou)
@@ -84,7 +84,7 @@ class LabelMeExporter:
             suffix = placing.suffix(record.file_name, data)
             stem = names.stem(record.file_name, max(".json", suffix, key=len))
             path = output / f"{stem}.json"
-            document = {
+            document: dict[str, Any] = {
                 "version": VERSION,
                 "flags": {},
                 "shapes": shapes,
