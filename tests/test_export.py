@@ -38,7 +38,8 @@ from clip2sam.export.coco import CocoExporter
 from clip2sam.export.label_studio import LabelStudioExporter
 from clip2sam.export.png import PngExporter
 from clip2sam.export.results import ResultsExporter
-from clip2sam.export.yolo import YoloExporter, split_of
+from clip2sam.export.splits import split_of
+from clip2sam.export.yolo import YoloExporter
 
 # pycocotools' arrays, under numpy 2
 pytestmark = pytest.mark.filterwarnings(
