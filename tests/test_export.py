@@ -38,7 +38,8 @@ from clip2sam.export.coco import CocoExporter
 from clip2sam.export.label_studio import LabelStudioExporter
 from clip2sam.export.png import PngExporter
 from clip2sam.export.results import ResultsExporter
-from clip2sam.export.yolo import YoloExporter, split_of
+from clip2sam.export.splits import split_of
+from clip2sam.export.yolo import YoloExporter
 
 # pycocotools' arrays, under numpy 2
 pytestmark = pytest.mark.filterwarnings(
@@ -94,7 +95,8 @@ def test_every_named_exporter_is_one_and_an_object_of_ones_own_too():
 
     for made in (*(exporter_for(name) for name in EXPORTERS), Names()):
         assert isinstance(made, Exporter)
-    assert list(EXPORTERS) == ["coco", "results", "yolo", "labelstudio", "png", "parquet", "jsonl"]
+    labels = ["coco", "results", "yolo", "labelstudio", "cvat", "labelme", "voc", "cityscapes"]
+    assert list(EXPORTERS) == [*labels, "png", "parquet", "jsonl"]
     assert exporter_for("coco", polygons=True, merge=None) == CocoExporter(polygons=True)
     assert exporter_for("yolo", merge=None) == YoloExporter(), "None: not given"
 
@@ -102,8 +104,8 @@ def test_every_named_exporter_is_one_and_an_object_of_ones_own_too():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("voc", {}, "no format is called 'voc'; choose one of coco, results, yolo, "),
-        ("yolo", {"polygons": True}, "the option polygons is for the format coco, not yolo; leave"),
+        ("pascal", {}, "no format is called 'pascal'; choose one of coco, results, yolo, "),
+        ("yolo", {"polygons": True}, "polygons is for the format coco or cvat, not yolo; leave"),
         ("png", {"merge": "x"}, "the option merge is for the format coco, not png"),
         ("coco", {"image_prefix": "x"}, "image_prefix is for the format labelstudio, not coco"),
         ("coco", {"scale": 2}, r"scale is for the format \(none\), not coco"),
@@ -118,7 +120,8 @@ def test_neither_torch_nor_matplotlib_is_loaded_for_data_coco_and_export():
     rooms = (
         "data.images data.labels data.sources data.files data.records data.presence data.palette "
         "coco.rle coco.polygons coco.document coco.write coco.validate "
-        "export export.coco export.results export.yolo export.label_studio export.png"
+        "export export.coco export.results export.yolo export.label_studio export.png export.voc "
+        "export.cvat export.labelme export.cityscapes"
     )
     program = (
         "import sys, importlib\n"
@@ -178,12 +181,12 @@ def test_polygons_have_few_corners_and_say_how_well_they_fit(tmp_path, name):
         assert (fit.median, fit.poor) == (1.0, 0), "the squares"
 
 
-@pytest.mark.parametrize("name", ["coco", "results", "png"])
+@pytest.mark.parametrize("name", ["coco", "results", "cvat", "voc", "png"])
 def test_without_polygons_there_is_no_fit(tmp_path, name):
     assert exporter_for(name).write(iter(ROUND), CLASSES, tmp_path / "out") is None
 
 
-@pytest.mark.parametrize("name", ["yolo", "labelstudio"])
+@pytest.mark.parametrize("name", ["yolo", "labelstudio", "labelme"])
 def test_a_tolerance_below_0_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match=r"the tolerance must be 0 pixels or more, but got -1.0"):
         exporter_for(name, tolerance=-1.0).write(ROUND, CLASSES, tmp_path / "out")
@@ -247,7 +250,7 @@ def test_few_records_are_in_memory_at_a_time(tmp_path, monkeypatch):
         assert len(alive) == 0
 
 
-@pytest.mark.parametrize("name", ["coco", "results", "labelstudio"])
+@pytest.mark.parametrize("name", ["coco", "results", "labelstudio", "cvat"])
 def test_what_ends_the_records_leaves_the_old_file(tmp_path, name):
     path = tmp_path / "out.json"
     path.write_text("the old one")
@@ -737,7 +740,9 @@ def test_names_too_long_by_their_bytes_cost_nothing(tmp_path, exporter, place, e
 
 
 @pytest.mark.parametrize("name", ["../a.png", "sub/../../a.png", "/tmp/a.png"])
-@pytest.mark.parametrize("exporter", [YoloExporter(), PngExporter()])
+@pytest.mark.parametrize(
+    "exporter", [exporter_for(n) for n in ("yolo", "png", "voc", "labelme", "cityscapes")]
+)
 def test_no_name_leads_out_of_the_output(tmp_path, exporter, name):
     record = replace(RECORDS[0], file_name=name)
     with pytest.raises(CocoError, match=r"a\.png: expected a path below the dataset's root, so"):

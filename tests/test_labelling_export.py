@@ -1,6 +1,7 @@
 """A run's journal decided anew: which masks are kept, what is counted, and what is written."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -507,6 +508,23 @@ def test_yolo_of_a_source_of_ones_own_needs_images_none(make_run, tmp_path):
     export_run(run.path, tmp_path / "yolo", "yolo", images="none", val_share=0.5)
 
 
+def test_labelme_and_voc_know_the_images_of_the_run(make_run, tmp_path):
+    run = make_run()
+    path = tmp_path / "images" / "a.png"
+    path.write_bytes(b"pixels")
+    export_run(run.path, tmp_path / "out", "labelme")
+    document = json.loads((tmp_path / "out" / "a.json").read_bytes())
+    assert document["imagePath"] == "../images/a.png", "none is copied unless told"
+    with pytest.raises(ImageError, match=r"ü\.png: the image is not in"):
+        export_run(run.path, tmp_path / "voc", "voc", images="link")
+    assert os.path.samefile(path, tmp_path / "voc" / "JPEGImages" / "a.png")
+    manifest = json.loads((run.path / "manifest.json").read_bytes())
+    (run.path / "manifest.json").write_text(json.dumps({**manifest, "root": None, "kind": None}))
+    export_run(run.path, tmp_path / "out", "labelme")
+    document = json.loads((tmp_path / "out" / "a.json").read_bytes())
+    assert document["imagePath"] == "a.png"
+
+
 def test_a_run_can_be_exported_while_it_is_at_work(make_run, tmp_path):
     run = make_run()
     data = run.journal.read_bytes()
@@ -539,19 +557,20 @@ def test_lines_that_are_passed_over_are_counted_and_if_that_is_all_it_fails(make
 def test_what_export_can_not_do_is_refused(make_run, tmp_path):
     run = make_run()
     for exporter, options, message in (
-        ("voc", {}, "no format is called 'voc'; choose one of coco, results"),
-        ("yolo", {"polygons": True}, "the option polygons is for the format coco, not yolo"),
+        ("pascal", {}, "no format is called 'pascal'; choose one of coco, results"),
+        ("yolo", {"polygons": True}, "polygons is for the format coco or cvat, not yolo"),
         ("png", {"merge": tmp_path / "x"}, "the option merge is for the format coco"),
         (
             "png",
             {"tolerance": 2.0},
-            "tolerance is for the format coco or yolo or labelstudio",
+            "tolerance is for the format coco or yolo or labelstudio or cvat or labelme",
         ),
+        ("cvat", {"tolerance": 2.0}, "the tolerance 2 is for polygons; give --polygons"),
         ("coco", {"tolerance": 2.0}, "the tolerance 2 is for polygons; give --polygons"),
         ("coco", {"polygons": True, "tolerance": -2.0}, "must be 0 pixels or more, but got -2.0"),
         ("coco", {"image_prefix": "x"}, "image_prefix is for the format labelstudio"),
-        ("png", {"images": "copy"}, "the option images is for the format yolo, not png"),
-        ("coco", {"val_share": 0.2}, "the option val_share is for the format yolo, not coco"),
+        ("png", {"images": "copy"}, "images is for the format yolo or labelme or voc, not png"),
+        ("coco", {"val_share": 0.2}, "val_share is for the format yolo or voc, not coco"),
         (CocoExporter(), {"polygons": True}, "polygons: an exporter object has its options"),
     ):
         with pytest.raises(ConfigError, match=message):

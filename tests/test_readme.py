@@ -73,7 +73,8 @@ def test_the_functions_below_the_stages():
 
 def test_every_command_and_option_that_is_named_exists():
     """Also in the blocks that need files or weights which aren't here."""
-    documents = ("README.md", "CONTRIBUTING.md", "docs/other_tools.md", "docs/methods.md")
+    pages = ("other_tools", "methods", "formats")
+    documents = ("README.md", "CONTRIBUTING.md", *(f"docs/{page}.md" for page in pages))
     text = "\n".join((ROOT / name).read_text(encoding="utf-8") for name in documents)
     text = text.replace("\\\n", " ")  # lines that continue
     lines = [line for line in text.splitlines() if re.match(r" {0,4}clip2sam \w", line)]

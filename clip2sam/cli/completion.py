@@ -19,7 +19,13 @@ PRESETS = (
 presets = _any_of(PRESETS)
 devices = _any_of(("auto", "cpu", "cuda", "mps"))
 precisions = _any_of(("fp32", "bf16", "fp16"))
-formats = _any_of(("coco", "results", "yolo", "labelstudio", "png", "parquet", "jsonl"))
+FORMATS = (
+    *("coco", "results", "yolo", "labelstudio", "cvat", "labelme", "voc", "cityscapes"),
+    *("png", "parquet", "jsonl"),
+)
+"""The names of `clip2sam.export.EXPORTERS`."""
+
+formats = _any_of(FORMATS)
 run_formats = _any_of(("coco", "parquet", "jsonl"))
 
 

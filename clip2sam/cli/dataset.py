@@ -17,7 +17,6 @@ from clip2sam.cli.options import (
     Compile,
     Method,
     MinShare,
-    Polygons,
     Root,
     Source,
     Tolerance,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 CHANGED = ("again", "refuse")
 """`clip2sam.labelling.changes.Changed`, which is slow to import."""
 
-FOLDER_FORMATS = ("yolo", "png")
+FOLDER_FORMATS = ("yolo", "labelme", "voc", "cityscapes", "png")
 """The formats of `export` that write a folder."""
 
 
@@ -261,12 +260,12 @@ def export(
     ],
     output: Annotated[
         Path,
-        output_option("A folder (yolo, png) or a file (the other formats)."),
+        output_option("A folder (yolo, labelme, voc, cityscapes, png) or a file (the others)."),
     ],
     format: Annotated[
         str,
         text_option(
-            "coco, results, yolo, labelstudio, png, parquet or jsonl.",
+            f"{', '.join(completion.FORMATS[:-1])} or {completion.FORMATS[-1]}.",
             "NAME",
             completed=completion.formats,
         ),
@@ -315,7 +314,9 @@ def export(
             SETTINGS,
         ),
     ] = "keep",
-    polygons: Polygons = False,
+    polygons: Annotated[
+        bool, flag("--polygons", "coco, cvat: write polygons instead of RLE.")
+    ] = False,
     tolerance: Tolerance = None,
     merge: Annotated[
         Path | None, path_option("coco: add to this file's rows, which stay as they are.")
@@ -329,11 +330,15 @@ def export(
     ] = None,
     images: Annotated[
         str | None,
-        text_option("yolo: copy, link (hard links) or none; else copy.", "copy|link|none"),
+        text_option(
+            "yolo, voc, labelme: copy, link (hard links) or none; else copy for yolo, none for the "
+            "others.",
+            "copy|link|none",
+        ),
     ] = None,
     val_share: Annotated[
         float | None,
-        number_option("yolo: share of the images for validation, chosen by name; else 0.1."),
+        number_option("yolo, voc: share of the images for validation, chosen by name; else 0.1."),
     ] = None,
 ) -> None:
     """Decide a run's masks again, also by other thresholds, and write them. Needs no model.

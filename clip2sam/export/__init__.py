@@ -12,12 +12,16 @@ from clip2sam.coco.outlines import Fit
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
 from clip2sam.errors import ConfigError
+from clip2sam.export.cityscapes import CityscapesExporter
 from clip2sam.export.coco import CocoExporter
+from clip2sam.export.cvat import CvatExporter
 from clip2sam.export.jsonl import JsonLinesExporter
 from clip2sam.export.label_studio import LabelStudioExporter
+from clip2sam.export.labelme import LabelMeExporter
 from clip2sam.export.parquet import ParquetExporter
 from clip2sam.export.png import PngExporter
 from clip2sam.export.results import ResultsExporter
+from clip2sam.export.voc import VocExporter
 from clip2sam.export.yolo import YoloExporter
 
 
@@ -49,6 +53,10 @@ EXPORTERS: dict[str, Callable[..., Exporter]] = {
     "results": ResultsExporter,
     "yolo": YoloExporter,
     "labelstudio": LabelStudioExporter,
+    "cvat": CvatExporter,
+    "labelme": LabelMeExporter,
+    "voc": VocExporter,
+    "cityscapes": CityscapesExporter,
     "png": PngExporter,
     "parquet": ParquetExporter,
     "jsonl": JsonLinesExporter,

@@ -10,12 +10,12 @@ from jaxtyping import UInt8, UInt16
 from PIL import Image as PILImage
 
 from clip2sam.coco.document import checked_masks
-from clip2sam.coco.rle import decode_rle
 from clip2sam.data.files import write_atomically
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.palette import colour
 from clip2sam.data.records import ImageRecord
 from clip2sam.export.names import FileNames
+from clip2sam.export.painting import painted
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ class PngExporter:
         file_names = FileNames()
         for record in records:
             path = file_names.path(output, record.file_name, ".png")
-            write_atomically(path, index_png(_class_numbers(record, classes), len(classes)))
+            masks = list(checked_masks(record, classes))
+            numbers = np.array([0, *(mask.number for mask in masks)], np.uint16)
+            index = numbers[painted(record.size, masks)]
+            write_atomically(path, index_png(index, len(classes)))
         names = "".join(f"{i} {c.name}\n" for i, c in enumerate(classes, 1))
         write_atomically(output / "classes.txt", names.encode())
         file_names.write_list(output)
@@ -66,13 +69,3 @@ def class_colours(classes: int) -> UInt8[np.ndarray, "numbers 3"]:
     """The colour of each class number, RGB; black for 0, background."""
     colours = np.array([(0, 0, 0), *(colour(i) for i in range(classes))])
     return np.rint(255 * colours).astype(np.uint8)
-
-
-def _class_numbers(
-    record: ImageRecord, classes: Sequence[LabelClass]
-) -> UInt16[np.ndarray, "height width"]:
-    """The class of each pixel; 0: none."""
-    index = np.zeros(record.size, np.uint16)
-    for mask in sorted(checked_masks(record, classes), key=lambda m: m.annotation.score):
-        index[decode_rle(mask.annotation.rle)] = mask.number
-    return index

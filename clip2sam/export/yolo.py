@@ -3,7 +3,6 @@
 Source of the format: https://docs.ultralytics.com/datasets/segment/
 """
 
-import hashlib
 import os
 import warnings
 from array import array
@@ -18,15 +17,12 @@ from clip2sam.coco.document import CheckedMask, checked_masks
 from clip2sam.coco.outlines import TOLERANCE, Fit, Outline, fit_of, outline_of
 from clip2sam.coco.polygons import joined_polygons
 from clip2sam.data.files import output_errors, write_atomically
-from clip2sam.data.images import suffix_of
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
-from clip2sam.errors import ConfigError
 from clip2sam.export.names import FileNames
-from clip2sam.export.placing import place_image
+from clip2sam.export.placing import Placing
+from clip2sam.export.splits import SPLITS, check_share, split_of
 
-IMAGES = ("copy", "link", "none")
-SPLITS = ("train", "val")
 READ = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """The suffixes of ours that ultralytics reads, in lower case."""
 
@@ -47,36 +43,23 @@ class YoloExporter:
     """
 
     images: str = "none"
-    """How images are put beside their label files: "copy", "link" (hard links, which stay good
-    wherever the images or the dataset are moved), or "none": not at all."""
+    """How images are put beside their label files, see `Placing`."""
     root: str | os.PathLike[str] | None = None
     """The folder that the records' names are relative to. Nothing is written there."""
     val_share: float = 0.1
-    """The share of the images in `val`, 0 or more and below 1. Where an image belongs depends on
-    its name alone: others that come later don't change it."""
+    """The share of the images in `val`, 0 or more and below 1, see `split_of`."""
     tolerance: float = TOLERANCE
     """Of the polygons, in pixels, see `outline_of`; 0: exact."""
     read: Callable[[str], bytes] | None = None
-    """In place of a root, for images that are no files: from a record's name to the encoded bytes.
-    A name without a suffix gets that of its image's format."""
+    """In place of a root, for images that are no files, see `Placing`."""
 
     def __post_init__(self) -> None:
-        if self.images not in IMAGES:
-            raise ConfigError(f"images must be one of {', '.join(IMAGES)}, but got {self.images!r}")
-        if self.images == "link" and self.read is not None:
-            raise ConfigError(
-                "images 'link' needs files, but the images are in other ones or at addresses; give "
-                '--images copy (images="copy")'
-            )
-        if self.images != "none" and self.root is None and self.read is None:
-            raise ConfigError(
-                f"images {self.images!r} needs the folder that they are in, but root is None; "
-                'give --images none (images="none")'
-            )
-        if not 0 <= self.val_share < 1:
-            raise ConfigError(
-                f"val_share must be 0 or more and below 1, but got {self.val_share}; give 0.1"
-            )
+        _ = self._placing
+        check_share(self.val_share)
+
+    @property
+    def _placing(self) -> Placing:
+        return Placing(self.images, self.root, self.read)
 
     def write(
         self, records: Iterable[ImageRecord], classes: Sequence[LabelClass], output: Path
@@ -93,7 +76,7 @@ class YoloExporter:
             ImageError: an image is not there any more.
             OutputError: a file can't be written.
         """
-        ious = array("d")
+        ious, placing = array("d"), self._placing
         names, counts, unread = FileNames(reserved=("images",)), Counter[str](), 0
         for record in records:
             text = ""
@@ -101,13 +84,14 @@ class YoloExporter:
                 outline = outline_of(mask.annotation.rle, self.tolerance)
                 ious.append(outline.iou)
                 text += _line(mask, outline, *record.size)
-            data = self._bytes_of(record.file_name)
-            suffix = os.path.splitext(record.file_name)[1] or suffix_of(data or b"")
+            data = placing.data(record.file_name)
+            suffix = placing.suffix(record.file_name, data)
             stem = names.stem(record.file_name, max(".txt", suffix, key=len))
             split = split_of(record.file_name, self.val_share)
             self._write_labels(text, output, split, stem)
             if self.images != "none":
-                self._write_image(record.file_name, data, output, split, stem + suffix)
+                self._remove_old(output / "images", split, stem + suffix)
+                placing.put(record.file_name, data, output / "images" / split / (stem + suffix))
             counts[split] += 1
             unread += suffix.lower() not in READ
         _write_yaml(output, classes, has_val=counts["val"] > 0)
@@ -124,35 +108,15 @@ class YoloExporter:
             )
         return fit_of(ious)
 
-    def _bytes_of(self, name: str) -> bytes | None:
-        """What is written as an image's file; None if it is placed, or left out."""
-        return None if self.images == "none" or self.read is None else self.read(name)
-
     def _write_labels(self, text: str, output: Path, split: str, stem: str) -> None:
         self._remove_old(output / "labels", split, f"{stem}.txt")
         write_atomically(output / "labels" / split / f"{stem}.txt", text.encode())
-
-    def _write_image(
-        self, name: str, data: bytes | None, output: Path, split: str, file: str
-    ) -> None:
-        self._remove_old(output / "images", split, file)
-        target = output / "images" / split / file
-        if data is not None:
-            write_atomically(target, data)
-        elif self.root is not None:
-            place_image(self.root, name, target, link=self.images == "link")
 
     def _remove_old(self, folder: Path, split: str, file: str) -> None:
         """An earlier export may have had the image in the other split."""
         (other,) = {*SPLITS} - {split}
         with output_errors(folder / other / file):
             (folder / other / file).unlink(missing_ok=True)
-
-
-def split_of(name: str, val_share: float) -> str:
-    """Whether an image is in "train" or "val". With a larger share, those in val stay there."""
-    digest = hashlib.sha256(os.fsencode(name)).digest()
-    return "val" if int.from_bytes(digest[:6]) < val_share * 2**48 else "train"
 
 
 def _write_yaml(output: Path, classes: Sequence[LabelClass], *, has_val: bool) -> None:

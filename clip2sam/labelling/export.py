@@ -36,18 +36,18 @@ def export_run(
 
     Args:
         run: the output folder of `label_dataset`. It is only read, so the run may be at work.
-        output: a file (coco, results, labelstudio, parquet, jsonl; the last two also write
-            images.NAME beside it) or a folder (yolo, png).
-        exporter: coco, results, yolo, labelstudio, png, parquet, jsonl, or an `Exporter` of your
-            own.
+        output: a file (coco, results, labelstudio, cvat, parquet, jsonl; the last two also write
+            images.NAME beside it) or a folder (yolo, labelme, voc, cityscapes, png).
+        exporter: one of `clip2sam.export.EXPORTERS`, or an `Exporter` of your own.
         decision: which masks are kept; by default those that the run itself decided to keep.
-        polygons: for coco: polygons instead of RLE.
-        tolerance: of polygons (coco, yolo, labelstudio), in pixels, see `clip2sam.coco.outlines`:
-            by default 1; 0: exact.
+        polygons: for coco and cvat: polygons instead of RLE.
+        tolerance: of polygons (coco, yolo, labelstudio, cvat, labelme), in pixels, see
+            `clip2sam.coco.outlines`: by default 1; 0: exact.
         merge: for coco: a file to which is added; its own rows stay as they are.
         image_prefix: for labelstudio: what stands in front of an image's name.
-        images: for yolo: "copy" (the default), "link" (hard links) or "none".
-        val_share: for yolo: the share of the images that are for validation; by default 0.1.
+        images: for yolo, voc and labelme: "copy" (the default of yolo), "link" (hard links) or
+            "none" (that of the others).
+        val_share: for yolo and voc: the share of the images for validation; by default 0.1.
         on_image: called for each image of the journal with the number done, and of how many.
 
     Returns:
@@ -57,7 +57,7 @@ def export_run(
         ConfigError: an unknown format, an option of another one, an output that would overwrite
             the run or its images, thresholds that the journal has no masks for, or the format
             parquet without pyarrow.
-        ImageError: for yolo: an image is not there any more.
+        ImageError: for yolo, voc and labelme: an image is not there any more.
         RunError: the folder is no run, or one of another version, or no line of its journal can be
             read. Where some can't, a `UserWarning` says how many were passed over.
         CocoError: the file to merge with can't be used.
@@ -73,7 +73,7 @@ def export_run(
     }
     given = {name: value for name, value in options.items() if value is not None}
     content, target = open_content(Path(run)), Path(output)
-    if exporter == "coco":
+    if exporter in ("coco", "cvat"):
         tolerance_of(tolerance, polygons=polygons or merge is not None)
     if isinstance(exporter, str):
         exporter = exporter_for(exporter, **{**_of_run(content.run, exporter, decision), **given})
@@ -91,11 +91,12 @@ def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[st
     """What an exporter is told of a run."""
     if exporter in ("coco", "parquet"):
         return {"info": run_info(run, decision)}
-    if exporter != "yolo":
+    if exporter not in ("yolo", "voc", "labelme"):
         return {}
+    usual = {"images": "copy"} if exporter == "yolo" else {}
     if run.kind == "files" or run.source is None:
-        return {"images": "copy", "root": run.root}
-    return {"images": "copy", "read": run.source.read}
+        return {**usual, "root": run.root}
+    return {**usual, "read": run.source.read}
 
 
 def _check_lines(run: RunFolder, index: Index) -> None:
