@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 
 import open_clip  # noqa: F401 (what is imported behind the hook is compiled anew in each process)
 import pytest
@@ -40,10 +41,9 @@ def _own_folder(tmp_path_factory) -> Iterator[None]:
 def _decoding_here() -> Iterator[None]:
     """Runs start no processes to decode images: they'd take more time than all else. Those who
     ask for `decode_workers` have them."""
-    from tests.labelling_fakes import Here
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clip2sam.labelling.run.DecodeWorker", Here)
+        fakes = import_module("tests.labelling_fakes")  # behind the hook
+        patch.setattr("clip2sam.labelling.run.DecodeWorker", fakes.Here)
         yield
 
 

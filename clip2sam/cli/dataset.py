@@ -243,7 +243,7 @@ def merge(
         )
     shard = begun_shard(open_plan(run))
     assert shard is not None  # all have begun
-    print_summary(out, summary, shard.classes, quiet=quiet, as_json=json)
+    print_summary(out, summary, shard.classes, quiet=quiet, as_json=json, merged=True)
     if not quiet and not json:
         out.print(Text(f"wrote {', '.join(str(run / FILES[name][0]) for name in formats)}"))
     raise typer.Exit(1 if summary.failed else 0)

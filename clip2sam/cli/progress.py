@@ -146,17 +146,19 @@ def print_summary(
     *,
     quiet: bool = False,
     as_json: bool = False,
+    merged: bool = False,
 ) -> None:
     """Print a run's summary: a table, or one line of JSON. That labels are unknown is said even
     when quiet.
 
     Args:
         classes: the run's, whose places in a caption the table has.
+        merged: it is that of shards put together, which labels nothing itself.
     """
     if as_json:
         _print_json(out, as_row(summary))
     elif not quiet:
-        _print_table(out, summary, classes)
+        _print_table(out, summary, classes, _work(summary, merged))
     print_unknown(summary.unknown_labels)
 
 
@@ -178,9 +180,9 @@ def _first_line(counts: StartCounts) -> str:
     )
 
 
-def _work(summary: Summary) -> str:
+def _work(summary: Summary, merged: bool) -> str:
     """How many images this start labelled, and all starts together where there were others."""
-    if not summary.labelled_now:
+    if merged:
         return f"{summary.labelled} labelled, in {summary.seconds:.1f} s"
     now = f"{summary.labelled_now} labelled now, in {summary.seconds_now:.1f} s"
     if summary.labelled == summary.labelled_now:
@@ -188,7 +190,7 @@ def _work(summary: Summary) -> str:
     return f"{now}; {summary.labelled} by all starts, in {summary.seconds:.1f} s"
 
 
-def _print_table(out: Console, summary: Summary, classes: Sequence[LabelClass]) -> None:
+def _print_table(out: Console, summary: Summary, classes: Sequence[LabelClass], work: str) -> None:
     table = Table("class", "threshold", "images", "masks", "mean score")
     for found, c in zip(summary.classes, classes, strict=True):
         threshold = "none" if found.threshold is None else f"{found.threshold:g}"
@@ -200,7 +202,7 @@ def _print_table(out: Console, summary: Summary, classes: Sequence[LabelClass]) 
         out.print(f"masks: {summary.masks_are}")
     out.print(
         f"{summary.listed} listed = {summary.done} done + {summary.empty} empty + "
-        f"{summary.failed} failed; {_work(summary)}, {summary.images_per_second:.2f} a second; the "
+        f"{summary.failed} failed; {work}, {summary.images_per_second:.2f} a second; the "
         "model waited "
         f"{summary.waited_for_images:.1%} for images, {summary.waited_for_writer:.1%} for the "
         "writer"
