@@ -34,6 +34,7 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("tiny",),
     ("models",),
     ("labelling",),
+    ("review",),
     ("cluster",),
     ("analysis",),
     ("cli",),
@@ -55,6 +56,7 @@ WITHOUT_TORCH = (
     "labelling.outputs",
     "labelling.summary",
     "labelling.export",
+    "review",
 )
 HEAVY = ("torch", "torchvision", "open_clip", "segment_anything", "matplotlib")
 
