@@ -4,7 +4,7 @@
 const PER_PAGE = 48;
 const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id);
-const seen = { shown: [], page: 0, at: 0, selected: null, drawing: 0 };
+const seen = { shown: [], page: 0, at: 0, opened: 0, selected: null, drawing: 0 };
 const hidden = new Set(); // classes
 let run, details;
 
@@ -58,7 +58,7 @@ function flat(value, place = "") {
 function labelTable() {
   const head = ["label", "text prompts", "threshold", "masks kept from"];
   const body = run.classes.map((one) => [
-    one.name, one.prompts.join("; ") || one.name,
+    one.name, one.prompts.join("; "),
     one.threshold === null ? "none" : String(one.threshold),
     one.floor === null ? "all" : one.floor.toPrecision(3),
   ]);
@@ -155,7 +155,7 @@ function picture(image) {
   if (image.note)
     return element("p", { class: "placeholder" },
       element("b", {}, image.state === 2 ? "failed" : "no picture"), " ", image.note);
-  const file = `report/pictures/${Math.floor(image.number / run.pictures)}/${image.number}.webp`;
+  const file = `report/pictures/${Math.floor(image.number / run.pictures)}/${image.number}.jpg`;
   return element("img", { src: file, alt: image.name, decoding: "async" });
 }
 
@@ -231,7 +231,7 @@ function focusCard() {
 // The large view
 
 async function open(at, selected) {
-  [seen.at, seen.selected] = [at, selected];
+  [seen.at, seen.opened, seen.selected] = [at, at, selected];
   if (!$("viewer").open) $("viewer").showModal();
   await showImage();
 }
@@ -267,7 +267,7 @@ function maskFacts(image, found) {
   const made = table([
     ["label", one.name], ["score", digits(mask.score)], ["share", digits(more.share)],
     ["presence", digits(image.presence[mask.label])], ["threshold", digits(one.threshold)],
-    ["text prompts", one.prompts.join("; ") || one.name],
+    ["text prompts", one.prompts.join("; ")],
     ["points", `${points.filter((k) => k === 1).length} positive, ${points.filter((k) => k === 0).length} negative`],
     ["kept", mask.kept ? "yes" : "no: below a threshold, or weak beside the label's best one"],
   ]);
@@ -361,7 +361,10 @@ function listen() {
     next: () => go(1), close: () => $("viewer").close(), "help-button": () => $("help").showModal(),
   };
   for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", act);
-  $("viewer").addEventListener("close", focusCard);
+  $("viewer").addEventListener("close", () => {
+    seen.at = seen.opened; // the browser has put the focus back on the image that was opened first
+    focusCard();
+  });
 }
 
 async function start() {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ from clip2sam.review.rows import about_run, detail_row, overview_row
 
 PAGE, FOLDER = "index.html", "report"
 """All that is written into the output folder."""
+BESIDE = ".report.tmp."
+"""The beginning of the name of a folder in which it grows."""
 MARK = "run.js"
 """In FOLDER: by it an earlier report is known."""
 
@@ -66,7 +69,9 @@ def write_report(
     _check_free(target)
     with output_errors(target):
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".report.") as beside:
+        for left in target.glob(f"{BESIDE}*"):  # by a process that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(dir=target, prefix=BESIDE) as beside:
             made = Path(beside, FOLDER)
             _write(content, made, on_image)
             if (target / FOLDER).exists():
@@ -136,7 +141,7 @@ def _chunks(content: Content, folder: Path) -> Iterator[tuple[list[Any], list[An
         place, source, record = job
         if record.state == "failed":  # not decoded again: it may have crashed its decoder
             return record.reason
-        path = folder / "pictures" / str(place // PICTURES) / f"{place}.webp"
+        path = folder / "pictures" / str(place // PICTURES) / f"{place}.jpg"
         try:
             data = picture(source, record, max_pixels)
         except ImageError as error:

@@ -11,11 +11,12 @@ from clip2sam.errors import Clip2SamError, ImageError, one_line
 
 SIDE = 320
 """Pixels of the longer side."""
-QUALITY = 75
+QUALITY = 80
+"""JPEG's. WebP would be a third smaller, and takes as long as all the rest together."""
 
 
 def picture(source: Source | None, record: ImageRecord, max_pixels: int) -> bytes:
-    """An image as a small WebP.
+    """An image as a small JPEG.
 
     Args:
         source: that of the image's run; None: of the user's own.
@@ -37,7 +38,7 @@ def picture(source: Source | None, record: ImageRecord, max_pixels: int) -> byte
             f"{now_high} x {now_wide}"
         )
     small = PIL.Image.fromarray(image.pixels)
-    small.thumbnail((SIDE, SIDE), reducing_gap=2.0)
+    small.thumbnail((SIDE, SIDE), PIL.Image.Resampling.BILINEAR, reducing_gap=2.0)
     file = io.BytesIO()
-    small.save(file, "WEBP", quality=QUALITY)
+    small.save(file, "JPEG", quality=QUALITY)
     return file.getvalue()

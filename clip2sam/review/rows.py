@@ -26,11 +26,9 @@ def about_run(run: RunFolder, listed: int, summary: Summary) -> dict[str, Any]:
         summary: of what is recorded.
     """
     counts = as_row(summary)
-    info = run_info(run)
-    prompts = info.get("prompts", {})
     classes = [
-        {**row, "floor": floor, "prompts": prompts.get(row["name"], [])}
-        for row, floor in zip(counts["classes"], run.floors, strict=True)
+        {**row, "floor": floor, "prompts": [p for part in one.parts for p in part.prompts]}
+        for row, floor, one in zip(counts["classes"], run.floors, run.classes, strict=True)
     ]
     recorded = summary.done + summary.empty + summary.failed
     own = ("prompts", "presence_thresholds")  # they are with the classes
@@ -45,7 +43,7 @@ def about_run(run: RunFolder, listed: int, summary: Summary) -> dict[str, Any]:
         "units": UNITS,
         "classes": classes,
         "unknown": list(summary.unknown_labels),
-        "asked": {key: value for key, value in info.items() if key not in own},
+        "asked": {key: value for key, value in run_info(run).items() if key not in own},
         "settings": {key: value for key, value in run.fingerprint.items() if key != "labels"},
     }
 
