@@ -30,7 +30,7 @@ def records():
     """Sixty images: two pages. The thresholds are .5 for cat and .3 for the other class."""
     big, small = box(0, 0, 40, 40), box(10, 10, 8, 8)
     special = [
-        record(1, "sure.png", (0.9, 0.0), found("cat", big), found("cat", small, 0.35, 0.8)),
+        record(1, "sure.png", (0.9, 0.0), found("cat", small, 0.35, 0.8), found("cat", big)),
         record(2, ODD, (0.1, 0.6), found(HTML, big, 0.7)),
         record(3, "above.png", (0.51, 0.0), found("cat", big, 0.6)),
         record(4, "below.png", (0.1, 0.295), found(HTML, big, 0.5)),
