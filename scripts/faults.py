@@ -1850,6 +1850,43 @@ CLUSTER = [
     ),
 ]
 
+REVIEW = [
+    *faults(
+        "review/rows.py",
+        "report",
+        ("all masks are kept", "int(id(a) in kept)", "1"),
+        ("points as they were", "[round(x * scale), round(y * scale), kind]", "[x, y, kind]"),
+        ("scaled by the height", "UNITS / max(*record.size, 1)", "UNITS / max(record.size[0], 1)"),
+        ("an outline of nothing", "if area_and_box(annotation.rle)[0] == 0:", "if False:"),
+        ("nothing is waiting", "listed - recorded", "0 * recorded"),
+        ("prompts are names", "[p for part in one.parts for p in part.prompts]", "[one.name]"),
+    ),
+    *faults(
+        "review/pictures.py",
+        "report",
+        ("a changed image is shown", "if image.size != record.size:", "if False:"),
+        ("an object is read again", "if source is None:", "if False:"),
+    ),
+    *faults(
+        "review/page.py",
+        "report",
+        ("output among the images", "    content.check_output(target)\n", ""),
+        ("a stranger's page is replaced", "    _check_free(target)\n", ""),
+        ("a tag in a script", '.replace("<", "\\\\u003c")', ""),
+        ("names beyond ASCII", "json.dumps(value, ", "json.dumps(value, ensure_ascii=False, "),
+        ("failed images are decoded", 'if record.state == "failed":  # not', "if False:  # not"),
+        ("details under a later number", '"details", done // DETAILS', '"details", done'),
+        ("the last overview is lost", "    if overview:\n", "    if False:\n"),
+        ("all records at once", "islice(jobs, DETAILS)", "islice(jobs, None)"),
+        ("pictures from one on", "number += len(chunk)", "number += len(chunk) + 1"),
+        (
+            "leftovers of a killed process stay",
+            "            shutil.rmtree(left)\n",
+            "            pass\n",
+        ),
+    ),
+]
+
 FAULTS = [
     *METHOD,
     *POINTS,
@@ -1862,4 +1899,5 @@ FAULTS = [
     *WHOLE,
     *SOURCES,
     *CLUSTER,
+    *REVIEW,
 ]

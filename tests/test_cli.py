@@ -524,6 +524,7 @@ def test_help_names_every_command_and_exit_code(run):
         "label",
         "export",
         "merge",
+        "report",
         "explain",
         "tune",
         "evaluate",

@@ -34,6 +34,7 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("tiny",),
     ("models",),
     ("labelling",),
+    ("review",),
     ("cluster",),
     ("analysis",),
     ("cli",),
@@ -56,6 +57,7 @@ WITHOUT_TORCH = (
     "labelling.summary",
     "labelling.export",
     "labelling.merge",
+    "review",
 )
 HEAVY = ("torch", "torchvision", "open_clip", "segment_anything", "matplotlib")
 

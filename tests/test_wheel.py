@@ -8,6 +8,8 @@ import pytest
 
 from tests.documents import ROOT
 
+SUFFIXES = (".py", ".html", ".css", ".js")
+
 pytest.importorskip("hatchling", reason="builds a wheel offline: pip install hatchling")
 
 
@@ -17,7 +19,8 @@ def test_a_wheel_is_typed_and_has_the_embedded_models(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "clip2sam").rglob("*.py")}
+    files = (p for p in (ROOT / "clip2sam").rglob("*") if p.suffix in SUFFIXES)
+    sources = {p.relative_to(ROOT).as_posix() for p in files}
     embedded = {f"clip2sam/embedded/tiny_{kind}.safetensors" for kind in ("clip", "sam")}
     wanted = sources | embedded | {"clip2sam/py.typed"}
     assert wanted <= names, wanted - names

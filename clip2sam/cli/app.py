@@ -27,6 +27,7 @@ from clip2sam.cli.demo import demo
 from clip2sam.cli.dense import dense
 from clip2sam.cli.doctor import doctor
 from clip2sam.cli.options import flag
+from clip2sam.cli.report import report
 from clip2sam.cli.segment import segment
 from clip2sam.errors import (
     Clip2SamError,
@@ -108,6 +109,7 @@ COMMANDS = (
     label,
     merge,
     export,
+    report,
     explain,
     tune,
     evaluate,

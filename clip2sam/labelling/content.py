@@ -36,15 +36,17 @@ class Content:
         Raises:
             RunError: a journal and its manifest don't belong together.
         """
+        for _, recorded in self.records_of_parts():
+            yield from recorded
+
+    def records_of_parts(self) -> Iterator[tuple[RunFolder, Iterator[ImageRecord]]]:
+        """The same, with each part's own run, which has the source of its images.
+
+        Raises:
+            RunError: as `records`.
+        """
         for run, index in self.parts():
-            keys = dict(zip(run.ids, run.keys, strict=True))
-            for record in read_records(run.journal, index, run.ids, run.class_names):
-                if record.file_name != keys[record.image_id]:
-                    raise RunError(
-                        f"{printable(run.journal)}: the journal's image {record.image_id} has "
-                        "another name than the manifest's; they belong to different runs"
-                    )
-                yield record
+            yield run, _records(run, index)
 
     def check_output(self, output: Path) -> None:
         """Refuse an output that would overwrite the run itself, or lie where its images are read.
@@ -58,6 +60,17 @@ class Content:
             raise ConfigError(
                 f"{printable(output)} lies among the run's own shards; give another output"
             )
+
+
+def _records(run: RunFolder, index: Index) -> Iterator[ImageRecord]:
+    keys = dict(zip(run.ids, run.keys, strict=True))
+    for record in read_records(run.journal, index, run.ids, run.class_names):
+        if record.file_name != keys[record.image_id]:
+            raise RunError(
+                f"{printable(run.journal)}: the journal's image {record.image_id} has "
+                "another name than the manifest's; they belong to different runs"
+            )
+        yield record
 
 
 def content_of(run: RunFolder, index: Index) -> Content:
