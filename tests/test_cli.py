@@ -594,7 +594,12 @@ def test_an_output_that_cannot_be_written_is_5_in_every_command(run, street, tmp
 def test_an_option_is_the_same_in_every_command():
     """Defined once; the commands differ only where the same word means something else."""
     own = {"--output", "--dataset", "--images", "images", "--format"}
-    own |= {"--method in evaluate", "--presence-threshold in export", "--max-objects in export"}
+    own |= {
+        "--json in merge",
+        "--method in evaluate",
+        "--presence-threshold in export",
+        "--max-objects in export",
+    }
     seen: dict[str, tuple[str, str, bool]] = {}
     for command_name, command in get_command(cli.app).commands.items():
         for option in command.params:
@@ -987,7 +992,7 @@ def test_label_and_export(run, street, tmp_path):
     assert "--class-threshold: expected NAME=SCORE, got 'heart'" in errors
     code, _, errors = run("export", "run", "--format", "yolo", "--polygons", "--output", "yolo")
     assert code == 2
-    assert "the option polygons is for the format coco, not yolo" in errors
+    assert "the option polygons is for the format coco or cvat, not yolo" in errors
     yolo = ("export", "run", "--format", "yolo", "--val-share", "0")
     assert run(*yolo, "--output", "yolo")[0] == 0
     assert (tmp_path / "yolo" / "images" / "train" / "a.png").exists()

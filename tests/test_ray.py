@@ -28,7 +28,7 @@ from clip2sam.labelling.lock import lock_run
 from clip2sam.labelling.merge import merge_run
 from clip2sam.labelling.plan import make_plan
 from clip2sam.labelling.run import label_dataset
-from tests.labelling_fakes import Noting, Threshold, small_segmenter, write_images
+from tests.labelling_fakes import Here, Noting, Threshold, small_segmenter, write_images
 
 LABELS = ["red", "green", "blue"]
 FILES = ("annotations.json", "results.json")
