@@ -327,7 +327,7 @@ def test_a_named_clip_in_the_command_line(monkeypatch):
 def test_a_run_with_a_named_clip_continues_with_its_preset(monkeypatch, tmp_path):
     (tmp_path / MANIFEST).touch()
     begun = SimpleNamespace(fingerprint={"preset": "vit-l with ViT-B-32:openai"})
-    monkeypatch.setattr("clip2sam.labelling.content.open_run", lambda _: begun)
+    monkeypatch.setattr("clip2sam.labelling.content.begun_run", lambda _: begun)
     assert chosen_preset(None, run=tmp_path) == "vit-l"
 
 
