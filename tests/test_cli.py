@@ -593,7 +593,12 @@ def test_an_output_that_cannot_be_written_is_5_in_every_command(run, street, tmp
 def test_an_option_is_the_same_in_every_command():
     """Defined once; the commands differ only where the same word means something else."""
     own = {"--output", "--dataset", "--images", "images", "--format"}
-    own |= {"--method in evaluate", "--presence-threshold in export", "--max-objects in export"}
+    own |= {
+        "--json in merge",
+        "--method in evaluate",
+        "--presence-threshold in export",
+        "--max-objects in export",
+    }
     seen: dict[str, tuple[str, str, bool]] = {}
     for command_name, command in get_command(cli.app).commands.items():
         for option in command.params:
