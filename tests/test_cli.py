@@ -596,6 +596,8 @@ def test_an_option_is_the_same_in_every_command():
     own = {"--output", "--dataset", "--images", "images", "--format"}
     own |= {
         "--json in merge",
+        "run",
+        "--polygons in export",
         "--method in evaluate",
         "--presence-threshold in export",
         "--max-objects in export",
