@@ -19,7 +19,7 @@ from tests.labelling_fakes import Here, Threshold, write_images
 from tests.review_runs import HTML, box, found, make_run, record
 
 ASSETS = ROOT / "clip2sam" / "review"
-ODD = f"{HTML}</script>\u2028.png"
+ODD = f"{HTML}</script>\u2028ü.png"
 
 RECORDS = (
     record(
