@@ -12,7 +12,7 @@ from clip2sam.errors import Clip2SamError, ImageError, one_line
 SIDE = 320
 """Pixels of the longer side."""
 QUALITY = 80
-"""JPEG's. WebP would be a third smaller, and takes as long as all the rest together."""
+"""JPEG's. WebP takes a third of the bytes, and nearly twice the time."""
 
 
 def picture(source: Source | None, record: ImageRecord, max_pixels: int) -> bytes:
