@@ -161,7 +161,8 @@ def test_how_many_workers_a_cluster_has_room_for():
         (1, 2, (), 1),
         (2400, 2, (), 12),
         (2400, 64, (), 64),
-        (100_000_000, 64, (), 2000),
+        (600, 2, (), 4),  # three of 200 would leave one worker with twice the work
+        (100_000_000, 64, (), 2048),
         (2400, 2, (1200, 1200), 2),
         (2400, 2, (100,) * 24, 12),
     ],

@@ -124,8 +124,8 @@ def label_with_ray(
         address: of the cluster; "auto": the one that this machine belongs to; None: what the
             environment variable RAY_ADDRESS says, else a Ray of its own is started here. If this
             process is connected to Ray already, that is used.
-        shards: how many parts the run is cut into when it begins; by default six for each worker,
-            of 200 to 50,000 images.
+        shards: how many parts the run is cut into when it begins; by default up to six for each
+            worker, of about 200 to 50,000 images.
         on_progress: called about twice a second, by each worker's report.
         on_publish: called for each image that is published, with the number done, and of how many.
         readers: processes that decode images, for each worker; by default one without a GPU, else
@@ -223,13 +223,14 @@ def _plan(
 
 
 def shards_for(images: int, workers: int, units: Sequence[int] = ()) -> int:
-    """Into how many shards a run is cut.
+    """Into how many shards a run is cut: as many for each worker, so that none is left to wait.
 
     Args:
         units: as for `clip2sam.labelling.plan.cut`: no more shards than these.
     """
     count = min(SHARDS_PER_WORKER * workers, images // LEAST)
-    count = max(count, -(-images // MOST), min(workers, images), 1)
+    count = max(count, -(-images // MOST), 1)
+    count = min(-(-count // workers) * workers, max(images, 1))
     return min(count, len(units) or count, MOST_SHARDS)
 
 
