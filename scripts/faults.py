@@ -791,7 +791,7 @@ EXPORT = [
         "export/png.py",
         "export",
         ("PNG: classes from 0", "*(mask.number for", "*(mask.number - 1 for"),
-        ("PNG: 256 classes in 8 bits", "if classes <= 255 else", "if classes <= 256 else"),
+        ("PNG: 256 classes in 8 bits", "if classes > 255:", "if classes > 256:"),
     ),
     *faults(
         "export/painting.py",
@@ -907,7 +907,7 @@ EXPORT = [
     *faults(
         "export/jsonl.py",
         "tables",
-        ("JSON lines: one too many", "count = 0", "count = 1"),
+        ("JSON lines: one too many", "len(masks)", "len(masks) + 1"),
         (
             "JSON lines: names the other file",
             "with atomic_file(images_beside(output)) as of_images, atomic_file(output) as file:",
@@ -937,7 +937,7 @@ EXPORT = [
         ),
         ("Parquet: rows twice", "            self._packed = []\n", "            pass\n"),
         ("Parquet: without pyarrow", 'if find_spec("pyarrow") is None:', "if False:"),
-        ("Parquet: an image has no rows", "count += 1", "count += 0"),
+        ("Parquet: an image has no rows", "len(masks)", "0"),
     ),
     *faults(
         "labelling/run.py",

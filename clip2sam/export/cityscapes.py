@@ -3,22 +3,20 @@
 Source of the format: https://github.com/mcordts/cityscapesScripts
 """
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image as PILImage
 
-from clip2sam.coco.document import CheckedMask, checked_masks
+from clip2sam.coco.document import CheckedMask, checked_records
 from clip2sam.data.files import as_json, write_atomically
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
 from clip2sam.errors import CocoError, ConfigError
 from clip2sam.export.names import FileNames
-from clip2sam.export.painting import painted
+from clip2sam.export.painting import painted, png_of
 from clip2sam.export.png import class_colours
 
 MOST_CLASSES = 64
@@ -60,8 +58,7 @@ class CityscapesExporter:
             )
         names = FileNames()
         colours = np.pad(class_colours(len(classes)), ((0, 0), (0, 1)), constant_values=255)
-        for record in records:
-            masks = list(checked_masks(record, classes))
+        for record, masks in checked_records(records, classes):
             ids = np.array([0, *_object_ids(record, masks)])[painted(record.size, masks)]
             of_class = (ids // 1000).astype(np.uint8)
             stem = names.stem(record.file_name, "_gtFine_instanceIds.png", drop=IMAGE_ENDING)
@@ -70,7 +67,7 @@ class CityscapesExporter:
                 ("instanceIds", ids.astype(np.uint16)),
                 ("color", colours[of_class]),
             ):
-                write_atomically(output / f"{stem}_gtFine_{kind}.png", _png(pixels))
+                write_atomically(output / f"{stem}_gtFine_{kind}.png", png_of(pixels))
         labels = [_label(i, c, colours[i].tolist()) for i, c in enumerate((None, *classes))]
         write_atomically(output / "classes.json", as_json({"labels": labels}).encode() + b"\n")
         names.write_list(output)
@@ -102,9 +99,3 @@ def _label(number: int, label: LabelClass | None, colour: list[int]) -> dict[str
         "ignoreInEval": label is None,
         "color": colour[:3],
     }
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    data = io.BytesIO()
-    PILImage.fromarray(pixels).save(data, "PNG")
-    return data.getvalue()

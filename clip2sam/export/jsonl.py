@@ -29,11 +29,9 @@ class JsonLinesExporter:
         """
         with atomic_file(images_beside(output)) as of_images, atomic_file(output) as file:
             for record, masks in checked_records(records, classes):
-                count = 0
                 for row in annotation_rows(record, masks, classes):
                     _add(file, row)
-                    count += 1
-                _add(of_images, {**image_columns(record), "annotations": count})
+                _add(of_images, {**image_columns(record), "annotations": len(masks)})
 
 
 def _add(file: IO[bytes], row: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from clip2sam import __version__
-from clip2sam.coco.document import checked_masks
+from clip2sam.coco.document import checked_records
 from clip2sam.coco.outlines import TOLERANCE, Fit, fit_of, outline_of
 from clip2sam.data.files import JsonList, atomic_file, write_atomically
 from clip2sam.data.images import printable
@@ -62,8 +62,8 @@ class LabelStudioExporter:
         with atomic_file(output) as file:
             file.write(b"[")
             tasks = JsonList(file)
-            for record in records:
-                masks = [mask.annotation for mask in checked_masks(record, classes)]
+            for record, checked in checked_records(records, classes):
+                masks = [mask.annotation for mask in checked]
                 outlines = [outline_of(mask.rle, self.tolerance) for mask in masks]
                 ious.extend(outline.iou for outline in outlines)
                 tasks.add(self._task(record, masks, [o.polygons for o in outlines]))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from clip2sam.coco.document import CheckedMask, checked_masks
+from clip2sam.coco.document import CheckedMask, checked_records
 from clip2sam.coco.outlines import TOLERANCE, Fit, Outline, fit_of, outline_of
 from clip2sam.coco.polygons import Ring
 from clip2sam.coco.rle import decode_rle
@@ -74,9 +74,9 @@ class LabelMeExporter:
         """
         ious = array("d")
         placing, names = self._placing, FileNames()
-        for record in records:
+        for record, masks in checked_records(records, classes):
             shapes: list[dict[str, Any]] = []
-            for number, mask in enumerate(checked_masks(record, classes), 1):
+            for number, mask in enumerate(masks, 1):
                 outline = outline_of(mask.annotation.rle, self.tolerance)
                 ious.append(outline.iou)
                 shapes += _shapes(mask, outline, number)

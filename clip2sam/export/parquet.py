@@ -95,11 +95,9 @@ class ParquetExporter:
             _Table(file, _annotation_fields(), metadata) as annotations,
         ):
             for record, masks in checked_records(records, classes):
-                count = 0
                 for row in annotation_rows(record, masks, classes):
                     annotations.add(row)
-                    count += 1
-                images.add({**image_columns(record), "annotations": count})
+                images.add({**image_columns(record), "annotations": len(masks)})
 
 
 def _annotation_fields() -> "list[pa.Field]":

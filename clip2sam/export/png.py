@@ -1,21 +1,19 @@
 """Records as index images: a PNG for each image, whose pixels are class numbers."""
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import Image as PILImage
 
-from clip2sam.coco.document import checked_masks
+from clip2sam.coco.document import checked_records
 from clip2sam.data.files import write_atomically
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.palette import colour
 from clip2sam.data.records import ImageRecord
 from clip2sam.export.names import FileNames
-from clip2sam.export.painting import painted
+from clip2sam.export.painting import painted, png_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,8 @@ class PngExporter:
             OutputError: a file can't be written.
         """
         file_names = FileNames()
-        for record in records:
+        for record, masks in checked_records(records, classes):
             path = file_names.path(output, record.file_name, ".png")
-            masks = list(checked_masks(record, classes))
             numbers = np.array([0, *(mask.number for mask in masks)], np.uint16)
             index = numbers[painted(record.size, masks)]
             write_atomically(path, index_png(index, len(classes)))
@@ -57,12 +54,9 @@ def index_png(numbers: UInt16[np.ndarray, "height width"], classes: int) -> byte
         numbers: 0 is background, 1 the first class, and so on.
         classes: how many there are.
     """
-    index = PILImage.fromarray(numbers.astype(np.uint8 if classes <= 255 else np.uint16))
-    if index.mode == "L":
-        index.putpalette(class_colours(255).tobytes())
-    data = io.BytesIO()
-    index.save(data, "PNG")
-    return data.getvalue()
+    if classes > 255:
+        return png_of(numbers.astype(np.uint16))
+    return png_of(numbers.astype(np.uint8), class_colours(255))
 
 
 def class_colours(classes: int) -> UInt8[np.ndarray, "numbers 3"]:

@@ -3,7 +3,6 @@
 Source of the format: http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
 """
 
-import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -12,15 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image as PILImage
 
-from clip2sam.coco.document import CheckedMask, checked_masks
+from clip2sam.coco.document import CheckedMask, checked_records
 from clip2sam.data.files import write_atomically
 from clip2sam.data.labels import LabelClass
 from clip2sam.data.records import ImageRecord
 from clip2sam.errors import CocoError, ConfigError
 from clip2sam.export.names import FileNames
-from clip2sam.export.painting import painted
+from clip2sam.export.painting import painted, png_of
 from clip2sam.export.placing import Placing
 from clip2sam.export.splits import check_share, split_of
 from clip2sam.export.xml_text import xml_text
@@ -78,9 +76,10 @@ class VocExporter:
                 "format png, which has 16 bits, or keep fewer with --class"
             )
         placing, names, others = self._placing, FileNames(for_lists=True), 0
+        palette = voc_colours()
         lists: dict[str, list[str]] = {"train": [], "val": [], "trainval": []}
-        for record in records:
-            masks = _fitting_masks(record, classes)
+        for record, masks in checked_records(records, classes):
+            _check_count(record, masks)
             data = placing.data(record.file_name)
             suffix = placing.suffix(record.file_name, data) or ".jpg"
             stem = names.stem(record.file_name, max(".png", suffix, key=len))
@@ -90,7 +89,7 @@ class VocExporter:
             of_class = np.array([0, *(mask.number for mask in masks)])[of_object]
             for kind, index in (("Class", of_class), ("Object", of_object)):
                 path = output / f"Segmentation{kind}" / f"{stem}.png"
-                write_atomically(path, _png(index.astype(np.uint8)))
+                write_atomically(path, png_of(index.astype(np.uint8), palette))
             placing.put(record.file_name, data, output / "JPEGImages" / (stem + suffix))
             for name in (split_of(record.file_name, self.val_share), "trainval"):
                 lists[name].append(stem)
@@ -121,14 +120,12 @@ def voc_colours() -> UInt8[np.ndarray, "256 3"]:
     return colours
 
 
-def _fitting_masks(record: ImageRecord, classes: Sequence[LabelClass]) -> list[CheckedMask]:
-    masks = list(checked_masks(record, classes))
+def _check_count(record: ImageRecord, masks: Sequence[CheckedMask]) -> None:
     if len(masks) > MOST:
         raise CocoError(
             f"{record.file_name} has {len(masks)} masks, but Pascal VOC's object masks hold {MOST};"
             " keep fewer with --max-objects or --min-score"
         )
-    return masks
 
 
 def _annotation(
@@ -155,14 +152,6 @@ def _object(mask: CheckedMask) -> str:
         f"    <bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
         f"<xmax>{x + width}</xmax><ymax>{y + height}</ymax></bndbox>\n  </object>\n"
     )
-
-
-def _png(index: UInt8[np.ndarray, "height width"]) -> bytes:
-    image = PILImage.fromarray(index)
-    image.putpalette(voc_colours().tobytes())
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
 
 
 def _label_map(classes: Sequence[LabelClass]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from clip2sam.coco.document import CheckedMask, checked_masks
+from clip2sam.coco.document import CheckedMask, checked_records
 from clip2sam.coco.outlines import TOLERANCE, Fit, Outline, fit_of, outline_of
 from clip2sam.coco.polygons import joined_polygons
 from clip2sam.data.files import output_errors, write_atomically
@@ -78,9 +78,9 @@ class YoloExporter:
         """
         ious, placing = array("d"), self._placing
         names, counts, unread = FileNames(reserved=("images",)), Counter[str](), 0
-        for record in records:
+        for record, masks in checked_records(records, classes):
             text = ""
-            for mask in checked_masks(record, classes):
+            for mask in masks:
                 outline = outline_of(mask.annotation.rle, self.tolerance)
                 ious.append(outline.iou)
                 text += _line(mask, outline, *record.size)
