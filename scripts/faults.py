@@ -1024,7 +1024,7 @@ EXPORT = [
         ("images that are left to do don't count", "    if todo:\n", "    if False:\n"),
         (
             "a shard's images are taken as they are",
-            "if digest(listed) != plan.sha256:",
+            "if sha256 != plan.sha256:",
             "if False:",
         ),
         (
@@ -1050,7 +1050,11 @@ EXPORT = [
             "(task - first) // max(step, 1), count)",
             "task - first, count)",
         ),
-        ("any number of shards", "if plan.shards != shards:", "if False:"),
+        (
+            "any number of shards",
+            "if isinstance(shards, int) and plan.shards != shards:",
+            "if False:",
+        ),
         (
             "shards where a run has begun without",
             "if (path / MANIFEST).exists():",
@@ -1643,7 +1647,7 @@ SOURCES = [
         ("tars beside images are not told", "        if tars:\n", "        if False:\n"),
         (
             "tars of the network when offline",
-            "    if is_remote(given):  # of",
+            "    if far:  # of",
             "    if is_remote(given) and kind_given(given) == 'files':  # of",
         ),
         (
@@ -1676,7 +1680,11 @@ SOURCES = [
         ("folders match a pattern", 'if row["type"] == "file"', "if row"),
         ("an empty answer is an image", "    if not data:\n", "    if False:\n"),
         ("a read behind the end", "        self._at = end\n", "        self._at += len(view)\n"),
-        ("old certificates are kept", "kept is None or kept.verify != made.verify", "kept is None"),
+        (
+            "old certificates are kept",
+            "kept is None or kept.verify != certificates(ImageError)",
+            "kept is None",
+        ),
     ),
     *faults(
         "data/remote_source.py",

@@ -1,7 +1,7 @@
 """Shapes of every function of the package are checked: jaxtyping's import hook with beartype."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 
 import open_clip  # noqa: F401 (what is imported behind the hook is compiled anew in each process)
@@ -53,6 +53,21 @@ def decode_workers(monkeypatch) -> None:
     from clip2sam.labelling.decode_worker import DecodeWorker
 
     monkeypatch.setattr("clip2sam.labelling.run.DecodeWorker", DecodeWorker)
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Calls the command line: gives (exit code, what it printed, errors)."""
+    main = import_module("clip2sam.cli.app").main  # behind the hook
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["clip2sam", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out, printed.err
+
+    return call
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,13 @@
 
 import logging
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import pytest
 from ray import cloudpickle
 
-from clip2sam.cli.app import main
 from clip2sam.cli.ray import RayOptions
 from clip2sam.cluster import connection, driver, queue
 from clip2sam.cluster.connection import Room, check_address, check_installed, checked_workers
@@ -28,7 +28,7 @@ from clip2sam.labelling.lock import lock_run
 from clip2sam.labelling.merge import merge_run
 from clip2sam.labelling.plan import make_plan
 from clip2sam.labelling.run import label_dataset
-from tests.labelling_fakes import Here, Noting, Threshold, small_segmenter, write_images
+from tests.labelling_fakes import Noting, Threshold, small_segmenter, write_images
 
 LABELS = ["red", "green", "blue"]
 FILES = ("annotations.json", "results.json")
@@ -416,7 +416,7 @@ def test_options_that_do_not_fit_are_refused(options, message):
         RayOptions(**options).readers(**given)
 
 
-def test_the_command_hands_all_on_and_counts(images, tmp_path, monkeypatch, capsys):
+def test_the_command_hands_all_on_and_counts(images, tmp_path, monkeypatch, command_line):
     seen = {}
 
     def label_with_ray(source, labels, output, *, segmenter, on_progress, **settings):
@@ -433,15 +433,11 @@ def test_the_command_hands_all_on_and_counts(images, tmp_path, monkeypatch, caps
             engine = Threshold()
             label_dataset(images, LABELS, output, engine=engine, shard=shard, readers=1)
 
-    monkeypatch.setattr("clip2sam.labelling.run.DecodeWorker", lambda *given: Here())
     monkeypatch.setattr("clip2sam.cluster.driver.label_with_ray", label_with_ray)
     options = ["--label", "red circle", "--output", str(tmp_path / "run"), "--preset", "tiny"]
     options += ["--engine", "ray", "--workers", "2", "--address", "auto", "--max-failures", "9"]
-    monkeypatch.setattr("sys.argv", ["clip2sam", "label", str(images), *options])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 1, "two images failed"
-    out, errors = capsys.readouterr()
+    code, out, errors = command_line("label", images, *options)
+    assert code == 1, "two images failed"
     assert (seen["workers"], seen["address"], seen["max_failures"]) == (2, "auto", 9)
     assert cloudpickle.loads(seen["pickled"]).func.__name__ == "load"
     assert errors.count("failed: image") == 200
@@ -449,3 +445,10 @@ def test_the_command_hands_all_on_and_counts(images, tmp_path, monkeypatch, caps
     assert "what Ray says" not in out, "a program reads it"
     assert "40 listed = " in out
     assert " + 2 failed; " in out
+
+
+def test_storage_that_machines_cannot_share_is_refused(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "connected", lambda *given: nullcontext(Room(1, False, 1)))
+    monkeypatch.setattr("clip2sam.labelling.storage._bucket", lambda path: "s3fs")
+    with pytest.raises(RunError, match="it is an object store, mounted by s3fs"):
+        label(images, tmp_path / "run")

@@ -23,8 +23,7 @@ from clip2sam.cluster.worker import Ready, Recipe, Refusal, Report, ShardWorker,
 from clip2sam.config import whole_number
 from clip2sam.data.images import MAX_PIXELS, printable
 from clip2sam.data.labels import as_label_set
-from clip2sam.data.opening import kind_of, open_source
-from clip2sam.data.sources import Source, check_output
+from clip2sam.data.sources import Source
 from clip2sam.errors import (
     ConfigError,
     RunError,
@@ -33,13 +32,13 @@ from clip2sam.errors import (
     one_line,
 )
 from clip2sam.export import Exporter
-from clip2sam.labelling.changes import Changed, check_moved
+from clip2sam.labelling.changes import Changed
 from clip2sam.labelling.engine import KeepAbove
 from clip2sam.labelling.lock import RunLock, lock_run
-from clip2sam.labelling.manifest import Work, check_same_source
+from clip2sam.labelling.manifest import Work
 from clip2sam.labelling.merge import publish_shards
 from clip2sam.labelling.outputs import FORMATS
-from clip2sam.labelling.plan import MOST_SHARDS, Plan, is_sharded, make_plan, move_plan, open_plan
+from clip2sam.labelling.plan import MOST_SHARDS, Plan, is_sharded, open_plan, planned
 from clip2sam.labelling.run import IMAGES_IN_FLIGHT, TIMEOUT, StrPath, label_dataset_iter
 from clip2sam.labelling.summary import Summary
 from clip2sam.models.presets import Preset
@@ -195,31 +194,17 @@ def _plan(
     moved: bool,
 ) -> Plan:
     """The run's plan, made now if it has none."""
-    if not is_sharded(path):
-        if moved:
-            raise RunError(
-                f"{printable(path)}: expected a run in shards whose images were moved, but none "
-                "has begun there; check the output folder, or leave out --moved (moved=True)"
-            )
-        listed = open_source(source, root)
-        check_output(listed, path)
-        if kind_of(listed) is None:
-            raise ConfigError("a run by Ray needs a source that its workers can open by its name")
-        count = shards or shards_for(len(listed.keys), room.workers, getattr(listed, "units", ()))
-        return make_plan(path, lambda: listed, count, threads=room.threads)
-    plan = open_plan(path)
-    if shards not in (None, plan.shards):
+
+    def suitable(listed: Source) -> int:
+        return shards_for(len(listed.keys), room.workers, getattr(listed, "units", ()))
+
+    there = open_plan(path).shards if is_sharded(path) else None
+    if there is not None and shards not in (None, there):
         raise RunError(
-            f"{printable(path)}: this run has {plan.shards} shards, not {shards}; leave their "
+            f"{printable(path)}: this run has {there} shards, not {shards}; leave their "
             "number out, or give another output folder"
         )
-    if not moved:
-        check_same_source(path, (plan.origin, plan.root), source, root)
-        return plan
-    there = open_source(source, root)
-    for number in range(1, plan.shards + 1):
-        check_moved(path, plan.listed(number)[1], there)
-    return move_plan(plan, there)
+    return planned(path, source, root, shards or suitable, threads=room.threads, moved=moved)
 
 
 def shards_for(images: int, workers: int, units: Sequence[int] = ()) -> int:

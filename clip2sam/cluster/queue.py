@@ -44,9 +44,8 @@ class Queue:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         numbers, folders = range(1, plan.shards + 1), plan.folders()
-        sizes = [
-            (folder / IMAGES).stat().st_size for folder in folders
-        ]  # names are alike in length
+        # names are alike in length
+        sizes = [(folder / IMAGES).stat().st_size for folder in folders]
         self.jobs = {
             n: Job(n, _left(folder / FILE, plan.images * size / sum(sizes)), folder / FILE)
             for n, folder, size in zip(numbers, folders, sizes, strict=True)

@@ -7,7 +7,7 @@ import platform
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,16 +22,10 @@ from clip2sam.data.records import ImageRecord
 from clip2sam.errors import Clip2SamError, RunError, UnknownLabelWarning
 from clip2sam.labelling.changes import StartCounts
 from clip2sam.labelling.content import begun_shard
-from clip2sam.labelling.engine import Engine, KeepAbove, SegmenterEngine
+from clip2sam.labelling.engine import KeepAbove, SegmenterEngine
 from clip2sam.labelling.lock import owner_of
 from clip2sam.labelling.plan import Plan, Shard
-from clip2sam.labelling.run import label_dataset_iter
-from clip2sam.models.loading import load
-from clip2sam.models.presets import Preset
-from clip2sam.pipeline import Segmenter
-
-Recipe = str | Preset | Callable[[], Segmenter | Engine]
-"""A preset's name, a preset, or a function that loads a segmenter, or an engine."""
+from clip2sam.labelling.run import Recipe, label_dataset_iter, loaded_engine
 
 SECONDS_PER_REPORT = 0.5
 REASONS = 20
@@ -107,20 +101,13 @@ class ShardWorker:
                     "folder that the driver works in; a run by Ray needs an output folder on "
                     "storage that all machines share, under the same path"
                 )
-            self._engine = self._load()
+            begun = begun_shard(task.plan)
+            self._engine = loaded_engine(
+                task.models, task.labels, task.keep_above, begun, _LoadedEngine
+            )
         except Clip2SamError as error:
             return Refusal(type(error).__name__, str(error))
         return Ready(platform.node(), versions())
-
-    def _load(self) -> Engine:
-        models = self._task.models
-        loaded = load(models) if isinstance(models, str | Preset) else models()
-        if not isinstance(loaded, Segmenter):
-            return loaded
-        keep_above, begun = self._task.keep_above, begun_shard(self._task.plan)
-        if keep_above == "auto" and begun is not None:
-            keep_above = begun.fingerprint.get("engine", {}).get("keep_above")
-        return _LoadedEngine(loaded, self._task.labels, keep_above)
 
     def label(self, number: int) -> Iterator[Report | Refusal]:
         """Label what is left to do of a shard. The last report is followed by nothing; a refusal is

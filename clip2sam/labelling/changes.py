@@ -169,6 +169,14 @@ def write_stamps(journal: Journal, stamps: Mapping[int, Stamp]) -> None:
     journal.sync()
 
 
+def nothing_moved(path: Path) -> RunError:
+    """The refusal of a run that is said to have moved where none has begun."""
+    return RunError(
+        f"{printable(path)}: expected a run whose images were moved, but none has begun there; "
+        "check the output folder, or leave out --moved (moved=True)"
+    )
+
+
 def check_moved(path: Path, keys: Sequence[str], source: Source) -> None:
     """Refuse a new place that has less than half of a run's images.
 

@@ -110,10 +110,16 @@ def open_complete(path: Path) -> Content:
             f"label {'it' if len(missing) == 1 else 'them'}, as with --shard "
             f"{Shard(missing[0], plan.shards)}"
         )
-    content, todo = open_content(path), {}
-    for number, (run, index) in enumerate(content.parts(), 1):
-        if left := sum(image_id not in index.offsets for image_id in run.ids):
-            todo[number] = left
+    content, todo = open_content(path), dict[int, int]()
+
+    def listed() -> Iterator[tuple[int, str]]:
+        """All images, with a look at what is left to do of each shard."""
+        for number, (run, index) in enumerate(content.parts(), 1):
+            if left := sum(image_id not in index.offsets for image_id in run.ids):
+                todo[number] = left
+            yield from zip(run.ids, run.keys, strict=True)
+
+    sha256 = digest(listed())
     if todo:
         raise RunError(
             f"{printable(path)}: {_named(list(todo))} of {plan.shards} {_have(list(todo))} "
@@ -121,9 +127,7 @@ def open_complete(path: Path) -> Content:
             f"{'it' if len(todo) == 1 else 'them'} again, as with --shard "
             f"{Shard(min(todo), plan.shards)}"
         )
-    listed = (pair for run, _ in _shards(plan, range(1, plan.shards + 1), indexed=False) for pair in
-              zip(run.ids, run.keys, strict=True))  # fmt: skip
-    if digest(listed) != plan.sha256:
+    if sha256 != plan.sha256:
         raise RunError(
             f"{printable(path)}: the shards' images together are not those of the plan; a list in "
             "it has changed: label into a new folder"

@@ -24,10 +24,12 @@ from pathlib import Path
 
 from clip2sam.data.files import as_json, output_errors, sync_folder, write_atomically
 from clip2sam.data.images import printable
-from clip2sam.data.opening import kind_of, source_of
-from clip2sam.data.sources import Source
+from clip2sam.data.opening import kind_of, open_source, source_of
+from clip2sam.data.sources import PathLike, Source, check_output
 from clip2sam.errors import ConfigError, RunError, one_line
-from clip2sam.labelling.manifest import MANIFEST, check_source, root_of
+from clip2sam.labelling.changes import check_moved, nothing_moved
+from clip2sam.labelling.manifest import MANIFEST, check_same_source, check_source, root_of
+from clip2sam.labelling.storage import check_shared
 
 FOLDER = "shards"
 PLAN = "plan.json"
@@ -229,7 +231,61 @@ def is_sharded(path: Path) -> bool:
     return (path / FOLDER / PLAN).exists()
 
 
-def make_plan(path: Path, listed: Callable[[], Source], shards: int, *, threads: int) -> Plan:
+def planned(
+    path: Path,
+    source: PathLike | Source,
+    root: PathLike | None,
+    shards: int | Callable[[Source], int],
+    *,
+    threads: int,
+    moved: bool = False,
+    numbers: Iterable[int] | None = None,
+) -> Plan:
+    """The plan of a run that is started: made now if it has none; of the same source; and moved, if
+    that is asked for.
+
+    Args:
+        path: the run's folder. Machines must be able to share it.
+        source, root: as for `open_source`, or a source.
+        shards, threads: as for `make_plan`.
+        moved: the images are at another place than when the plan was made.
+        numbers: shards whose images must be there then; by default all.
+
+    Raises:
+        RunError: as `make_plan`, `check_shared`, `check_same_source` and `check_moved`.
+        ConfigError: the folder lies where images are read.
+        ImageError: the source can't be listed.
+        OutputError: the plan can't be written.
+    """
+
+    def listed() -> Source:
+        return source if isinstance(source, Source) else open_source(source, root)
+
+    def to_cut() -> Source:
+        found = listed()
+        check_output(found, path)
+        return found
+
+    if moved and not is_sharded(path):
+        raise nothing_moved(path)
+    plan = make_plan(path, to_cut, shards, threads=threads)
+    check_shared(path)
+    if not moved:
+        check_same_source(path, (plan.origin, plan.root), source, root)
+        return plan
+    there = listed()
+    for number in range(1, plan.shards + 1) if numbers is None else numbers:
+        check_moved(path, plan.listed(number)[1], there)
+    return move_plan(plan, there)
+
+
+def make_plan(
+    path: Path,
+    listed: Callable[[], Source],
+    shards: int | Callable[[Source], int],
+    *,
+    threads: int,
+) -> Plan:
     """The plan of a run: that which is there, or a new one.
 
     Any number of processes may do that at once, also on several machines that share the folder: the
@@ -238,7 +294,8 @@ def make_plan(path: Path, listed: Callable[[], Source], shards: int, *, threads:
     Args:
         path: the run's folder.
         listed: lists the source, if there is no plan.
-        shards: how many.
+        shards: how many; or a function that says so of the source, if any number is right that a
+            plan has already.
         threads: PyTorch's.
 
     Raises:
@@ -252,9 +309,10 @@ def make_plan(path: Path, listed: Callable[[], Source], shards: int, *, threads:
                 f"{printable(path)}: this run has begun without shards; go on without them, or "
                 "give another output folder"
             )
-        _write_plan(path, listed(), shards, threads)
+        source = listed()
+        _write_plan(path, source, shards if isinstance(shards, int) else shards(source), threads)
     plan = open_plan(path)
-    if plan.shards != shards:
+    if isinstance(shards, int) and plan.shards != shards:
         raise RunError(
             f"{printable(path)}: this run has {plan.shards} shards, not {shards}; give one of "
             f"those, 1/{plan.shards} to {plan.shards}/{plan.shards}, or another output folder"

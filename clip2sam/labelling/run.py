@@ -24,6 +24,7 @@ from clip2sam.labelling.changes import (
     check_moved,
     find_changes,
     goes_on_on,
+    nothing_moved,
     reading,
     take_in_new,
     write_stamps,
@@ -58,11 +59,9 @@ from clip2sam.labelling.plan import (
     Shard,
     as_shard,
     is_sharded,
-    make_plan,
-    move_plan,
     open_plan,
+    planned,
 )
-from clip2sam.labelling.storage import check_shared
 from clip2sam.labelling.summary import (
     PRESENCE,
     SUMMARY,
@@ -82,6 +81,9 @@ TIMEOUT = 60.0
 """Seconds that decoding one image may take, unless told otherwise."""
 
 StrPath = str | os.PathLike[str]
+Recipe = str | Preset | Callable[[], Segmenter | Engine]
+"""A preset's name, a preset, or a function that loads a segmenter, or an engine."""
+
 Models = str | Preset | Segmenter | Callable[[], Segmenter]
 OnStart = Callable[[RunFolder, StartCounts], Any]
 
@@ -319,7 +321,15 @@ class _Start:
 
     def shard_records(self, shard: Shard) -> Generator[ImageRecord, None, Summary]:
         """Label what is left to do of a shard."""
-        plan = self._planned(shard)
+        plan = planned(
+            self.output,
+            self.source,
+            self.root,
+            shard.of,
+            threads=torch.get_num_threads(),
+            moved=self.moved,
+            numbers=[shard.number],
+        )
         own = self.source if isinstance(self.source, Source) else None
         part, folder = plan.part(shard.number, own), plan.folder(shard.number)
         begun = open_run(folder) if (folder / MANIFEST).exists() else None
@@ -329,24 +339,6 @@ class _Start:
             self, source=part, root=None, output=folder, formats=formats, moved=moved, plan=plan
         )
         return (yield from start.records())
-
-    def _planned(self, shard: Shard) -> Plan:
-        """The plan of the run that a shard is of, made now if the run has none."""
-        if self.moved and not is_sharded(self.output):
-            raise _nothing_moved(self.output)
-        plan = make_plan(self.output, self._to_cut, shard.of, threads=torch.get_num_threads())
-        check_shared(self.output)
-        if not self.moved:
-            check_same_source(plan.path, (plan.origin, plan.root), self.source, self.root)
-            return plan
-        source = self._listed()
-        check_moved(plan.path, plan.listed(shard.number)[1], source)
-        return move_plan(plan, source)
-
-    def _to_cut(self) -> Source:
-        source = self._listed()
-        check_output(source, self.output)
-        return source
 
     def records(self) -> Generator[ImageRecord, None, Summary]:
         """Label what is left to do, then publish."""
@@ -464,7 +456,7 @@ class _Start:
             )
         if not (self.output / MANIFEST).exists():
             if self.moved:
-                raise _nothing_moved(self.output)
+                raise nothing_moved(self.output)
             return None
         run = open_run(self.output)
         if not self.moved:
@@ -488,22 +480,34 @@ class _Start:
         return open_source(self.source, self.root)
 
     def _load(self, begun: RunFolder | None) -> Engine:
-        models = self.models
-        if isinstance(models, str | Preset):
-            models = load(models)
-        elif not isinstance(models, Segmenter):
-            models = models()
-        keep_above = self.keep_above
-        if keep_above == "auto" and begun is not None:
-            keep_above = begun.fingerprint.get("engine", {}).get("keep_above")
-        return SegmenterEngine(models, self.labels, keep_above)
+        return loaded_engine(self.models, self.labels, self.keep_above, begun)
 
 
-def _nothing_moved(output: Path) -> RunError:
-    return RunError(
-        f"{printable(output)}: expected a run whose images were moved, but none has begun there; "
-        "check the output folder, or leave out --moved (moved=True)"
-    )
+def loaded_engine(
+    models: Recipe | Segmenter,
+    labels: LabelSet,
+    keep_above: KeepAbove,
+    begun: RunFolder | None,
+    kind: type[SegmenterEngine] = SegmenterEngine,
+) -> Engine:
+    """The engine of models that are loaded now, if they are not yet. A function that gives an
+    engine gives this one.
+
+    Args:
+        keep_above: as for `label_dataset`; "auto" in a run that has begun is what it began with.
+        begun: the run, or one of its shards, if it has begun.
+        kind: what is made of a segmenter.
+    """
+    if isinstance(models, str | Preset):
+        models = load(models)
+    elif not isinstance(models, Segmenter):
+        made = models()
+        if not isinstance(made, Segmenter):
+            return made
+        models = made
+    if keep_above == "auto" and begun is not None:
+        keep_above = begun.fingerprint.get("engine", {}).get("keep_above")
+    return kind(models, labels, keep_above)
 
 
 def _counts(run: RunFolder, begun: RunFolder | None, found: Found, todo: int) -> StartCounts:
