@@ -34,18 +34,10 @@ from tests.documents import ROOT
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Call the command line in a fresh folder: returns (exit code, what it printed, errors)."""
+def run(monkeypatch, command_line, tmp_path):
+    """The command line, called in a fresh folder."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clip2sam", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return call
+    return command_line
 
 
 @pytest.fixture

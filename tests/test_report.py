@@ -8,14 +8,13 @@ from dataclasses import replace
 import PIL.Image
 import pytest
 
-from clip2sam.cli import app as cli
 from clip2sam.data.records import ImageRecord
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
 from clip2sam.review import page
 from clip2sam.review.page import write_report
 from tests.documents import ROOT
-from tests.labelling_fakes import Here, Threshold, write_images
+from tests.labelling_fakes import Threshold, write_images
 from tests.review_runs import HTML, box, found, make_run, record
 
 ASSETS = ROOT / "clip2sam" / "review"
@@ -166,7 +165,6 @@ def test_images_of_an_object_have_no_picture(tmp_path):
 
 
 def test_an_unfinished_run_in_shards_is_shown_as_far_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr("clip2sam.labelling.run.DecodeWorker", lambda *given: Here())
     images, run = write_images(tmp_path / "images", 7), tmp_path / "run"
     given = (images, ["red", "green", "blue"], run)
     options = {"readers": 1, "batch_size": 1}
@@ -230,11 +228,10 @@ def test_masks_without_a_pixel_have_no_outline(tmp_path):
     assert data(folder, "details")[0][0][1] == ""
 
 
-def test_the_command_says_what_to_open(tmp_path, monkeypatch, capsys):
+def test_the_command_says_what_to_open(tmp_path, command_line):
     run = make_run(tmp_path, RECORDS)
-    monkeypatch.setattr("sys.argv", ["clip2sam", "report", str(run), "-o", str(tmp_path / "page")])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
-    printed = "".join(capsys.readouterr().out.split())
-    assert printed == "".join(f"open {tmp_path / 'page' / 'index.html'} in a browser".split())
+    code, printed, _ = command_line("report", run, "-o", tmp_path / "page")
+    assert not code
+    assert "".join(printed.split()) == "".join(
+        f"open {tmp_path / 'page' / 'index.html'} in a browser".split()
+    )

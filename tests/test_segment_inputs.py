@@ -2,13 +2,11 @@
 
 import io
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
 
-from clip2sam.cli import app as cli
 from clip2sam.data.addresses import shown_url
 from clip2sam.data.retries import TRIES
 from clip2sam.data.sources import find_source, without_drawings
@@ -25,19 +23,14 @@ def png(seed: int) -> bytes:
 
 
 @pytest.fixture
-def segment(monkeypatch, capsys, tmp_path):
+def segment(monkeypatch, command_line, tmp_path):
     """`clip2sam segment` beside street.png: (exit code, what it printed, errors)."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     Path("street.png").write_bytes(png(0))
 
     def call(*arguments: object, command: str = "segment") -> tuple[int, str, str]:
-        given = (command, *arguments, "--label", "star", "--label", "circle")
-        monkeypatch.setattr(sys, "argv", ["clip2sam", *map(str, given)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
+        return command_line(command, *arguments, "--label", "star", "--label", "circle")
 
     return call
 

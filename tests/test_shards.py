@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
 import torch
 
-from clip2sam.cli import app as cli
 from clip2sam.cli.groups import ModelOptions
 from clip2sam.data.sources import find_source
 from clip2sam.errors import ConfigError, RunError, RunLockedError
@@ -390,38 +388,28 @@ def test_a_plan_is_not_made_where_images_are_read(images):
     assert not (images / "run").exists()
 
 
-@pytest.fixture
-def run_cli(monkeypatch, capsys, tmp_path):
-    """Call the command line: returns (exit code, what it printed, errors)."""
+def test_the_command_line_labels_shards_and_merges_them(
+    command_line, images, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["clip2sam", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return call
-
-
-def test_the_command_line_labels_shards_and_merges_them(run_cli, images, tmp_path, monkeypatch):
     engine = Threshold()
     monkeypatch.setattr("clip2sam.labelling.run._Start._load", lambda self, begun: engine)
     labels = [part for name in LABELS for part in ("--label", name)]
     options = (*labels, "--allow-unknown", "--preset", "tiny")
-    code, printed, _ = run_cli("label", images, *options, "--shard", "1/2", "--format", "jsonl")
+    code, printed, _ = command_line(
+        "label", images, *options, "--shard", "1/2", "--format", "jsonl"
+    )
     assert code == 0
     assert "wrote run/shards/0001-of-0002/annotations.jsonl" in printed
     assert "shard 1/2 is labelled; when all are: clip2sam merge run" in printed
-    code, _, errors = run_cli("merge", "run")
+    code, _, errors = command_line("merge", "run")
     assert (code, "shard 2 of 2 has not begun" in errors) == (2, True)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    code, _, errors = run_cli("label", images, *labels, "--allow-unknown", "--shard", "auto")
+    code, _, errors = command_line("label", images, *labels, "--allow-unknown", "--shard", "auto")
     assert code == 1, "the preset is that of the run"
-    code, printed, _ = run_cli("merge", "run", "--format", "coco", "--format", "jsonl")
+    code, printed, _ = command_line("merge", "run", "--format", "coco", "--format", "jsonl")
     assert (code, "11 listed = 8 done + 1 empty + 2 failed; 11 labelled, in" in printed) == (
         1,
         True,
@@ -432,9 +420,9 @@ def test_the_command_line_labels_shards_and_merges_them(run_cli, images, tmp_pat
     assert len(parts) == 1, "the second shard was not asked for it"
     assert lines.startswith(parts[0].read_text())
     assert len(lines.splitlines()) == len(read(tmp_path / "run")["annotations"])
-    code, printed, _ = run_cli("merge", "run", "--json")
+    code, printed, _ = command_line("merge", "run", "--json")
     assert json.loads(printed)["listed"] == 11
-    code, _, errors = run_cli("label", images, *options, "--shard", "3/2")
+    code, _, errors = command_line("label", images, *options, "--shard", "3/2")
     assert (code, "as in 3/64, but got 3/2" in errors) == (2, True)
 
 

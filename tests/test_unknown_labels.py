@@ -1,7 +1,6 @@
 """Labels that the embedded models don't know, and the preset of a command that names none."""
 
 import json
-import sys
 import warnings
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 from PIL import Image as PILImage
 
 import clip2sam
-from clip2sam.cli import app as cli
 from clip2sam.cli.presets import check_known, chosen_preset
 from clip2sam.data.labels import as_label_set
 from clip2sam.errors import LabelError, UnknownLabelWarning
@@ -21,19 +19,11 @@ from clip2sam.tiny.vocabulary import DRAWN_WORDS, OTHER_WORDS, is_known, listed,
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Call the command line beside street.png: returns (exit code, what it printed, errors)."""
+def run(monkeypatch, command_line, tmp_path):
+    """The command line, called beside street.png."""
     monkeypatch.chdir(tmp_path)
     PILImage.fromarray(scene(5, 96).pixels).save("street.png")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["clip2sam", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return call
+    return command_line
 
 
 @pytest.fixture

@@ -228,10 +228,9 @@ def merge(
     Example: clip2sam merge run/
     """
     from clip2sam.cli.progress import print_summary
-    from clip2sam.labelling.content import begun_shard
+    from clip2sam.labelling.content import begun_run
     from clip2sam.labelling.merge import merge_run
     from clip2sam.labelling.outputs import FILES, checked_formats
-    from clip2sam.labelling.plan import open_plan
 
     formats = checked_formats(format or ("coco",))
     with image_bar() as bar:
@@ -241,7 +240,7 @@ def merge(
             formats=formats,
             on_image=lambda done, of: bar.update(task, completed=done, total=of),
         )
-    shard = begun_shard(open_plan(run))
+    shard = begun_run(run)
     assert shard is not None  # all have begun
     print_summary(out, summary, shard.classes, quiet=quiet, as_json=json, merged=True)
     if not quiet and not json:

@@ -95,8 +95,7 @@ def label_by_ray(
         settings: arguments of `label_with_ray`.
     """
     from clip2sam.cluster.driver import Progress, label_with_ray
-    from clip2sam.labelling.content import begun_shard
-    from clip2sam.labelling.plan import open_plan
+    from clip2sam.labelling.content import begun_run
 
     def show(now: Progress) -> None:
         display.counts(now.listed, now.todo, now.images, now.failed, now.reasons)
@@ -113,7 +112,7 @@ def label_by_ray(
             on_progress=show,
             **settings,
         )
-    shard = begun_shard(open_plan(output))
+    shard = begun_run(output)
     assert shard is not None  # all have
     display.set_run(shard)
     return summary

@@ -15,7 +15,7 @@ from clip2sam.data.addresses import is_url, plain_address
 from clip2sam.data.images import printable
 from clip2sam.data.patterns import expand_braces, is_glob, matches, split_glob, walk
 from clip2sam.data.remote_source import check_open
-from clip2sam.data.sources import PathLike, below, checked_root, locate
+from clip2sam.data.sources import PathLike, as_several, below, checked_root, locate
 from clip2sam.errors import ImageError
 
 NAMED = 5
@@ -48,7 +48,7 @@ def find_containers(
     Raises:
         ImageError: a file is missing, none is found, or some are local and some are not.
     """
-    several = [given] if isinstance(given, str | os.PathLike) else list(given)
+    several = as_several(given)
     far = [is_url(one) for one in several]
     if any(far) and not all(far):
         raise ImageError("expected paths or addresses, got both; give them to two runs")

@@ -24,8 +24,8 @@ def address(url: str) -> str:
     return constants.ENDPOINT + url[len(HUB) :] if url.startswith(f"{HUB}/") else url
 
 
-def session(kind: type[Clip2SamError]) -> requests.Session:
-    """Connections with the proxies and certificates that the environment names.
+def certificates(kind: type[Clip2SamError]) -> str | bool:
+    """The file of certificates that the environment names; True if it names none.
 
     Args:
         kind: of the error.
@@ -34,14 +34,23 @@ def session(kind: type[Clip2SamError]) -> requests.Session:
         Clip2SamError: of that kind: an environment variable names a file of certificates that isn't
             there.
     """
-    made, (name, bundle) = requests.Session(), _bundle()
-    if bundle:
-        if not Path(bundle).exists():
-            raise kind(
-                f"{name} names the certificates {bundle}, but there is no such file; correct the "
-                "variable, or unset it"
-            )
-        made.verify = bundle  # requests itself doesn't know SSL_CERT_FILE
+    name, bundle = _bundle()
+    if bundle and not Path(bundle).exists():
+        raise kind(
+            f"{name} names the certificates {bundle}, but there is no such file; correct the "
+            "variable, or unset it"
+        )
+    return bundle or True
+
+
+def session(kind: type[Clip2SamError]) -> requests.Session:
+    """Connections with the proxies and certificates that the environment names.
+
+    Raises:
+        Clip2SamError: see `certificates`.
+    """
+    made = requests.Session()
+    made.verify = certificates(kind)  # requests itself doesn't know SSL_CERT_FILE
     return made
 
 

@@ -18,7 +18,7 @@ from clip2sam.data.images import SUFFIXES, printable
 from clip2sam.data.parquet import PARQUET_SUFFIX, ParquetSource, check_parquet, find_parquet
 from clip2sam.data.patterns import expand_braces, walk
 from clip2sam.data.remote_source import RemoteSource, check_remote, find_remote, is_remote
-from clip2sam.data.sources import FileSource, PathLike, Source, find_source
+from clip2sam.data.sources import FileSource, PathLike, Source, as_several, find_source
 from clip2sam.data.tars import TAR_SUFFIXES, TarSource, check_tars, find_tars
 from clip2sam.errors import ConfigError, ImageError
 
@@ -76,14 +76,15 @@ def check_found(given: PathLike, root: PathLike | None = None, *, offline: bool 
         ImageError: as `open_source`, as far as it looks.
         ConfigError: as `open_source`; or there is an address, and the network is not to be used.
     """
-    if is_remote(given):  # of braces, the first one stands for all
+    far = is_remote(given)
+    if far:  # of braces, the first one stands for all
         check_remote(expand_braces(str(given))[0] if is_url(given) else given, offline=offline)
     kind = kind_given(given)
     if kind == "tar":
         check_tars(given, root)
     elif kind == "parquet":
         check_parquet(given, root)
-    elif not is_remote(given):
+    elif not far:
         sources.check_found(given, root)
 
 
@@ -94,8 +95,7 @@ def kind_given(given: PathLike | Sequence[PathLike]) -> str:
     Raises:
         ImageError: it is of several kinds.
     """
-    several = [given] if isinstance(given, str | os.PathLike) else list(given)
-    kinds = sorted({_kind(one) for one in several} or {"files"})
+    kinds = sorted({_kind(one) for one in as_several(given)} or {"files"})
     if len(kinds) > 1:
         raise ImageError(
             f"expected sources of one kind, got {' and '.join(kinds)}; give them to two runs"
@@ -129,8 +129,7 @@ def _kind_in(folder: str) -> str:
 
 def _say_passed_over(given: PathLike | Sequence[PathLike]) -> None:
     """Loose images are taken as ever, but who meant the tars beside them should hear of it."""
-    several = [given] if isinstance(given, str | os.PathLike) else list(given)
-    for folder in filter(os.path.isdir, several):
+    for folder in filter(os.path.isdir, as_several(given)):
         tars = [name for name in os.listdir(folder) if _kind_named(name) == "tar"]
         if tars:
             warnings.warn(

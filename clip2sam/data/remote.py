@@ -325,12 +325,11 @@ _connections = threading.local()
 def _session() -> "requests.Session":
     """This thread's connections: images of one host share them. Made anew where the environment
     has changed."""
-    from clip2sam.data.network import session
+    from clip2sam.data.network import certificates, session
 
-    made = session(ImageError)
     kept: requests.Session | None = getattr(_connections, "session", None)
-    if kept is None or kept.verify != made.verify:
-        _connections.session = kept = made
+    if kept is None or kept.verify != certificates(ImageError):
+        _connections.session = kept = session(ImageError)
     return kept
 
 

@@ -99,6 +99,11 @@ class FileSource:
         return locate(self.root, key)
 
 
+def as_several(given: PathLike | Sequence[PathLike]) -> list[PathLike]:
+    """One path or several, as a list."""
+    return [given] if isinstance(given, str | os.PathLike) else list(given)
+
+
 def find_source(sources: PathLike | Sequence[PathLike], root: PathLike | None = None) -> FileSource:
     """List the images of a source.
 

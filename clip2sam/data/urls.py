@@ -18,6 +18,7 @@ from clip2sam.data.sources import (
     FileSource,
     PathLike,
     Source,
+    as_several,
     check_output,
     find_source,
     without_drawings,
@@ -72,7 +73,7 @@ def find_images(
         ImageError: as `find_source`; or an address is none of http or https.
         ConfigError: there is an address, and the network is not to be used.
     """
-    given = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    given = as_several(sources)
     urls = list(dict.fromkeys(str(one) for one in given if is_url(one)))
     if not urls:
         return find_source(sources)
