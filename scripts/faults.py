@@ -1008,7 +1008,7 @@ EXPORT = [
         "labelling_export labelling_run",
         (
             "failed images are exported",
-            '        if record.state != "failed":\n            yield record',
+            "        if record.is_written:\n            yield record",
             "        yield record",
         ),
     ),
@@ -1112,7 +1112,7 @@ JOURNAL = [
         ("lines cut off without a copy", "        if self.index.behind:\n", "        if False:\n"),
         ("a torn line is a damaged one", "elif not _is_torn(line):", "else:"),
         ("failed stays failed", "else self.failed.discard)", "else self.failed.copy().discard)"),
-        ("images of another run", " and head[0] in known", ""),
+        ("images of another run", " and head.image_id in known", ""),
         (
             "records in the order of the journal",
             "for image_id in ids:\n            if image_id in index.offsets:",
@@ -1136,7 +1136,7 @@ JOURNAL = [
         ),
     ),
     *faults(
-        "labelling/changes.py",
+        "labelling/journal.py",
         "labelling_changes labelling_run",
         ("times count on a move", " and not moved", ""),
         ("times never count", "return now.time != then.time and not moved", "return False"),
@@ -1150,6 +1150,51 @@ JOURNAL = [
             "return now.sha256 != then.sha256",
             "return now.time != then.time",
         ),
+    ),
+    *faults(
+        "labelling/journal.py",
+        "reviewing",
+        ("a retry replaces a decision", "elif image_id in self.proposed:", "elif False:"),
+        ("any file is the same", "not is_other(then, head.stamp)", "True"),
+        ("no file is the same", "return then is None or head.stamp is None", "return False"),
+        (
+            "what the model found is forgotten",
+            "self.proposed.setdefault(image_id, self.offsets.get(image_id, start))",
+            "self.proposed[image_id] = start",
+        ),
+        ("verdicts are not read", '(head[7] or b"").decode()', '""'),
+    ),
+    *faults(
+        "labelling/reviewing.py",
+        "reviewing",
+        ("decisions wait", "        journal.sync()\n", ""),
+        ("decisions have no hash", "source.read(key), hashed=True", "source.read(key)"),
+        ("a changed image is reviewed", "if now is not None and is_other", "if False and is_other"),
+        ("anything is written", "for _ in checked_masks(", "for _ in tuple and () or ("),
+        ("a failed image is accepted", 'and verdict != "corrected":', 'and verdict == "x":'),
+        ("shards are not locked", "if part.run.path != self.run.path:", "if False:"),
+        ("the order of classes is lost", "order.get(a.label, -1), ", ""),
+        ("nobody decided", "self._by, time_now()", '"", time_now()'),
+    ),
+    *faults(
+        "labelling/decide.py",
+        "reviewing",
+        ("thresholds apply to a person's masks", "    if record.review:\n", "    if False:\n"),
+        (
+            "areas apply to a person's masks",
+            "0 if record.review else decision.min_area",
+            "decision.min_area",
+        ),
+    ),
+    *faults(
+        "labelling/summary.py",
+        "reviewing",
+        ("rejected images are exported", "if record.is_written:", 'if record.state != "failed":'),
+        ("rejected images are counted twice", '"rejected" if record.is_rejected else ', ""),
+    ),
+    *faults(
+        "labelling/changes.py",
+        "labelling_changes labelling_run",
         (
             "every time is another content",
             "hashed or (then.sha256 is not None and",

@@ -127,7 +127,8 @@ class Index:
 
     def add(self, head: "Head", start: int, length: int) -> None:
         """Take in a line."""
-        self.end, self.behind, image_id = start + length, 0, head.image_id
+        image_id, self.behind = head.image_id, 0
+        self.end = start + length
         if head.review:
             self.proposed.setdefault(image_id, self.offsets.get(image_id, start))
         elif image_id in self.proposed:
