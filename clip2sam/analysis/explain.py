@@ -129,15 +129,26 @@ def explain(
         ImageError: the image can't be read.
         ModelError: a model's values are not finite.
     """
-    loaded, label_set = load_image(image), as_label_set(labels, distractors=distractors)
-    if label not in [c.name for c in label_set.wanted]:
-        raise LabelError(
-            f"expected one of the labels requested, {_listed(label_set)}, got {label!r}; "
-            "add it or choose another"
-        )
-    index = label_set.names.index(label)
+    label_set = as_label_set(labels, distractors=distractors)
+    _check_wanted(label, label_set)
     segmenter = _without_tiles(segmenter)
-    features = segmenter.encode([loaded])
+    features = segmenter.encode([load_image(image)])
+    return explain_features(segmenter, features, label_set, label, object=object)
+
+
+def explain_features(
+    segmenter: Segmenter, features: Features, label_set: LabelSet, label: str, *, object: int = 0
+) -> Explanation:
+    """`explain` for an image that is encoded already.
+
+    Args:
+        features: of one image, without tiles.
+
+    Raises:
+        ConfigError, LabelError, ModelError: as `explain`.
+    """
+    _check_wanted(label, label_set)
+    index = label_set.names.index(label)
     maps = _checked_maps(segmenter, features, label_set)
     parts = list(label_set.groups[index])
     there = [part for part in parts if maps.present[0, part]]
@@ -154,7 +165,7 @@ def explain(
     strongest = parts[int(maps.presence[0, parts].argmax())]
     before, redundant, weight = _terms(segmenter, features, maps, strongest)
     return Explanation(
-        loaded,
+        features.whole[0],
         label,
         label_set,
         before,
@@ -170,6 +181,14 @@ def explain(
         chosen=object,
         candidates=candidates,
     )
+
+
+def _check_wanted(label: str, label_set: LabelSet) -> None:
+    if label not in [c.name for c in label_set.wanted]:
+        raise LabelError(
+            f"expected one of the labels requested, {_listed(label_set)}, got {label!r}; "
+            "add it or choose another"
+        )
 
 
 def _checked_maps(segmenter: Segmenter, features: Features, labels: LabelSet) -> SimilarityMaps:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clip2sam.analysis.bench import Bench, Points
+from clip2sam.analysis.bench import Bench, Points, asks_for_a_mask
 from clip2sam.coco.document import coco_document
 from clip2sam.config import Config
 from clip2sam.data.labels import LabelClass, as_label_set
@@ -18,6 +18,7 @@ from clip2sam.data.records import ImageRecord
 from clip2sam.data.sources import LIST_SUFFIXES, Source
 from clip2sam.errors import ImageError, LabelError
 from clip2sam.pipeline import ImageLike, LabelsLike, Segmenter
+from clip2sam.proposals import CORNERS
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,15 @@ class Session:
 
     def prompts(self) -> list[Points]:
         """The selected label's prompts: first those of the masks, whose numbers they have, then
-        points that were clicked and gave no mask that is shown."""
+        points and boxes that were set and gave no mask that is shown."""
         pairs = zip(self.result.points, self.result.labels, strict=True)
         shown = [points for points, of in pairs if of == self.label]
         known = {tuple(row) for points in shown for row in points.tolist()}
         every = self.bench.points(self.result, self.label).astype(np.float32)
         rest = [row for row in every if tuple(row.tolist()) not in known]
-        return [*shown, *(row[None] for row in rest)]
+        corners = [row for row in rest if row[2] in CORNERS]
+        alone = [row[None] for row in rest if row[2] not in CORNERS]
+        return [*shown, *alone, *np.array(corners, np.float32).reshape(-1, 2, 3)]
 
     def found(self) -> str:
         """The selected label's masks with score and share, the shares of those that are left out,
@@ -160,23 +163,29 @@ class Session:
                 + self._without_mask(len(mine))
             )
         points = self.bench.changed.get(self.label)
-        if points is not None and not (points[:, 2] == 1).any():
-            return "no mask: it has no positive point"
+        if points is not None and not asks_for_a_mask(points):
+            return "no mask: it has no positive point and no box"
         return next(a.reason for a in self.result.absent if a.label == self.label)
 
     def _without_mask(self, masks: int) -> str:
         """What becomes of points that were clicked: the masks of the same object are one."""
         points = self.bench.changed.get(self.label)
-        idle = 0 if points is None else int((points[:, 2] == 1).sum()) - masks
+        idle = 0 if points is None else int(np.isin(points[:, 2], (1, CORNERS[0])).sum()) - masks
         if idle <= 0:
             return ""
-        return f"; {counted(idle, 'point')} gave no mask, or one that is there already"
+        kind = counted(idle, "point") if (points[:, 2] <= 1).all() else f"{idle} of points and boxes"
+        return f"; {kind} gave no mask, or one that is there already"
 
     # -- points
 
     def click(self, x: float, y: float, kind: int) -> None:
         """Add a point to the selected label, or remove the one that is there, see `Bench.click`."""
         self.bench.click(self.result, self.label, x, y, kind)
+        self.run()
+
+    def box(self, one: tuple[float, float], other: tuple[float, float]) -> None:
+        """Add a box to the selected label, by two opposite corners, see `Bench.box`."""
+        self.bench.box(self.result, self.label, one, other)
         self.run()
 
     def forget(self) -> None:

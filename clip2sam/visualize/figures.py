@@ -137,8 +137,10 @@ def draw_grid_and_points(
     Args:
         points: one array a prompt: x, y in continuous pixels, and 1 (positive) or 0 (negative).
     """
-    # prompts of one label share negative points
-    each = np.unique(np.concatenate([np.zeros((0, 3)), *points]), axis=0)
+    every = np.concatenate([np.zeros((0, 3)), *points])
+    corner = every[:, 2] > 1
+    # prompts of one label share negative points; corners stay in pairs
+    each = np.concatenate([np.unique(every[~corner], axis=0), every[corner]])
     draw_grid(pixels, grid, ax=ax, around=each[:, :2])
     draw_points(each[:, :2], each[:, 2].astype(int), ax=ax)
     if len(firsts := places(points)) > 1:
