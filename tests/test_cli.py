@@ -517,6 +517,7 @@ def test_help_names_every_command_and_exit_code(run):
         "export",
         "merge",
         "report",
+        "app",
         "explain",
         "tune",
         "evaluate",

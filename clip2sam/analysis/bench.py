@@ -135,9 +135,11 @@ def asks_for_a_mask(points: Points) -> bool:
     return bool(np.isin(points[:, 2], (1, CORNERS[0])).any())
 
 
-def rows_at(points: Points, x: float | int, y: float | int, reach: float) -> Bool[np.ndarray, "_"]:
+def rows_at(
+    points: Points, x: float | int, y: float | int, reach: float | int
+) -> Bool[np.ndarray, "_"]:
     """Which of the points are that near to a place. A box is near with both of its corners."""
-    on: Bool[np.ndarray, "_"] = np.hypot(points[:, 0] - x, points[:, 1] - y) <= reach
+    on: Bool[np.ndarray, _] = np.hypot(points[:, 0] - x, points[:, 1] - y) <= reach
     first = points[:, 2] == CORNERS[0]
     on[first] |= on[points[:, 2] == CORNERS[1]]
     on[points[:, 2] == CORNERS[1]] = on[first]
@@ -189,9 +191,7 @@ def _prompts_of(points: Points, each_object: bool) -> list[Points]:
     positive, negative = (points[points[:, 2] == kind] for kind in (1, 0))
     alone = [one[None] for one in positive] if each_object else [positive] * bool(len(positive))
     corners = points[np.isin(points[:, 2], CORNERS)]
-    return [
-        np.concatenate([one, negative]) for one in [*alone, *corners.reshape(-1, 2, 3)]
-    ]
+    return [np.concatenate([one, negative]) for one in [*alone, *corners.reshape(-1, 2, 3)]]
 
 
 @torch.no_grad()

@@ -173,7 +173,9 @@ class Session:
         idle = 0 if points is None else int(np.isin(points[:, 2], (1, CORNERS[0])).sum()) - masks
         if idle <= 0:
             return ""
-        kind = counted(idle, "point") if (points[:, 2] <= 1).all() else f"{idle} of points and boxes"
+        kind = (
+            counted(idle, "point") if (points[:, 2] <= 1).all() else f"{idle} of points and boxes"
+        )
         return f"; {kind} gave no mask, or one that is there already"
 
     # -- points

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as mask_utils
 
 from clip2sam.analysis.bench import Points
 from clip2sam.coco.rle import decode_rle
@@ -28,14 +29,24 @@ MOST_BACK = 100
 """So many steps can be taken back."""
 
 
+SAME = 0.5
+"""Two masks with a higher IoU show the same."""
+
+
 def key_of(found: Annotation) -> Key:
     """By what a mask is known when the image is computed anew."""
     return found.label, str(found.rle["counts"])
 
 
+def same(one: Annotation, other: Annotation) -> bool:
+    """Whether two masks of one image show the same."""
+    return bool(mask_utils.iou([one.rle], [other.rle], [0])[0, 0] > SAME)
+
+
 class Canvas(ABC):
-    """The masks of one image, and a person's edits of them. A mask that is moved to another label
-    or removed is remembered by its pixels: it stays so when the others are computed anew.
+    """The masks of one image, and a person's edits of them, which outlive that the others are
+    computed anew. A mask that was moved to another label stays as it is, and its old label has none
+    that shows the same. One that was removed is known by its pixels.
 
     Args:
         image: the one in hand.
@@ -48,9 +59,9 @@ class Canvas(ABC):
         """The first of a box's two."""
         self.chosen: Key | None = None
         """The mask that `move` and `remove` are about."""
-        self.edits: dict[Key, str | None] = {}
-        """Masks that were moved to another label; None: removed."""
-        self._earlier: list[tuple[Any, dict[Key, str | None]]] = []
+        self.edits: dict[Key, Annotation | None] = {}
+        """Masks that were moved to another label, as they are there; None: removed."""
+        self._earlier: list[tuple[Any, dict[Key, Annotation | None]]] = []
 
     # -- what a kind of canvas says of itself
 
@@ -90,11 +101,12 @@ class Canvas(ABC):
 
     def masks(self) -> list[tuple[Key, Annotation]]:
         """Every mask with its key, as edited, in the order of the labels."""
-        shown = []
+        moved = [(key, one) for key, one in self.edits.items() if one and one.label in self.names]
+        shown = list(moved)
         for one in self.found():
-            label = self.edits.get(key_of(one), one.label)
-            if label in self.names:
-                shown.append((key_of(one), replace(one, label=label)))
+            again = any(key[0] == one.label and same(one, other) for key, other in moved)
+            if key_of(one) not in self.edits and not again:
+                shown.append((key_of(one), one))
         return sorted(shown, key=lambda pair: (self.names.index(pair[1].label), -pair[1].score))
 
     def annotations(self) -> tuple[Annotation, ...]:
@@ -112,7 +124,7 @@ class Canvas(ABC):
         """What clicks do from now on, see TOOLS."""
         self.tool, self.corner = tool, None
 
-    def click(self, x: float, y: float) -> str:
+    def click(self, x: float | int, y: float | int) -> str:
         """A click, in continuous pixels of the image; gives what is to be said of it.
 
         Raises:
@@ -122,15 +134,15 @@ class Canvas(ABC):
             self.chosen = self._under(x, y)
             return "" if self.chosen else "there is no mask"
         if self.tool != "box":
-            self._change(lambda: self._click(x, y, int(self.tool == "add")))
+            self._change(lambda: self._click(float(x), float(y), int(self.tool == "add")))
             return ""
         if self.corner is None:
-            self.corner = (x, y)
+            self.corner = (float(x), float(y))
             return "now click the opposite corner"
         first, self.corner = self.corner, None
         if min(abs(first[0] - x), abs(first[1] - y)) < 1:
             raise ConfigError("expected a box's two opposite corners, got two clicks in one line")
-        self._change(lambda: self._box(first, (x, y)))
+        self._change(lambda: self._box(first, (float(x), float(y))))
         return ""
 
     def choose(self, number: int) -> None:
@@ -168,12 +180,13 @@ class Canvas(ABC):
         return True
 
     def _edit(self, label: str | None) -> None:
-        key = self.chosen
-        if key is None or key not in [k for k, _ in self.masks()]:
+        found = [pair for pair in self.masks() if pair[0] == self.chosen]
+        if not found:
             raise ConfigError('no mask is chosen; choose one in the list, or by "choose a mask"')
+        ((key, one),) = found
 
         def act() -> None:
-            self.edits = {**self.edits, key: label}
+            self.edits = {**self.edits, key: label and replace(one, label=label)}
 
         self._change(act)
 
@@ -187,7 +200,7 @@ class Canvas(ABC):
             raise
         self._earlier = [*self._earlier, (state, edits)][-MOST_BACK:]
 
-    def _under(self, x: float, y: float) -> Key | None:
+    def _under(self, x: float | int, y: float | int) -> Key | None:
         """The smallest mask at a place."""
         height, width = self.image.size
         row, column = min(int(y), height - 1), min(int(x), width - 1)

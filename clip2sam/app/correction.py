@@ -4,20 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
 from clip2sam.analysis.bench import Bench, Points
-from clip2sam.app.canvas import Canvas
+from clip2sam.app.canvas import Canvas, same
 from clip2sam.config import MAX_OBJECTS
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelClass, LabelSet
 from clip2sam.data.records import Annotation
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import Result
-
-SAME = 0.5
-"""A mask that is made by hand takes the place of those of its label that have a higher IoU with
-it."""
 
 BY_HAND = {"prompts": "object", "min_share": 0.0, "max_objects": MAX_OBJECTS}
 """The settings of masks by hand: each point and each box is an object, and none is left out."""
@@ -27,7 +22,7 @@ class Correction(Canvas):
     """The masks of a record, and what a person adds to them.
 
     Points and boxes make masks of their own. The record's stay as they are, but for those of the
-    same label that show the same (an IoU above SAME).
+    same label that show the same (see `same`).
 
     Args:
         load: gives the models.
@@ -66,7 +61,9 @@ class Correction(Canvas):
 
     def found(self) -> Sequence[Annotation]:
         made = () if self._result is None else self._result.everything
-        kept = [a for a in self.given if not any(_same(a, new) for new in made)]
+        kept = [
+            a for a in self.given if not any(a.label == new.label and same(a, new) for new in made)
+        ]
         return (*kept, *made)
 
     def marks(self) -> Points:
@@ -114,8 +111,3 @@ class Correction(Canvas):
             self._bench.changed = dict(changed)
             if run:
                 self._result = self._run(self._bench)
-
-
-def _same(given: Annotation, made: Annotation) -> bool:
-    """Whether a given mask shows what one by hand shows."""
-    return given.label == made.label and mask_utils.iou([given.rle], [made.rle], [0])[0, 0] > SAME

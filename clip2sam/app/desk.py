@@ -109,4 +109,3 @@ def delete_old(folder: Path, most: int = MAX_FILES) -> None:
             continue
     for _, old in sorted(found)[: max(len(found) - most, 0)]:
         Path(old).unlink(missing_ok=True)
-

@@ -25,7 +25,7 @@ def canvas_picture(canvas: Canvas) -> bytes:
     is that share of the image's."""
     height, width = canvas.image.size
     figure = NotebookFigure(figsize=fit(height, width, WIDE, HIGH))
-    ax = place_axes(figure, 0, 0, *figure.get_size_inches())
+    ax = place_axes(figure, 0.0, 0.0, *figure.get_size_inches())
     shown = canvas.masks()
     keys = [key for key, _ in shown]
     masks = [decode_rle(one.rle) for _, one in shown]
@@ -76,7 +76,5 @@ def _ring(ax: Axes, mask: np.ndarray) -> None:
 
 def _jpeg(figure: Figure) -> bytes:
     drawn = BytesIO()
-    figure.savefig(
-        drawn, format="jpeg", dpi=SCREEN, pil_kwargs={"quality": 88, "subsampling": 0}
-    )
+    figure.savefig(drawn, format="jpeg", dpi=SCREEN, pil_kwargs={"quality": 88, "subsampling": 0})
     return drawn.getvalue()

@@ -17,7 +17,7 @@ ONE_AT_A_TIME: dict[str, Any] = {
     "concurrency_id": "models",
     "concurrency_limit": 1,
     "api_visibility": "private",
-    "show_progress": "minimal",
+    "show_progress": "hidden",
 }
 """Of all events: the models run once at a time, whoever asks."""
 
@@ -39,7 +39,9 @@ element.addEventListener("click", (event) => {
 def picture(jpeg: bytes, name: str, kind: str = "") -> str:
     """A picture within the page: no file is made of it."""
     data = b64encode(jpeg).decode()
-    return f'<img class="{kind}" alt="{name}" draggable="false" src="data:image/jpeg;base64,{data}">'
+    return (
+        f'<img class="{kind}" alt="{name}" draggable="false" src="data:image/jpeg;base64,{data}">'
+    )
 
 
 class Easel:
@@ -103,7 +105,9 @@ class Easel:
         except Clip2SamError as error:
             return state, str(error), True
 
-    def listen(self, state: gr.State, outputs: Sequence[Any], show: Callable[..., Any]) -> list[Any]:
+    def listen(
+        self, state: gr.State, outputs: Sequence[Any], show: Callable[..., Any]
+    ) -> list[Any]:
         """Let the widgets do what they are for; gives the events.
 
         Args:

@@ -116,7 +116,7 @@ class Round:
         """The next place, and from the start again, that nobody has decided about; else the
         next one."""
         order = self.reviewed.order
-        places = [*range(after + 1, len(order)), *range(0, after + 1)]
+        places = [*range(after + 1, len(order)), *range(after + 1)]
         free = (place for place in places if order[place] not in self.reviewed.decided)
         return next(free, min(after + 1, len(order) - 1))
 

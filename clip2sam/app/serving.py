@@ -1,7 +1,9 @@
 """The server's start and end."""
 
+import asyncio
 import os
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +22,24 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "True",
 }
 """Gradio's own settings, whatever the user's are."""
+
+PORTS = range(7860, 7960)
+"""Where no port is given, the first free one of these."""
+
+LAUNCH = {
+    "share": False,
+    "quiet": True,
+    "prevent_thread_lock": True,
+    "max_file_size": MAX_BYTES,
+    "state_session_capacity": MAX_SESSIONS,
+    "allowed_paths": [],
+    "ssr_mode": False,
+    "mcp_server": False,
+    "run_history": False,
+    "enable_monitoring": False,
+    "footer_links": [],
+}
+"""No tunnel, no file but uploads and exports, and bounds."""
 
 
 @contextmanager
@@ -52,32 +72,43 @@ def serving(
         reviewed = None if run is None else Reviewed(run, desk.segmenter)
         if reviewed is not None:
             stack.callback(reviewed.close)
-        blocks = page.build_page(desk, config, reviewed)
-        try:
-            _, address, _ = blocks.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                max_file_size=MAX_BYTES,
-                state_session_capacity=MAX_SESSIONS,
-                allowed_paths=[],
-                ssr_mode=False,
-                mcp_server=False,
-                run_history=False,
-                enable_monitoring=False,
-                footer_links=[],
-                app_kwargs={"middleware": guard.middleware(folder, host)},
-                **page.looks(),
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"{host} can't be listened at, port {port or 'any from 7860 on'} "
-                f"({one_line(error)}); give another --host or --port"
-            ) from error
+        settings = {
+            "server_name": host,
+            "server_port": free_port(host, PORTS if port is None else [port]),
+            "app_kwargs": {"middleware": guard.middleware(folder, host)},
+            **LAUNCH,
+            **page.looks(),
+        }
+
+        async def start() -> Any:
+            """Where no event loop runs, Gradio makes some for its locks and leaves them open."""
+            blocks = page.build_page(desk, config, reviewed)
+            return blocks, blocks.launch(**settings)[1]
+
+        blocks, address = asyncio.run(start())
         stack.callback(blocks.close, verbose=False)
         yield address
+
+
+def free_port(host: str, ports: Iterable[int]) -> int:
+    """The first of these ports that can be listened at.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    fault: OSError | None = None
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                fault = error
+            else:
+                return port
+    raise ConfigError(
+        f"{host} can't be listened at ({fault and one_line(fault)}); give another --host or --port"
+    ) from fault
 
 
 def _with_gradio(stack: ExitStack) -> tuple[Any, Any]:

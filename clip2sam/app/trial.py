@@ -9,6 +9,7 @@ from clip2sam.analysis.bench import Points
 from clip2sam.analysis.explain import Explanation
 from clip2sam.analysis.session import Session
 from clip2sam.app.canvas import Canvas
+from clip2sam.clip.methods import METHODS
 from clip2sam.coco.document import coco_document
 from clip2sam.config import Config
 from clip2sam.data.images import Image
@@ -60,8 +61,9 @@ class Trial(Canvas):
         super().__init__(image)
         self.notes: list[str] = []
         """What the models said of the labels."""
-        label_set, shown = as_label_set(typed(labels)), shown_settings(segmenter.config)
-        other = {k: v for k, v in settings.items() if shown[k] != v}
+        label_set = as_label_set(typed(labels))
+        self._own = segmenter.config.method
+        other = self._moved(segmenter.config, settings)
         with self._noting():
             self.session = Session(segmenter.with_config(**other), image, label_set)
 
@@ -101,8 +103,7 @@ class Trial(Canvas):
         Raises:
             LabelError, ConfigError: as they are refused; then nothing has changed.
         """
-        session, shown = self.session, shown_settings(self.session.config)
-        other = {k: v for k, v in settings.items() if shown[k] != v}
+        session, other = self.session, self._moved(self.session.config, settings)
         names = typed(labels)
         if not other and tuple(names) == self.names:
             return
@@ -113,6 +114,14 @@ class Trial(Canvas):
                 session.relabel(labels)
 
         self._change(act)
+
+    def _moved(self, config: Config, settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings that are not shown so already, as `Config` takes them."""
+        shown = shown_settings(config)
+        other = {name: value for name, value in settings.items() if shown[name] != value}
+        if "method" in other:
+            other["method"] = METHODS.get(other["method"], self._own)
+        return other
 
     def why(self) -> list[Why]:
         """Of every label whether it is there, and why."""

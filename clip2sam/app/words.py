@@ -1,4 +1,4 @@
-"""What the app says, as HTML. Every text goes through `escape`: labels and names may be anything."""
+"""What the app says, as HTML. Every text is escaped: labels and names may be anything."""
 
 from collections.abc import Sequence
 from html import escape

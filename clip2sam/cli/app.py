@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from clip2sam import __version__
 from clip2sam.cli import weights
 from clip2sam.cli.analysis import evaluate, explain, tune
+from clip2sam.cli.app_page import app as app_page
 from clip2sam.cli.classify import classify
 from clip2sam.cli.coco import validate
 from clip2sam.cli.console import out, print_error, print_every_character, print_warning
@@ -110,6 +111,7 @@ COMMANDS = (
     merge,
     export,
     report,
+    app_page,
     explain,
     tune,
     evaluate,
