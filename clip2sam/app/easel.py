@@ -58,18 +58,26 @@ class Easel:
     ) -> None:
         self.desk, self.canvas_of, self.hint = desk, canvas_of, hint
         self.status = gr.HTML(said(hint), elem_id=f"{name}-status")
-        self.label = gr.Radio([], label="label: clicks are for it", elem_id=f"{name}-label")
-        tools = [(text, tool) for tool, text in TOOLS.items()]
-        self.tool = gr.Radio(tools, value="add", label="a click is a", elem_id=f"{name}-tool")
-        self.picture = gr.HTML(js_on_load=CLICK, elem_id=f"{name}-canvas")
         with gr.Row():
-            self.undo = gr.Button("Undo", size="sm", elem_id=f"{name}-undo")
-            self.forget = gr.Button("Forget clicks", size="sm", elem_id=f"{name}-forget")
-        with gr.Row(equal_height=True):
-            self.masks = gr.Dropdown([], label="mask", elem_id=f"{name}-masks", filterable=False)
-            self.target = gr.Dropdown([], label="to label", elem_id=f"{name}-target")
-            self.move = gr.Button("Move", size="sm", elem_id=f"{name}-move")
-            self.remove = gr.Button("Remove", size="sm", elem_id=f"{name}-remove")
+            with gr.Column(scale=3, min_width=320):
+                self.picture = gr.HTML(js_on_load=CLICK, elem_id=f"{name}-canvas")
+            with gr.Column(scale=1, min_width=220):
+                self._tools(name)
+
+    def _tools(self, name: str) -> None:
+        tools = [(text, tool) for tool, text in TOOLS.items()]
+        self.label = gr.Radio([], label="label: clicks are for it", elem_id=f"{name}-label")
+        self.tool = gr.Radio(tools, value="add", label="a click is a", elem_id=f"{name}-tool")
+        with gr.Row():
+            self.undo = gr.Button("Undo (u)", size="sm", min_width=90, elem_id=f"{name}-undo")
+            self.forget = gr.Button(
+                "Forget clicks", size="sm", min_width=90, elem_id=f"{name}-forget"
+            )
+        self.masks = gr.Dropdown([], label="mask", elem_id=f"{name}-masks", filterable=False)
+        self.target = gr.Dropdown([], label="to label", elem_id=f"{name}-target")
+        with gr.Row():
+            self.move = gr.Button("Move", size="sm", min_width=90, elem_id=f"{name}-move")
+            self.remove = gr.Button("Remove", size="sm", min_width=90, elem_id=f"{name}-remove")
 
     @property
     def outputs(self) -> list[Any]:

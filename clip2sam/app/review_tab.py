@@ -19,8 +19,9 @@ document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, [contenteditable], [role=listbox]");
   if ((typing && typing.type !== "radio") || event.ctrlKey || event.metaKey || event.altKey) return;
   const name = { a: "accept", r: "reject", n: "next", p: "previous", u: "undo" }[event.key];
-  const button = name && document.querySelector(`#review-${name}`);
-  if (!button || !button.offsetParent) return;
+  const buttons = ["review", "try"].map((tab) => document.querySelector(`#${tab}-${name}`));
+  const button = buttons.find((one) => one && one.offsetParent);
+  if (!button) return;
   event.preventDefault();
   button.click();
 });

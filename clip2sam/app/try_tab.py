@@ -46,12 +46,12 @@ class TryTab:
         self.image = gr.Image(
             sources=["upload", "clipboard"],
             type="filepath",
-            image_mode=None,  # the file as it came: clip2sam decodes it
             label="image",
             height=220,
             buttons=[],
             elem_id="try-image",
         )
+        self.image.preprocess = _as_it_came
         self.labels = gr.Textbox(
             label="labels",
             info="one a line, or separated by ;",
@@ -172,3 +172,9 @@ class TryTab:
 def _settings(controls: tuple[Any, ...]) -> dict[str, Any]:
     names = ("method", "presence_threshold", "point_threshold", "prompts", "min_share")
     return dict(zip(names, controls, strict=True))
+
+
+def _as_it_came(upload: Any) -> str | None:
+    """In the place of Gradio's own decoding: the file's path in the app's folder. clip2sam decodes
+    it, with its own limits."""
+    return None if upload is None else upload.path
