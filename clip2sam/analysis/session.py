@@ -170,7 +170,9 @@ class Session:
     def _without_mask(self, masks: int) -> str:
         """What becomes of points that were clicked: the masks of the same object are one."""
         points = self.bench.changed.get(self.label)
-        idle = 0 if points is None else int(np.isin(points[:, 2], (1, CORNERS[0])).sum()) - masks
+        if points is None:
+            return ""
+        idle = int(np.isin(points[:, 2], (1, CORNERS[0])).sum()) - masks
         if idle <= 0:
             return ""
         kind = (

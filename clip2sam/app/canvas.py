@@ -186,7 +186,8 @@ class Canvas(ABC):
         ((key, one),) = found
 
         def act() -> None:
-            self.edits = {**self.edits, key: label and replace(one, label=label)}
+            moved = None if label is None else replace(one, label=label)
+            self.edits = {**self.edits, key: moved}
 
         self._change(act)
 

@@ -15,6 +15,7 @@ img.canvas { display: block; width: 100%; cursor: crosshair; user-select: none; 
 .said { margin: 0; min-height: 1.5em; } .said.wrong { color: #b3261e; }
 .dark .said.wrong { color: #ff8a80; }
 .swatch { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
+label span { overflow-wrap: anywhere; }
 table.why { width: 100%; border-collapse: collapse; font-size: .9em; }
 table.why th, table.why td { text-align: left; padding: .15em .6em .15em 0; vertical-align: top; }
 """

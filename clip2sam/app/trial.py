@@ -1,7 +1,8 @@
 """A canvas whose masks are computed: image, labels and settings come from a person."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,11 +65,8 @@ class Trial(Canvas):
         label_set = as_label_set(typed(labels))
         self._own = segmenter.config.method
         other = self._moved(segmenter.config, settings)
-        with self._noting():
+        with _noted(self.notes):
             self.session = Session(segmenter.with_config(**other), image, label_set)
-
-    def _noting(self) -> "_Noted":
-        return _Noted(self.notes)
 
     @property
     def result(self) -> Result:
@@ -76,7 +74,7 @@ class Trial(Canvas):
         return self.session.result
 
     @property
-    def label(self) -> str:  # type: ignore[override]
+    def label(self) -> str:
         """The selected one."""
         return self.session.label
 
@@ -110,7 +108,7 @@ class Trial(Canvas):
 
         def act() -> None:
             session.settings.update(other)
-            with self._noting():
+            with _noted(self.notes):
                 session.relabel(labels)
 
         self._change(act)
@@ -148,7 +146,7 @@ class Trial(Canvas):
             ConfigError: the labels are not found on CLIP's maps.
         """
         session = self.session
-        with self._noting():
+        with _noted(self.notes):
             return session.bench.explain(session.label_set, session.label, **session.settings)
 
     def coco(self) -> dict[str, Any]:
@@ -181,25 +179,17 @@ class Trial(Canvas):
         session.bench.changed.clear()
         session.bench.changed.update(state.changed)
         if run:
-            with self._noting():
+            with _noted(self.notes):
                 session.run()
 
 
-class _Noted(warnings.catch_warnings):
-    """Warnings inside become notes."""
-
-    def __init__(self, notes: list[str]) -> None:
-        super().__init__(record=True)
-        self._notes = notes
-
-    def __enter__(self) -> Any:
-        self._caught: Any = super().__enter__()
+@contextmanager
+def _noted(notes: list[str]) -> Iterator[None]:
+    """Warnings inside become notes, in the place of earlier ones."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        return self._caught
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._notes[:] = dict.fromkeys(str(warning.message) for warning in self._caught)
+        yield
+    notes[:] = dict.fromkeys(str(warning.message) for warning in caught)
 
 
 def shown_settings(config: Config) -> dict[str, Any]:
