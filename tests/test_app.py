@@ -204,6 +204,7 @@ def test_a_mask_is_chosen_moved_and_removed_and_all_can_be_taken_back(trial, sce
     assert trial.annotations()[2] == replace(before[1], label=STAR)
     trial.take("beside")
     trial.click(1.0, 1.0)  # computed anew
+    assert labels_of(trial) == [RING, RING, STAR]
     trial.choose(0)
     trial.remove()
     assert STAR in labels_of(trial), "known by its pixels"
@@ -247,6 +248,7 @@ def test_why_says_of_each_label_what_was_decided(trial):
     assert (ring.masks, ring.points, ring.threshold) == (3, 3, 0.32)
     assert ring.says.startswith("3 objects: score 0.74")
     assert (star.masks, star.says) == (0, "its highest score 0.095 is below the threshold 0.32")
+    assert trial.label == RING
     trial.select(STAR)
     trial.take("beside")
     trial.click(5.0, 5.0)
@@ -319,6 +321,13 @@ def test_models_are_loaded_when_a_click_needs_them(segmenter, image, scene, tria
     while canvas.undo():
         pass
     assert canvas.annotations() == given
+
+
+def test_only_what_is_set_by_hand_is_added(segmenter, image):
+    canvas = corrected(lambda: segmenter, image)
+    canvas.select(STAR)
+    canvas.click(5, 5)
+    assert labels_of(canvas) == [STAR]
 
 
 # -- a run
