@@ -514,6 +514,8 @@ def test_no_file_of_the_host_can_be_read(server, tmp_path):
             assert answer.status_code in (403, 404), (path, answer.status_code)
             assert "hidden words" not in answer.text
     assert httpx.get(f"{server}/gradio_api/file=/etc/passwd").status_code == 403
+    elsewhere = httpx.get(f"{server}/gradio_api/file=http://127.0.0.1:1/")
+    assert elsewhere.text == "nothing is fetched from elsewhere"
     (path,) = upload(server, ("a.png", b"picture")).json()
     folder = Path(path).parents[1]
     assert httpx.get(f"{server}/gradio_api/file={path}").content == b"picture"

@@ -10,7 +10,7 @@ from clip2sam.config import Config
 
 CSS = """
 img.canvas { display: block; width: 100%; cursor: crosshair; user-select: none; }
-#review-canvas img.canvas { max-height: 78vh; width: auto; max-width: 100%; }
+#review-canvas img.canvas { max-height: 70vh; width: auto; max-width: 100%; }
 #try-maps img, #try-stages img { max-width: 100%; }
 .said { margin: 0; min-height: 1.5em; } .said.wrong { color: #b3261e; }
 .dark .said.wrong { color: #ff8a80; }

@@ -32,11 +32,11 @@ class TryTab:
                 self._inputs(config)
             with gr.Column(scale=3, min_width=320):
                 self.easel = Easel(desk, "try", lambda state: state, HINT)
+                self.why = gr.HTML(elem_id="try-why")
+                self.maps = gr.HTML(elem_id="try-maps")
                 self.export = gr.DownloadButton(
                     "Write COCO", interactive=False, elem_id="try-export"
                 )
-        self.why = gr.HTML(elem_id="try-why")
-        self.maps = gr.HTML(elem_id="try-maps")
         with gr.Accordion("The selected label through all stages", open=True):
             self.stages = gr.HTML(elem_id="try-stages")
         self._listen()
