@@ -290,7 +290,7 @@ def test_clicks_add_and_remove_points_of_the_label_shown(explorer):
     np.testing.assert_allclose(points(explorer), [[100, 20, 1], [20, 70, 0]], atol=0.5)
     click(explorer, 101, 21)
     assert len(points(explorer)) == 0, "without a positive point there is no prompt"
-    assert explorer.controls.status.value.endswith("no mask: it has no positive point")
+    assert explorer.controls.status.value.endswith("no mask: it has no positive point and no box")
     click(explorer, 60, 45)
     explorer.controls.reset.click()
     assert len(points(explorer)) == 0
