@@ -25,6 +25,10 @@ from clip2sam.kernels.device import to_device
 MAX_PATCHES = 256
 """A side, of CLIP's input. The work of attention grows with the fourth power of it."""
 
+TEXTS_KEPT = 20_000
+"""Text features in memory, 2 to 4 KB each: all of a run's, but not all that a server's users ever
+type."""
+
 
 class SurgeryCLIP:
     """An open_clip model with surgery on its inference; the model itself stays as it was.
@@ -67,8 +71,10 @@ class SurgeryCLIP:
             torch.tensor(x, device=self.device).view(3, 1, 1) for x in (mean, std)
         )
         self.text_features: dict[tuple[str, tuple[str, ...]], Tensor] = {}
-        """Unit text features (channels,) in memory, by text prompt and templates."""
-        self._disk = TextCache(text_folder, self.model, self.tokenizer) if text_folder else None
+        """Unit text features (channels,) in memory, by text prompt and templates; of more than
+        TEXTS_KEPT the oldest go."""
+        self.disk = TextCache(text_folder, self.model, self.tokenizer) if text_folder else None
+        """Those on disk, which are as many as were ever asked for; None: none are kept."""
 
     @property
     def device(self) -> torch.device:
@@ -160,12 +166,14 @@ class SurgeryCLIP:
         doesn't depend on the others."""
         known = self.text_features.get((prompt, templates))
         if known is None:
-            known = self._disk.get(prompt, templates) if self._disk else None
+            known = self.disk.get(prompt, templates) if self.disk else None
             if known is None:
                 known = encode_prompts(self.model, self.tokenizer, [prompt], templates)[0]
-                if self._disk:
-                    self._disk.put(prompt, templates, known)
+                if self.disk:
+                    self.disk.put(prompt, templates, known)
             known = self.text_features[prompt, templates] = known.to(self.device)
+            while len(self.text_features) > TEXTS_KEPT:
+                del self.text_features[next(iter(self.text_features))]
         return known
 
 
