@@ -73,8 +73,7 @@ class SurgeryCLIP:
         self.text_features: dict[tuple[str, tuple[str, ...]], Tensor] = {}
         """Unit text features (channels,) in memory, by text prompt and templates; of more than
         TEXTS_KEPT the oldest go."""
-        self.disk = TextCache(text_folder, self.model, self.tokenizer) if text_folder else None
-        """Those on disk, which are as many as were ever asked for; None: none are kept."""
+        self._disk = TextCache(text_folder, self.model, self.tokenizer) if text_folder else None
 
     @property
     def device(self) -> torch.device:
@@ -142,6 +141,11 @@ class SurgeryCLIP:
         if self._on_labels is not None:
             self._on_labels(labels.classes)
 
+    def forget_labels(self) -> None:
+        """From now on keep no text feature on disk, and warn of no unknown label: both remember
+        every label that was ever asked for."""
+        self._disk = self._on_labels = None
+
     def encode_texts(
         self, texts: Sequence[str], templates: tuple[str, ...] | None = None
     ) -> Float[Tensor, "texts channels"]:
@@ -166,11 +170,11 @@ class SurgeryCLIP:
         doesn't depend on the others."""
         known = self.text_features.get((prompt, templates))
         if known is None:
-            known = self.disk.get(prompt, templates) if self.disk else None
+            known = self._disk.get(prompt, templates) if self._disk else None
             if known is None:
                 known = encode_prompts(self.model, self.tokenizer, [prompt], templates)[0]
-                if self.disk:
-                    self.disk.put(prompt, templates, known)
+                if self._disk:
+                    self._disk.put(prompt, templates, known)
             known = self.text_features[prompt, templates] = known.to(self.device)
             while len(self.text_features) > TEXTS_KEPT:
                 del self.text_features[next(iter(self.text_features))]

@@ -181,7 +181,37 @@ def as_label_set(
             is no YAML or JSON.
             The message names the label, or the file and line.
     """
-    draft = _draft(labels)
+    found = quiet_label_set(labels, distractors=distractors, templates=templates)
+    if not isinstance(labels, LabelSet) or distractors:
+        for remark in remarks_on(found.classes):
+            warnings.warn(remark, stacklevel=2)
+    return found
+
+
+def quiet_label_set(
+    labels: LabelsSource, *, distractors: Sequence[str] = (), templates: Sequence[str] | None = None
+) -> LabelSet:
+    """`as_label_set` without its warnings, which are those of the whole process: a server tells
+    each of its users `remarks_on` their own labels."""
+    return _label_set(_draft(labels), distractors, templates)
+
+
+def label_set_of_json(text: str, origin: str = "labels") -> LabelSet:
+    """The labels of a JSON text in one of the forms of a labels file. No file is read, and there
+    are no warnings, see `quiet_label_set`.
+
+    Args:
+        origin: what messages call the text.
+
+    Raises:
+        LabelError: as `as_label_set`, for a labels file.
+    """
+    return _label_set(_parsed(text, origin, is_json=True))
+
+
+def _label_set(
+    draft: _Draft, distractors: Sequence[str] = (), templates: Sequence[str] | None = None
+) -> LabelSet:
     more = [
         (named(name, distractor=True), f"distractor {i}")
         for i, name in enumerate(_texts(distractors, "distractors"), 1)
@@ -193,33 +223,9 @@ def as_label_set(
             f'{draft.origin}: expected at least one label, got none; give one, such as "person"'
         )
     classes = _checked_classes([*wanted, *competing, *more])
-    if not isinstance(labels, LabelSet) or more:
-        for remark in remarks_on(classes):
-            warnings.warn(remark, stacklevel=2)
     chosen = draft.templates if templates is None else _texts(templates, "templates")
     checked = None if chosen is None else _checked_templates(chosen)
     return LabelSet(classes, checked, draft.caption)
-
-
-def label_set_of_json(text: str, origin: str = "labels") -> LabelSet:
-    """The labels of a JSON text in one of the forms of a labels file. No file is read, and nothing
-    is warned of, see `remarks_on`.
-
-    Args:
-        origin: what messages call the text.
-
-    Raises:
-        LabelError: as `as_label_set`, for a labels file.
-    """
-    draft = _parsed(text, origin, is_json=True)
-    wanted = [d for d in draft.classes if not d[0].distractor]
-    if not wanted:
-        raise LabelError(
-            f'{origin}: expected at least one label, got none; give one, such as "person"'
-        )
-    rest = [d for d in draft.classes if d[0].distractor]
-    templates = None if draft.templates is None else _checked_templates(draft.templates)
-    return LabelSet(_checked_classes([*wanted, *rest]), templates, draft.caption)
 
 
 def remarks_on(classes: Sequence[LabelClass]) -> tuple[str, ...]:
