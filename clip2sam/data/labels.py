@@ -181,7 +181,7 @@ def as_label_set(
             is no YAML or JSON.
             The message names the label, or the file and line.
     """
-    found = quiet_label_set(labels, distractors=distractors, templates=templates)
+    found = _label_set(_draft(labels), distractors, templates)
     if not isinstance(labels, LabelSet) or distractors:
         for remark in remarks_on(found.classes):
             warnings.warn(remark, stacklevel=2)
@@ -209,9 +209,8 @@ def label_set_of_json(text: str, origin: str = "labels") -> LabelSet:
     return _label_set(_parsed(text, origin, is_json=True))
 
 
-def _label_set(
-    draft: _Draft, distractors: Sequence[str] = (), templates: Sequence[str] | None = None
-) -> LabelSet:
+def _label_set(draft: _Draft, distractors: Any = (), templates: Any = None) -> LabelSet:
+    """The label set of a draft, with what is added to it, all checked."""
     more = [
         (named(name, distractor=True), f"distractor {i}")
         for i, name in enumerate(_texts(distractors, "distractors"), 1)
