@@ -155,11 +155,16 @@ def labels_of(query: Query, text: str | None, limits: Limits) -> LabelSet:
                 f"got {len(written)}; leave some out"
             )
         labels = label_set_of_json(written)
-    _check(labels, limits)
+    check_labels(labels, limits)
     return labels
 
 
-def _check(labels: LabelSet, limits: Limits) -> None:
+def check_labels(labels: LabelSet, limits: Limits) -> None:
+    """Refuse labels that are too many or too long.
+
+    Raises:
+        LabelError: as said.
+    """
     parts = labels.apart().classes
     texts = [text for part in parts for text in (part.name, *part.prompts)]
     templates = labels.templates or ()
