@@ -1,7 +1,7 @@
 """A result as a COCO document of one image, and the schema of it."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,8 +10,10 @@ from clip2sam.coco.outlines import TOLERANCE
 from clip2sam.data.files import as_json
 from clip2sam.data.records import as_float32
 from clip2sam.labelling.info import settings_info
-from clip2sam.pipeline import Segmenter
-from clip2sam.result import Result
+
+if TYPE_CHECKING:
+    from clip2sam.pipeline import Segmenter
+    from clip2sam.result import Result
 
 
 class Rle(BaseModel):
@@ -98,8 +100,8 @@ class Problem(BaseModel):
 
 
 def answer_of(
-    result: Result,
-    segmenter: Segmenter,
+    result: "Result",
+    segmenter: "Segmenter",
     *,
     preset: str,
     polygons: bool,

@@ -5,11 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clip2sam.clip.text import TEMPLATES
 from clip2sam.config import MAX_GRID, MAX_OBJECTS
 from clip2sam.data.labels import LabelSet, label_set_of_json, quiet_label_set
 from clip2sam.errors import ConfigError, LabelError, shown
 from clip2sam.serve.queue import Limits
+
+MAX_TEMPLATES = 100
+"""Of a request: each is one more text for each label. The usual ones are 85."""
 
 
 class Settings(BaseModel):
@@ -173,9 +175,9 @@ def check_labels(labels: LabelSet, limits: Limits) -> None:
         raise LabelError(
             f"expected at most {4 * limits.max_labels} text prompts of all labels; leave some out"
         )
-    if len(templates) > len(TEMPLATES):
+    if len(templates) > MAX_TEMPLATES:
         raise LabelError(
-            f"expected at most {len(TEMPLATES)} templates, got {len(templates)}; leave some out"
+            f"expected at most {MAX_TEMPLATES} templates, got {len(templates)}; leave some out"
         )
     for text in (*texts, *templates, *(c.name for c in labels.classes)):
         if len(text) > limits.max_text:

@@ -17,6 +17,7 @@ turns into answers.
 
 import asyncio
 import contextlib
+import logging
 import math
 import queue
 import threading
@@ -25,18 +26,22 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet
 from clip2sam.errors import OutOfTimeError, UnavailableError, one_line
 from clip2sam.labelling.decode_worker import DecodeWorker
-from clip2sam.pipeline import Segmenter
-from clip2sam.result import Result
 from clip2sam.serve.metrics import Metrics
-from clip2sam.serve.together import Asked, Together
+
+if TYPE_CHECKING:  # PyTorch is slow to import: the thread of the model does it
+    from clip2sam.pipeline import Segmenter
+    from clip2sam.result import Result
+    from clip2sam.serve.together import Asked, Together
 
 State = Literal["loading", "ready", "failed", "closed"]
+
+LOG = logging.getLogger("clip2sam.serve")
 
 WEIGHT = 0.2
 """Of the newest batch in the measured rate."""
@@ -66,7 +71,7 @@ class Limits:
 
 @dataclass(eq=False)
 class _Job:
-    asked: Asked
+    asked: "Asked"
     future: "Future[Result]" = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
 
@@ -79,7 +84,7 @@ class WorkQueue:
         limits: what it takes.
     """
 
-    def __init__(self, load: Callable[[], Segmenter], limits: Limits | None = None) -> None:
+    def __init__(self, load: "Callable[[], Segmenter]", limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
         self.metrics = Metrics(lambda: len(self._waiting))
         self.state: State = "loading"
@@ -127,7 +132,7 @@ class WorkQueue:
     # -- for requests
 
     @property
-    def segmenter(self) -> Segmenter:
+    def segmenter(self) -> "Segmenter":
         """The models, with the server's settings.
 
         Raises:
@@ -168,7 +173,7 @@ class WorkQueue:
 
     async def segment(
         self, image: Image, labels: LabelSet, settings: Mapping[str, Any] | None = None
-    ) -> Result:
+    ) -> "Result":
         """Put an image into the queue, in a place of its own, and wait for its result.
 
         Args:
@@ -203,10 +208,13 @@ class WorkQueue:
 
     def _live(self) -> None:
         try:
+            from clip2sam.serve.together import Together
+
             segmenter = self._load()
             segmenter.forget_labels()
         except Exception as error:
             self.reason, self.state = one_line(error), "failed"
+            LOG.error("the model could not be loaded: %s", self.reason)
             return
         together = Together(segmenter)
         with self._changed:
@@ -230,7 +238,7 @@ class WorkQueue:
             if running := [job for job in batch if job.future.set_running_or_notify_cancel()]:
                 return running
 
-    def _work(self, together: Together, batch: Sequence[_Job]) -> None:
+    def _work(self, together: "Together", batch: Sequence[_Job]) -> None:
         began = time.monotonic()
         for job in batch:
             self.metrics.took("queue", began - job.since)
@@ -239,12 +247,12 @@ class WorkQueue:
         each = seconds / len(batch)
         self._pace = each if not self._pace else (1 - WEIGHT) * self._pace + WEIGHT * each
         self.metrics.took("model", seconds)
-        self.metrics.batch(len(batch), sum(isinstance(one, Result) for one in outcomes))
+        self.metrics.batch(len(batch), sum(not isinstance(one, Exception) for one in outcomes))
         for job, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, Result):
-                job.future.set_result(outcome)
-            else:
+            if isinstance(outcome, Exception):
                 job.future.set_exception(outcome)
+            else:
+                job.future.set_result(outcome)
 
     # -- for places
 
@@ -255,7 +263,7 @@ class WorkQueue:
         self.metrics.took("decode", time.monotonic() - began)
         return image
 
-    async def finished(self, asked: Asked) -> Result:
+    async def finished(self, asked: "Asked") -> "Result":
         """Wait for a request's turn and result. One whose waiting is cancelled before its turn
         leaves the queue."""
         job = _Job(asked)
@@ -305,7 +313,7 @@ class Place:
         settings: Mapping[str, Any] | None = None,
         *,
         file_name: str = "image",
-    ) -> Result:
+    ) -> "Result":
         """Wait for the model's turn and result.
 
         Args:
@@ -317,6 +325,8 @@ class Place:
             ConfigError: settings that can't be.
             ModelError: the model failed on this image.
         """
+        from clip2sam.serve.together import Asked
+
         segmenter = self._queue.segmenter.with_config(**dict(settings or {}))
         prepared = await asyncio.to_thread(segmenter.prepare, image)
         return await self._queue.finished(Asked(prepared, labels, segmenter, file_name))

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, Query, Request, Response
@@ -25,7 +26,6 @@ from clip2sam.errors import (
     UnavailableError,
     one_line,
 )
-from clip2sam.pipeline import Segmenter
 from clip2sam.serve import asked
 from clip2sam.serve.answer import CocoAnswer, Problem, answer_of
 from clip2sam.serve.body import Body, GoneError, read_body, unless_gone
@@ -33,8 +33,13 @@ from clip2sam.serve.metrics import Metrics
 from clip2sam.serve.queue import Limits, Place, WorkQueue
 from clip2sam.tiny.vocabulary import said_of_unknown, unknown_names
 
+if TYPE_CHECKING:
+    from clip2sam.pipeline import Segmenter
+
 GRACE = 30.0
 """Seconds that what is in work may still take when the server ends."""
+
+LOG = logging.getLogger("clip2sam.serve")
 
 STATUS = {ModelError: 500, UnavailableError: 503, OutOfTimeError: 504}
 """Of errors; 422 for all others that a user can cause."""
@@ -64,7 +69,7 @@ router = APIRouter()
 
 
 def create_app(
-    load: Callable[[], Segmenter],
+    load: "Callable[[], Segmenter]",
     *,
     preset: str = "own models",
     limits: Limits | None = None,
@@ -192,10 +197,12 @@ def _problem(status: int, detail: str, headers: dict[str, str] | None = None) ->
 
 async def _told(_: Request, error: Exception) -> JSONResponse:
     """An error that a user can cause, or that is told to them."""
-    kinds = (status for kind, status in STATUS.items() if isinstance(error, kind))
+    status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 422)
+    if status == 500:
+        LOG.error("%s", error)
     retry = getattr(error, "retry_after", None)
     headers = None if retry is None else {"Retry-After": str(retry)}
-    return _problem(next(kinds, 422), str(error), headers)
+    return _problem(status, str(error), headers)
 
 
 async def _not_valid(_: Request, error: Exception) -> JSONResponse:
