@@ -1,5 +1,6 @@
 """The command `serve`."""
 
+import os
 import warnings
 from importlib.util import find_spec
 from typing import Annotated
@@ -36,6 +37,18 @@ def serve(
         int, count_option("Bytes of a request; larger ones are refused with 413.", min=1)
     ] = 20_000_000,
     max_pixels: MaxPixels = 25_000_000,
+    label_studio: Annotated[
+        str | None,
+        text_option(
+            "Be an ML backend too, of the Label Studio at that address, whose tasks' images are "
+            "fetched from there. LABEL_STUDIO_API_KEY has a token for it.",
+            "URL",
+        ),
+    ] = None,
+    image_host: Annotated[
+        list[str] | None,
+        text_option("A host that images of Label Studio's tasks may be on; repeatable.", "HOST"),
+    ] = None,
     method: Method = None,
     maps: MapOptions,
     masks: MaskOptions,
@@ -50,6 +63,10 @@ def serve(
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         raise ConfigError(f'serve needs the package {missing[0]}: pip install "clip2sam[app]"')
+    if image_host and label_studio is None:
+        raise ConfigError(
+            "--image-host is for the tasks of a Label Studio; give --label-studio too"
+        )
     models = models.chosen(method=method)
     config = models.config(maps, masks, method=method)
 
@@ -62,7 +79,21 @@ def serve(
     limits = Limits(
         max_waiting=max_waiting, seconds=time_limit, max_bytes=max_bytes, max_pixels=max_pixels
     )
-    app = create_app(lambda: models.load(config, method=method), preset=models.name, limits=limits)
+    routers = []
+    if label_studio is not None:
+        from clip2sam.serve.label_studio import label_studio_router, model_version
+        from clip2sam.serve.label_studio_images import TaskImages
+
+        images = TaskImages(label_studio, tuple(image_host or ()), max_bytes)
+        version = model_version(models.name, config)
+        token = os.environ.get("LABEL_STUDIO_API_KEY", "")
+        routers.append(label_studio_router(images, version=version, token=token))
+    app = create_app(
+        lambda: models.load(config, method=method),
+        preset=models.name,
+        limits=limits,
+        routers=routers,
+    )
     where = f"[{host}]" if ":" in host else host
     address = f"http://{where}:{listening.getsockname()[1]}"
     err.print(Text(f"serving {models.name} at {address}, its schema at {address}/docs"))

@@ -4,11 +4,11 @@ Source: https://labelstud.io/tags/brushlabels, https://labelstud.io/tags/polygon
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from xml.etree import ElementTree
 
-from clip2sam.data.labels import LabelSet, quiet_label_set
+from clip2sam.data.labels import LabelClass, LabelSet, named, quiet_label_set
 from clip2sam.errors import ConfigError, shown
 from clip2sam.serve.asked import check_labels
 from clip2sam.serve.queue import Limits
@@ -32,9 +32,8 @@ class Control:
     """Under which name a task's data have the image's address."""
     kind: Kind
     """What its regions are: also a region's `type`."""
-    labels: dict[str, tuple[str, ...]]
-    """By what Label Studio calls a label in its results: its text prompts; none if the label's own
-    name is the prompt."""
+    labels: dict[str, LabelClass]
+    """By what Label Studio calls a label in its results."""
 
 
 def controls_of(interface: str) -> tuple[Control, ...]:
@@ -64,12 +63,10 @@ def labels_of(controls: tuple[Control, ...], limits: Limits) -> LabelSet:
     Raises:
         LabelError: too many, too long, or what can't be a label.
     """
-    prompts: dict[str, list[str]] = {}
+    classes: dict[str, LabelClass] = {}
     for control in controls:
-        for name, texts in control.labels.items():
-            own = prompts.setdefault(name, [])
-            own += [text for text in texts if text not in own]
-    labels = quiet_label_set({name: texts or None for name, texts in prompts.items()})
+        classes = control.labels | classes
+    labels = quiet_label_set(LabelSet(tuple(classes.values())))
     check_labels(labels, limits)
     return labels
 
@@ -117,9 +114,11 @@ def _control(tag: ElementTree.Element, images: dict[str, ElementTree.Element]) -
     return Control(name, to_name, value[1:], KINDS[_kind(tag)], labels)
 
 
-def _label(tag: ElementTree.Element) -> tuple[str, tuple[str, ...]]:
-    """What results call a label, and its text prompts."""
-    value, alias = tag.get("value", ""), tag.get("alias", "")
+def _label(tag: ElementTree.Element) -> tuple[str, LabelClass]:
+    """What results call a label, and its class."""
+    value = tag.get("value", "")
+    name = tag.get("alias") or value
     synonyms = [text.strip() for text in tag.get("predicted_values", "").split(",")]
-    texts = tuple(dict.fromkeys(filter(None, synonyms)))
-    return alias or value, texts or ((value,) if alias and alias != value and value else ())
+    if texts := tuple(dict.fromkeys(filter(None, synonyms))):
+        return name, LabelClass(name, texts)
+    return name, replace(named(value), name=name)
