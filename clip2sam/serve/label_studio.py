@@ -5,11 +5,12 @@ https://github.com/HumanSignal/label-studio
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from clip2sam import __version__
-from clip2sam.coco.outlines import TOLERANCE, outline_of
+from clip2sam.coco.outlines import Outline, outline_of
 from clip2sam.coco.rle import decode_rle
 from clip2sam.config import Config
 from clip2sam.data.files import as_json
@@ -44,6 +45,10 @@ MOST_PROJECTS = 1000
 """Whose tokens are kept."""
 FETCHES = 4
 """Images that are fetched at the same time, of all requests."""
+TOLERANCES = (1.0, 0.75, 0.5, 0.25, 0.0)
+"""Of polygons, in pixels, tried one after the other: few corners are easy to correct."""
+LEAST_IOU = 0.98
+"""Of polygons with their mask; if it is less, the next tolerance is tried."""
 PAUSE = 0.5
 """Seconds until a task tries again to get a place in a queue that is full."""
 
@@ -113,10 +118,11 @@ class _Backend:
 
     async def setup(self, request: Request) -> dict[str, str]:
         """Check a project's labelling interface, and keep its token."""
-        asked = await _read(request)
-        _images(_text(asked, "schema"), request.app.state.queue.limits)
-        project = _text(asked, "project")
-        self._tokens[project] = _text(asked, "access_token")
+        with _refusals_logged("a project was not set up"):
+            asked = await _read(request)
+            project, token = _text(asked, "project"), _text(asked, "access_token")
+            _images(_text(asked, "schema"), request.app.state.queue.limits)
+        self._tokens[project] = token
         self._tokens.move_to_end(project)
         if len(self._tokens) > MOST_PROJECTS:
             self._tokens.popitem(last=False)
@@ -128,12 +134,12 @@ class _Backend:
         """A prediction for each task: its regions, or an "error" in their place. Label Studio makes
         no prediction of that, and writes it to its log."""
         queue: WorkQueue = request.app.state.queue
-        _ = queue.segmenter  # refuses while the model is being loaded
         try:
-            body = await _read(request)
-            tasks, asked = _tasks(body), self._asked(body, queue)
-            work = asyncio.gather(*(self._outcome(task, asked) for task in tasks))
-            results = await unless_gone(request, _awaited(work))
+            with _refusals_logged("no predictions"):
+                _ = queue.segmenter  # refuses while the model is being loaded
+                body = await _read(request)
+                tasks, asked = _tasks(body), self._asked(body, queue)
+            results = await unless_gone(request, self._outcomes(tasks, asked))
         except (GoneError, ClientDisconnect):
             return Response(status_code=499)  # which nobody reads; the metrics count it
         answer = {"results": results, "model_version": self._version}
@@ -155,18 +161,22 @@ class _Backend:
             asyncio.Semaphore(2 * queue.limits.batch_size),
         )
 
+    async def _outcomes(self, tasks: list[dict[str, Any]], asked: _Asked) -> list[dict[str, Any]]:
+        async with asyncio.TaskGroup() as group:
+            doing = [group.create_task(self._outcome(task, asked)) for task in tasks]
+        return [one.result() for one in doing]
+
     async def _outcome(self, task: dict[str, Any], asked: _Asked) -> dict[str, Any]:
         """A task's prediction, or what is wrong: that costs this task alone."""
         try:
             async with asyncio.timeout_at(asked.until), asked.gate:
                 return await self._prediction(task, asked)
         except TimeoutError as error:
-            own = f"{error}" or f"no time was left of {SECONDS:g} seconds; ask for it again"
-            reason = without_folders(own)
+            reason = str(error) or f"no time was left of {SECONDS:g} seconds; ask for it again"
         except Clip2SamError as error:
-            reason = without_folders(str(error))
-        log.warning("Label Studio's task %s: %s", shown(task.get("id"), 40), reason)
-        return {"error": reason}
+            reason = str(error)
+        log.warning("Label Studio: task %s: %s", shown(task.get("id"), 40), reason)
+        return {"error": without_folders(reason)}
 
     async def _prediction(self, task: dict[str, Any], asked: _Asked) -> dict[str, Any]:
         fields = task.get("data")
@@ -207,10 +217,6 @@ def _images(
     return tuple((field, some, labels_of(some, limits)) for field, some in own.items())
 
 
-async def _awaited(work: "asyncio.Future[list[dict[str, Any]]]") -> list[dict[str, Any]]:
-    return await work
-
-
 async def _result(queue: WorkQueue, data: bytes, labels: LabelSet) -> Result:
     """A result, waiting as long as it takes for a place in the queue."""
     while True:
@@ -241,11 +247,30 @@ def _regions(
             from_name=control.name,
             to_name=control.to_name,
         )
-        for part, polygon in enumerate(outline_of(mask.rle, TOLERANCE).polygons)
+        for part, polygon in enumerate(close_outline(mask).polygons)
     ]
 
 
+def close_outline(mask: Annotation) -> Outline:
+    """The polygons of a mask, with as few corners as they fit it with."""
+    outlines = (outline_of(mask.rle, tolerance) for tolerance in TOLERANCES)
+    best = next(outlines)
+    while best.iou < LEAST_IOU and (closer := next(outlines, None)):
+        best = closer
+    return best
+
+
 # -- requests
+
+
+@contextlib.contextmanager
+def _refusals_logged(what: str) -> Iterator[None]:
+    """Label Studio shows the status of a refusal alone, and points at the server's log."""
+    try:
+        yield
+    except Clip2SamError as error:
+        log.warning("Label Studio: %s: %s", what, error)
+        raise
 
 
 async def _read(request: Request) -> dict[str, Any]:

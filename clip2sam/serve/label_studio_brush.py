@@ -9,7 +9,7 @@ Source: https://github.com/thi-ng/umbrella/tree/develop/packages/rle-pack, which
 """
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt8
 
 SIZES = np.array([3, 4, 8, 16])
 """Bits of the four kinds of lengths."""
@@ -18,8 +18,8 @@ INSIDE = 255
 """In all four channels of a pixel of the mask; 0 outside."""
 
 
-def brush_rle(mask: Bool[np.ndarray, "height width"]) -> Int[np.ndarray, "bytes"]:
-    """A mask as Label Studio's RLE: uint8."""
+def brush_rle(mask: Bool[np.ndarray, "height width"]) -> UInt8[np.ndarray, "bytes"]:
+    """A mask as Label Studio's RLE."""
     flat = mask.ravel()
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     runs = np.diff(np.append(starts, flat.size)) * CHANNELS
@@ -52,7 +52,7 @@ def _bits(numbers: Int[np.ndarray, "some"]) -> Int[np.ndarray, "some"]:
 
 def _packed(
     words: Int[np.ndarray, "words"], sizes: Int[np.ndarray, "words"]
-) -> Int[np.ndarray, "bytes"]:
+) -> UInt8[np.ndarray, "bytes"]:
     """Numbers of so many bits each, one after the other, filled up with zeros to whole bytes."""
     ends = np.cumsum(sizes)
     owner = np.repeat(np.arange(len(words)), sizes)

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
+from urllib3.exceptions import LocationParseError
+from urllib3.util import Url, parse_url
 
 from clip2sam import __version__
 from clip2sam.data.addresses import WEB, check_address, is_url, scheme_of, shown_url
 from clip2sam.data.network import is_page, session
 from clip2sam.data.remote import CHUNK, TIMEOUT, errors_at
-from clip2sam.data.retries import retried
+from clip2sam.data.retries import retried, status_of
 from clip2sam.errors import ConfigError, ImageError, shown
 
 SECONDS = 30.0
@@ -76,7 +78,16 @@ class TaskImages:
         self._check(url)
         end = time.monotonic() + SECONDS
         with errors_at(url):
-            return retried(lambda: self._fetched(url, token, end), end)
+            try:
+                return retried(lambda: self._fetched(url, token, end), end)
+            except requests.RequestException as error:
+                if self._is_own(url) and status_of(error) in (401, 403):
+                    raise ImageError(
+                        f"{shown_url(url)}: Label Studio answered {status_of(error)}; start the "
+                        "server with LABEL_STUDIO_API_KEY in its environment, a personal access "
+                        "token of somebody who may see the project"
+                    ) from error
+                raise
 
     def _url(self, address: str, task: object) -> str:
         """Where an image of a task is requested."""
@@ -92,7 +103,7 @@ class TaskImages:
         if not is_url(address):
             raise ImageError(
                 f"{shown(address)}: expected an http or https address, a file that Label Studio "
-                "gives (/data/...), or a data: address; no file of this machine is read"
+                "gives, such as an upload, or a data: address; no file of this machine is read"
             )
         return address
 
@@ -101,7 +112,8 @@ class TaskImages:
         check_address(url, WEB)
         place = _place(url)
         if self._is_own(url):
-            path = urlsplit(url).path.removeprefix(urlsplit(self.label_studio).path.rstrip("/"))
+            root = _parsed(self.label_studio).path or ""
+            path = (_parsed(url).path or "").removeprefix(root.rstrip("/"))
             if not OWN.match(path) or ".." in re.split(r"[/\\]", unquote(unquote(path))):
                 raise ImageError(
                     f"{shown_url(url)}: expected the address of a file of Label Studio, such as "
@@ -172,12 +184,18 @@ class _Token(requests.auth.AuthBase):
 
 def _place(url: str) -> tuple[str, int]:
     """Host and port of an address."""
-    parts = urlsplit(url)
+    parts = _parsed(url)
+    return parts.host or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _parsed(url: str) -> Url:
+    """An address as requests takes it: parsers differ in what the host of http://a\\@b/ is."""
     try:
-        port = parts.port
-    except ValueError:
-        raise ImageError(f"{shown_url(url)}: its port is no number; correct it") from None
-    return parts.hostname or "", port or (443 if parts.scheme.lower() == "https" else 80)
+        return parse_url(url)
+    except LocationParseError:
+        raise ImageError(
+            f"{shown_url(url)}: expected an http or https address; correct it"
+        ) from None
 
 
 def _body(response: requests.Response, most: int, end: float) -> bytes:
