@@ -93,6 +93,9 @@ def test_whole_and_in_parts_from_a_store(store, monkeypatch):
         remote.read_range(url, 198, 203)
     with pytest.raises(ImageError, match=r"^memory://x/none: there is nothing at this address"):
         remote.read_whole("memory://x/none")
+    store.pipe("/x/empty.png", b"")
+    with pytest.raises(ImageError, match=r"^memory://x/empty.png gave nothing; check the address"):
+        remote.read_whole("memory://x/empty.png")
     monkeypatch.setattr(remote, "MAX_BYTES", 199)
     with pytest.raises(ImageError, match="gives more than 199 bytes; fetch it by hand"):
         remote.read_whole(url)
@@ -108,6 +111,11 @@ def test_a_file_of_the_web_to_read_in_any_order(server, monkeypatch):
         assert (file.seek(5), file.read(2), file.read(40)) == (5, b"56", b"7890123456" * 4)
         with pytest.raises(ValueError, match="expected a place from 0 on, got -1"):
             file.raw.seek(-1)
+        assert (file.raw.seek(998), file.raw.readinto(bytearray(8)), file.raw.tell()) == (
+            998,
+            2,
+            1000,
+        )
     assert server.requested[:3] == ["bytes=0-0", "bytes=997-999", "bytes=5-20"]
     server.ranges = False
     with pytest.raises(ImageError, match="gives no parts of files; download the file first"):
@@ -320,6 +328,13 @@ def test_keys_lead_back_to_their_addresses(tmp_path):
     write_list(path, *PLAIN)
     with pytest.raises(ImageError, match=r"has its address no longer; put it back"):
         elsewhere.address(keys["https://h/a.jpg?x=1"])
+
+
+def test_of_two_addresses_of_one_image_the_first_counts(tmp_path):
+    urls = [f"https://h/a.jpg?X-Amz-Signature={signature}" for signature in ("first", "second")]
+    source = open_source(write_list(tmp_path / "list.txt", *urls))
+    (key,) = source.keys
+    assert source.address(key) == urls[0]
 
 
 # Sources
