@@ -20,6 +20,7 @@ from clip2sam.data.opening import check_found, open_source, source_of
 from clip2sam.data.remote_source import RemoteSource, key_of
 from clip2sam.data.retries import TRIES, may_pass
 from clip2sam.errors import ConfigError, ImageError, RunError, WeightsError
+from clip2sam.labelling.content import open_content
 from clip2sam.labelling.export import export_run
 from clip2sam.labelling.manifest import open_run
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
@@ -433,6 +434,20 @@ def test_the_files_are_those_of_local_images_but_for_names(store, images, tmp_pa
     written = {path.read_bytes() for path in (tmp_path / "yolo" / "images").rglob("*.png")}
     assert {(images / "sub" / "001.png").read_bytes()} < written
     assert written <= {path.read_bytes() for path in images.rglob("*.png")}
+
+
+def test_images_of_a_signed_list_are_copied_from_a_run_in_shards(server, images, tmp_path):
+    for path in images.iterdir():
+        server.files[f"{path.name}?{SIGNED}"] = path.read_bytes()
+    urls = [f"{server.url}/{path.name}?{SIGNED}" for path in images.iterdir()]
+    listed, run = write_list(tmp_path / "list.txt", *urls), tmp_path / "run"
+    for number in (1, 2):
+        label(listed, run, shard=f"{number}/2")
+    export_run(run, tmp_path / "yolo", "yolo", val_share=0.0)
+    written = sorted(path.read_bytes() for path in (tmp_path / "yolo/images").rglob("*.png"))
+    assert written == sorted(path.read_bytes() for path in images.iterdir())
+    with pytest.raises(RunError, match="none: expected the name of an image of this run"):
+        open_content(run).reader()("none")
 
 
 def test_a_run_over_a_list_goes_on_and_shows_no_signature(server, images, tmp_path):

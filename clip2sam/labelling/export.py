@@ -10,7 +10,7 @@ from clip2sam.coco.outlines import tolerance_of
 from clip2sam.data.images import printable
 from clip2sam.errors import ConfigError, RunError
 from clip2sam.export import Exporter, exporter_for
-from clip2sam.labelling.content import open_content
+from clip2sam.labelling.content import Content, open_content
 from clip2sam.labelling.decide import Decision
 from clip2sam.labelling.info import run_info
 from clip2sam.labelling.journal import Index
@@ -76,7 +76,7 @@ def export_run(
     if exporter in ("coco", "cvat"):
         tolerance_of(tolerance, polygons=polygons or merge is not None)
     if isinstance(exporter, str):
-        exporter = exporter_for(exporter, **{**_of_run(content.run, exporter, decision), **given})
+        exporter = exporter_for(exporter, **{**_of_run(content, exporter, decision), **given})
     elif given:
         raise ConfigError(
             f"{', '.join(given)}: an exporter object has its options already; leave them out here"
@@ -87,8 +87,9 @@ def export_run(
     return write_files(content, decision or Decision(), {target: exporter}, on_image)
 
 
-def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[str, Any]:
+def _of_run(content: Content, exporter: str, decision: Decision | None) -> dict[str, Any]:
     """What an exporter is told of a run."""
+    run = content.run
     if exporter in ("coco", "parquet"):
         return {"info": run_info(run, decision)}
     if exporter not in ("yolo", "voc", "labelme"):
@@ -96,7 +97,7 @@ def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[st
     usual = {"images": "copy"} if exporter == "yolo" else {}
     if run.kind == "files" or run.source is None:
         return {**usual, "root": run.root}
-    return {**usual, "read": run.source.read}
+    return {**usual, "read": content.reader()}
 
 
 def _check_lines(run: RunFolder, index: Index) -> None:
