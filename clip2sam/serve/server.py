@@ -230,7 +230,7 @@ HANDLERS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
 def without_folders(text: str) -> str:
     """A message without the folders of this machine: of each absolute path only the name is left.
     Addresses of the web stay."""
-    return re.sub(r"(?<![\w.:/])~?/(?:[^\s/:;,'\"()]+/)*([^\s/:;,'\"()]*)", r"\1", text)
+    return re.sub(r"(?<![\w.:/])~?/(?:[^\s/:;,'\"()]+/)*([^\s/:;,'\"()]+)", r"\1", text)
 
 
 class _Counting:
