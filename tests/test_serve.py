@@ -758,3 +758,37 @@ def test_a_port_that_is_taken_is_said():
         port = listening.getsockname()[1]
         with pytest.raises(ValueError, match=f"127.0.0.1:{port} can't be listened on .*--port"):
             bound("127.0.0.1", port)
+
+
+# -- the command
+
+
+def test_the_command_serves_with_its_limits(command_line, monkeypatch):
+    served = []
+
+    def run(app, listening):
+        with listening:
+            served.append((app, listening.getsockname()))
+        return ended
+
+    monkeypatch.setattr("clip2sam.serve.server.run", run)
+    options = ("--port", 0, "--max-waiting", 3, "--time-limit", 5, "--max-bytes", 10)
+    ended = True
+    code, out, errors = command_line("serve", "--preset", "tiny", *options, "--max-pixels", 100)
+    (app, (host, port)) = served[0]
+    assert (code, out, host) == (0, "", "127.0.0.1")
+    address = f"http://127.0.0.1:{port}"
+    assert errors == f"serving tiny at {address}, its schema at {address}/docs\n"
+    assert app.state.queue.limits == Limits(3, 5.0, 10, 100)
+    assert app.state.preset == "tiny"
+    ended = False
+    code, _, errors = command_line("serve", "--preset", "tiny", "--port", 0)
+    assert code == 1
+    assert errors.endswith("error: what was in work was not finished within 30 seconds\n")
+
+
+def test_the_command_names_the_extra_that_is_missing(command_line, monkeypatch):
+    monkeypatch.setattr("clip2sam.cli.serve.find_spec", lambda name: None)
+    code, _, errors = command_line("serve", "--preset", "tiny")
+    assert code == 2
+    assert errors == ('error: serve needs the package fastapi: pip install "clip2sam[app]"\n')

@@ -43,6 +43,9 @@ State = Literal["loading", "ready", "failed", "closed"]
 
 LOG = logging.getLogger("clip2sam.serve")
 
+DECODE_SECONDS = 15.0
+"""Decoding an image may take: a file that makes a decoder hang holds up few others."""
+
 WEIGHT = 0.2
 """Of the newest batch in the measured rate."""
 
@@ -349,7 +352,8 @@ class Decoders:
         self._threads = ThreadPoolExecutor(limits.decoders, "decode")
         self._idle: queue.SimpleQueue[DecodeWorker] = queue.SimpleQueue()
         self._workers = [
-            DecodeWorker(limits.max_pixels, limits.seconds) for _ in range(limits.decoders)
+            DecodeWorker(limits.max_pixels, min(limits.seconds, DECODE_SECONDS))
+            for _ in range(limits.decoders)
         ]
         for worker in self._workers:
             self._idle.put(worker)
