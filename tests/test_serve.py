@@ -157,6 +157,12 @@ def test_an_answer_is_coco_with_why_labels_are_absent(segmenter, tmp_path):
     ]
 
 
+def test_empty_texts_of_a_form_are_none(segmenter):
+    """A browser sends all fields of a form."""
+    form = {"files": {"file": ("a.png", png())}, "data": {"labels": "", "settings": ""}}
+    assert one(lambda: segmenter, params={"label": "cat"}, **form).status_code == 200
+
+
 def test_a_form_says_the_same_as_a_query(segmenter):
     settings = {"prompts": "label", "presence_threshold": None}
     form = {
@@ -519,7 +525,7 @@ CUT = png()[:-40]
         (
             {"params": {"label": "a", "grd": 3}},
             422,
-            "query: nothing is called 'grd'; choose from presence_threshold, feature_surgery, ",
+            "query: nothing is called 'grd'; choose from label, distractor, labels, presence_",
         ),
         (
             {"params": {"label": "a", "min_share": "nan"}},

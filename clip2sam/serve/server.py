@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import uvicorn
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,6 +90,7 @@ def create_app(
         title="clip2sam",
         version=__version__,
         summary="Typed labels in, masks out: COCO, one image a request.",
+        openapi_tags=[{"name": "masks"}, {"name": "state"}],
         lifespan=_lifespan,
     )
     app.state.queue = WorkQueue(load, limits)
@@ -116,13 +117,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 # -- routes
 
 
-@router.get("/healthz", tags=["state"])
+@router.get("/healthz", tags=["state"], summary="Is the server alive?")
 async def healthz() -> dict[str, str]:
     """Whether the server is alive, at once."""
     return {"status": "alive"}
 
 
-@router.get("/readyz", tags=["state"], responses={503: DETAILS[503]})
+@router.get(
+    "/readyz", tags=["state"], summary="Is the model loaded?", responses={503: DETAILS[503]}
+)
 async def readyz(request: Request) -> dict[str, str]:
     """Whether the model is loaded. 503 before that, and with the reason if loading failed."""
     queue: WorkQueue = request.app.state.queue
@@ -130,7 +133,9 @@ async def readyz(request: Request) -> dict[str, str]:
     return {"status": "ready", "preset": request.app.state.preset}
 
 
-@router.get("/metrics", tags=["state"], response_class=Response)
+@router.get(
+    "/metrics", tags=["state"], summary="Figures for Prometheus", response_class=PlainTextResponse
+)
 async def metrics(request: Request) -> Response:
     """Figures for Prometheus."""
     queue: WorkQueue = request.app.state.queue
@@ -140,6 +145,7 @@ async def metrics(request: Request) -> Response:
 @router.post(
     "/v1/segment",
     tags=["masks"],
+    summary="Masks of the labels in an image",
     response_model=CocoAnswer,
     responses=DETAILS,
     openapi_extra={"requestBody": BODY},
