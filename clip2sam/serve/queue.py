@@ -121,16 +121,18 @@ class WorkQueue:
                 job.future.set_exception(self._why_not() or UnavailableError("closed"))
 
     def stop(self, seconds: float) -> bool:
-        """Close, wait so long for what is in work, and end the decode workers.
+        """Close, wait so long for what is in work, and end the decode workers. Nobody waits for a
+        model that is being loaded.
 
         Returns:
-            Whether the thread has ended.
+            Whether nothing is left in work.
         """
         self.close()
-        if self._thread.ident is not None:
+        working = self._segmenter is not None
+        if working:
             self._thread.join(seconds)
         self._decoders.stop()
-        return not self._thread.is_alive()
+        return not (working and self._thread.is_alive())
 
     # -- for requests
 

@@ -252,7 +252,14 @@ class _Counting:
                 self.metrics.answered(path, message["status"])
             await send(message)
 
-        await self.app(scope, receive, counted if scope["type"] == "http" else send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:  # a bug, which starlette answers outside of here
+            self.metrics.answered(getattr(scope.get("route"), "path", "other"), 500)
+            raise
 
 
 # -- running it
@@ -279,16 +286,21 @@ def run(app: FastAPI, listening: socket.socket) -> bool:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(GRACE)
     )
-    # uvicorn raises the signal once more when it has ended; this is where it ends then
-    before = {
-        number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    server = _Server(config)
+
+    def end(*_: Any) -> None:
+        """Ahead of uvicorn's own handlers; and behind them: it raises the signal once more."""
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        _Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return bool(getattr(app.state, "ended", False))
+    if hasattr(app.state, "ended"):
+        return bool(app.state.ended)
+    return bool(app.state.queue.stop(GRACE))  # it was told to end before it had begun
 
 
 def bound(host: str, port: int) -> socket.socket:
