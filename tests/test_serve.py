@@ -167,7 +167,7 @@ def test_empty_texts_of_a_form_are_none(segmenter):
 def test_a_form_says_the_same_as_a_query(segmenter):
     settings = {"prompts": "label", "presence_threshold": None}
     form = {
-        "files": {"file": ("C:\\a\\cat 1.png", png(), "image/png")},
+        "files": {"file": ("a/b\\cat 1.png", png(), "image/png")},
         "data": {"labels": '{"cat": ["cat", "kitten"]}', "settings": json.dumps(settings)},
     }
     document = one(lambda: segmenter, params={"polygons": True}, **form).json()
