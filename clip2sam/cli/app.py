@@ -29,6 +29,7 @@ from clip2sam.cli.doctor import doctor
 from clip2sam.cli.options import flag
 from clip2sam.cli.report import report
 from clip2sam.cli.segment import segment
+from clip2sam.cli.serve import serve
 from clip2sam.errors import (
     Clip2SamError,
     ConfigError,
@@ -110,6 +111,7 @@ COMMANDS = (
     merge,
     export,
     report,
+    serve,
     explain,
     tune,
     evaluate,

@@ -138,6 +138,7 @@ Source = Annotated[
         parser=as_source,
     ),
 ]
+MaxPixels = Annotated[int, count_option("Images with more pixels, by their header, fail.", min=1)]
 Root = Annotated[
     Path | None,
     path_option(
