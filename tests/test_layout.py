@@ -37,6 +37,8 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("review",),
     ("cluster",),
     ("analysis",),
+    ("cvat",),
+    ("fiftyone",),
     ("cli",),
 )
 LEVELS = {name: level for level, names in enumerate(ROOMS) for name in names}
