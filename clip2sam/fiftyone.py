@@ -309,7 +309,9 @@ def load_dataset(
     Raises:
         ConfigError: FiftyOne is not installed; the run's images are not files on a disk; or the
             decision doesn't fit the run.
-        RunError: the folder is no run, or its parts don't belong together.
+        ImageError: an image's name is not UTF-8.
+        RunError: the folder is no run, or its parts don't belong together. Where lines of a journal
+            can't be read, a `UserWarning` says how many were passed over.
     """
     check_installed()
     content = open_content(Path(run))
@@ -341,6 +343,16 @@ def _check_files(run: RunFolder) -> None:
         )
 
 
+def _check_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ImageError(
+            f"{printable(name)}: this name is not UTF-8, and FiftyOne's database takes no other; "
+            "rename the file, and label into a new folder"
+        ) from error
+
+
 def _warn_of_lines(content: Content) -> None:
     unread = sum(index.passed_over for _, index in content.parts())
     if unread:
@@ -359,6 +371,7 @@ def _sample_rows(content: Content, decision: Decision) -> Iterator[dict[str, Any
     names = content.run.class_names
     for run, records in content.records_of_parts():
         for record in records:
+            _check_name(record.file_name)
             known = {
                 "filepath": os.path.join(str(run.root), record.file_name),
                 "image_id": record.image_id,

@@ -16,7 +16,7 @@ from clip2sam.coco.rle import encode_mask
 from clip2sam.data.images import load_image
 from clip2sam.data.records import Annotation, ImageRecord
 from clip2sam.data.sources import FileSource
-from clip2sam.errors import ConfigError, ModelError
+from clip2sam.errors import ConfigError, ImageError, ModelError
 from clip2sam.fiftyone import (
     SegmenterModel,
     cut_to_box,
@@ -152,6 +152,8 @@ def test_apply_model_gives_what_the_segmenter_finds(fo, images, caplog, workers)
             assert np.array_equal(whole_mask(detection, image.size), mask)
             masks += 1
     assert masks >= 3
+    dataset.apply_model(model, label_field="sure", classes=LABELS[:1], confidence_thresh=0.5)
+    assert set(dataset.values("sure.detections.label", unwind=True)) == {LABELS[0]}
 
 
 def test_a_failure_of_the_model_costs_its_image(fo, caplog, monkeypatch):
@@ -228,6 +230,14 @@ def test_a_dataset_is_whole_or_not_there(fo, tmp_path):
     manifest = run / "manifest.json"
     manifest.write_text(manifest.read_text().replace("a.png", "b.png"))
     with pytest.raises(clip2sam.RunError, match="belong to different runs"):
+        load_dataset(run)
+    assert fo.list_datasets() == before
+
+
+def test_a_name_that_is_not_utf8(fo, tmp_path):
+    before = fo.list_datasets()
+    run = make_run(tmp_path, [record(1, "\udcff.png", (0.5, 0.5))])
+    with pytest.raises(ImageError, match=r"^%FF\.png: this name is not UTF-8"):
         load_dataset(run)
     assert fo.list_datasets() == before
 
