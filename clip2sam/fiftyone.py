@@ -295,7 +295,9 @@ def load_dataset(
     that failed), `presence` (`Classifications`: every class's presence score, and whether it is
     present), `absent` (the labels without a mask), `prompts` (`Keypoints`; `index` is that of
     their mask), `state` (done, empty or failed), `reason` (why it failed) and `image_id` (COCO's).
-    Failed ones have the tag "failed". `dataset.info` says what was asked.
+    Failed ones have the tag "failed", those that a person has decided on the verdict: "accepted",
+    "corrected" or "rejected", see `Review`; rejected ones have their masks here. `dataset.info`
+    says what was asked.
 
     Args:
         run: the output folder of `label_dataset`, whole or in shards. It is only read.
@@ -381,6 +383,8 @@ def _sample_rows(content: Content, decision: Decision) -> Iterator[dict[str, Any
             if record.state == "failed":
                 yield {**known, "tags": ["failed"]}
                 continue
+            if record.review is not None:
+                known["tags"] = [record.review.verdict]
             kept = decide(record, decision, names, thresholds)
             yield {**known, "state": kept.state, **_labels(kept, names, thresholds)}
 

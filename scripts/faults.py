@@ -1806,8 +1806,8 @@ CLUSTER = [
         ("shards are overwritten", "output.resolve().is_relative_to(shards):", "False:"),
         (
             "a run's images are those of a shard",
-            "return Content(_head(plan, begun), plan.images,",
-            "return Content(_head(plan, begun), 0,",
+            "        _head(plan, begun),\n        plan.images,",
+            "        _head(plan, begun),\n        0,",
         ),
         ("shards of another place", "        check_part(plan, number, run.ids, run.keys)\n", ""),
     ),

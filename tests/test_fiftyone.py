@@ -26,6 +26,7 @@ from clip2sam.fiftyone import (
     presence_rows,
 )
 from clip2sam.labelling.decide import Decision
+from clip2sam.labelling.reviewing import open_review
 from clip2sam.labelling.run import label_dataset
 from clip2sam.tiny.scenes import scene
 from tests.review_runs import HTML, box, found, make_run, record
@@ -208,6 +209,13 @@ def test_a_run_as_a_dataset(fo, tmp_path):
     assert dataset.info["preset"] == "by hand"
     assert dataset.filter_labels("clip2sam", fo.ViewField("share") == 1).count() == 1
 
+    with open_review(run) as review:
+        review.write(7, "rejected")
+        review.write(3, "accepted")
+    assert load_dataset(run).values("tags") == [["rejected"], ["accepted"], ["failed"]]
+
+    (tmp_path / "again").mkdir()
+    run = make_run(tmp_path / "again", records)
     more = load_dataset(run, decision=Decision(min_share=0.0, classes=("cat",)))
     assert more.values("clip2sam.detections.confidence")[0] == [0.9, 0.25]
     assert more.values("absent") == [[], ["cat"], None]
