@@ -218,7 +218,7 @@ def test_polygons_have_holes_cut_out_and_parts_in_a_group(annotated, asked):
     _, function = fake(*found, tolerance=0.0, **own)
     task = Task({"a.png": picture()}, ["cat", "dog, wet"], "polygon" if own else "any")
     shapes = annotated(task, function, conv_mask_to_poly=not own)
-    assert {s["type"] for s in shapes} == {"polygon"}
+    assert {(s["type"], s["score"]) for s in shapes} == {("polygon", 0.5)}
     assert [s.get("group") for s in shapes] == [None, 2, 2]
     assert np.array_equal(drawn(shapes[:1]), square)
     assert np.array_equal(drawn(shapes[1:]), mask)
