@@ -94,7 +94,7 @@ def create_app(
         lifespan=_lifespan,
     )
     app.state.queue = WorkQueue(load, limits)
-    app.state.preset = preset
+    app.state.preset, app.state.ended = preset, False
     app.include_router(router)
     for more in routers:
         app.include_router(more)
@@ -298,9 +298,7 @@ def run(app: FastAPI, listening: socket.socket) -> bool:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if hasattr(app.state, "ended"):
-        return bool(app.state.ended)
-    return bool(app.state.queue.stop(GRACE))  # it was told to end before it had begun
+    return bool(app.state.ended)
 
 
 def bound(host: str, port: int) -> socket.socket:
