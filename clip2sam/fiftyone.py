@@ -13,7 +13,6 @@ Boxes and points are parts of the image's width and height there, and a mask is 
 
 import logging
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -312,13 +311,13 @@ def load_dataset(
         ConfigError: FiftyOne is not installed; the run's images are not files on a disk; or the
             decision doesn't fit the run.
         ImageError: an image's name is not UTF-8.
-        RunError: the folder is no run, or its parts don't belong together. Where lines of a journal
-            can't be read, a `UserWarning` says how many were passed over.
+        RunError: the folder is no run, its parts don't belong together, or no line of a journal can
+            be read. Where some can't, a `UserWarning` says how many were passed over.
     """
     check_installed()
     content = open_content(Path(run))
     _check_files(content.run)
-    _warn_of_lines(content)
+    content.check_lines()
     rows = _sample_rows(content, decision or Decision())
     dataset = fo.Dataset(name)
     try:
@@ -353,17 +352,6 @@ def _check_name(name: str) -> None:
             f"{printable(name)}: this name is not UTF-8, and FiftyOne's database takes no other; "
             "rename the file, and label into a new folder"
         ) from error
-
-
-def _warn_of_lines(content: Content) -> None:
-    unread = sum(index.passed_over for _, index in content.parts())
-    if unread:
-        warnings.warn(
-            f"{printable(content.run.path)}: {unread} lines of its journal can't be read, or are "
-            "about images that this run doesn't have, and were passed over; start the run again to "
-            "label them",
-            stacklevel=3,
-        )
 
 
 def _sample_rows(content: Content, decision: Decision) -> Iterator[dict[str, Any]]:

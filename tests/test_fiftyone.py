@@ -261,6 +261,6 @@ def test_lines_that_cannot_be_read_are_counted(fo, tmp_path):
     run = make_run(tmp_path, [record(n, f"{n}.png", (0.5, 0.5)) for n in (1, 2)])
     journal = run / "journal-0001.jsonl"
     journal.write_text(journal.read_text().replace("1.png", "9.png"))
-    with pytest.warns(UserWarning, match="1 lines of its journal can't be read"):
+    with pytest.warns(UserWarning, match="1 of its lines can't be read"):
         dataset = load_dataset(run)
     assert dataset.values("image_id") == [2]

@@ -1,5 +1,6 @@
 """What a run has recorded, whole or in shards, read one part after another."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,27 @@ class Content:
         """
         for run, index in self.parts():
             yield run, _records(run, index)
+
+    def check_lines(self) -> None:
+        """Warn of lines that were passed over.
+
+        Raises:
+            RunError: that is all that a journal has.
+        """
+        for run, index in self.parts():
+            name = printable(run.journal)
+            if not index.offsets and run.journal.exists() and run.journal.stat().st_size:
+                raise RunError(
+                    f"{name}: no line of this journal can be read, so there is nothing to take "
+                    "from it; get a whole copy of it, or label again"
+                )
+            if index.passed_over:
+                warnings.warn(
+                    f"{name}: {index.passed_over} of its lines can't be read, or are about images "
+                    "that this run doesn't have, and were passed over; start the run again to "
+                    "label them",
+                    stacklevel=3,
+                )
 
     def reader(self) -> Callable[[str], str | bytes]:
         """What reads an image by its name, as `Source.read`; of a run in shards from the source of
