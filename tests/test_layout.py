@@ -38,6 +38,8 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("cluster",),
     ("analysis",),
     ("serve",),
+    ("cvat",),
+    ("fiftyone",),
     ("cli",),
 )
 LEVELS = {name: level for level, names in enumerate(ROOMS) for name in names}

@@ -374,7 +374,10 @@ def export(
             on_image=lambda done, of: bar.update(task, completed=done, total=of),
         )
     written, masks = summary.done + summary.empty, sum(c.masks for c in summary.classes)
-    counts = f"{written} of {summary.listed} images, {masks} masks, {summary.failed} failed, to "
+    counts = f"{written} of {summary.listed} images, {masks} masks, {summary.failed} failed"
+    if summary.reviewed:
+        counts += f", {summary.reviewed} reviewed ({summary.rejected} of them rejected)"
+    counts += ", to "
     out.print(Text(counts) + Text(str(output), style="bold"))
     if summary.polygons is not None:
         out.print(str(summary.polygons))

@@ -200,9 +200,10 @@ def _print_table(out: Console, summary: Summary, classes: Sequence[LabelClass], 
     out.print(table)
     if summary.masks_are:
         out.print(f"masks: {summary.masks_are}")
+    rejected = f" + {summary.rejected} rejected" if summary.rejected else ""
     out.print(
         f"{summary.listed} listed = {summary.done} done + {summary.empty} empty + "
-        f"{summary.failed} failed; {work}, {summary.images_per_second:.2f} a second; the "
+        f"{summary.failed} failed{rejected}; {work}, {summary.images_per_second:.2f} a second; the "
         "model waited "
         f"{summary.waited_for_images:.1%} for images, {summary.waited_for_writer:.1%} for the "
         "writer"

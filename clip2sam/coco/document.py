@@ -74,7 +74,8 @@ def category_rows(classes: Sequence[LabelClass]) -> list[dict[str, Any]]:
 
 
 def image_row(record: ImageRecord) -> dict[str, Any]:
-    """An image, under its own id.
+    """An image, under its own id. Beside COCO's own keys: `review`, a person's verdict, if there is
+    one.
 
     Raises:
         CocoError: its name is no POSIX path below the root, its id is not from 1 to 2**53 - 1, or
@@ -96,6 +97,7 @@ def image_row(record: ImageRecord) -> dict[str, Any]:
         "height": int(height),
         "width": int(width),
         **({"coco_url": record.url} if record.url else {}),
+        **({"review": record.review.verdict} if record.review else {}),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 State = Literal["done", "empty", "failed"]
+Verdict = Literal["accepted", "corrected", "rejected"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,19 @@ class Annotation:
     share: float = 1.0
     """How strong it is beside the label's best mask in the image, 0 to 1, see
     `clip2sam.types.Masks`; with one mask a label 1."""
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a person decided about an image."""
+
+    verdict: Verdict
+    """accepted, corrected: the record's annotations are right as they are, or as the person made
+    them; rejected: they are wrong, and the image is left out of everything that is written."""
+    by: str = ""
+    """Who, as they call themselves."""
+    at: str = ""
+    """When, ISO 8601 in UTC."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +68,21 @@ class ImageRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     """What it took to decode it, to run the model (its share of the batch), and to make the
     masks."""
+    review: Review | None = None
+    """What a person decided; then the annotations are those that were seen, and no threshold
+    applies to them."""
     url: str = ""
     """Its address, if it was fetched from the web. A journal doesn't have it."""
+
+    @property
+    def is_written(self) -> bool:
+        """Whether exporters get it: it has not failed, and no person has rejected it."""
+        return self.state != "failed" and not self.is_rejected
+
+    @property
+    def is_rejected(self) -> bool:
+        """Whether a person has rejected it."""
+        return self.review is not None and self.review.verdict == "rejected"
 
 
 def as_float32(value: Any) -> float:
@@ -77,6 +104,9 @@ def record_to_row(record: ImageRecord, classes: Sequence[str]) -> dict[str, Any]
         "state": record.state,
         "file_name": record.file_name,
     }
+    if record.review is not None:
+        row["review"] = record.review.verdict
+        row["reviewed"] = {"by": record.review.by, "at": record.review.at}
     if record.state == "failed":
         return {**row, "reason": record.reason, "seconds": record.seconds}
     index = {name: i for i, name in enumerate(classes)}
@@ -104,6 +134,9 @@ def record_from_row(row: dict[str, Any], classes: Sequence[str]) -> ImageRecord:
     height, width = row.get("size", (0, 0))
     beaten = set(row.get("beaten", ()))
     presence = tuple(row.get("presence", ()))
+    review = None
+    if "review" in row:
+        review = Review(row["review"], row["reviewed"]["by"], row["reviewed"]["at"])
     return ImageRecord(
         image_id=row["image_id"],
         file_name=row["file_name"],
@@ -123,4 +156,5 @@ def record_from_row(row: dict[str, Any], classes: Sequence[str]) -> ImageRecord:
         presence=presence,
         beaten=tuple(i in beaten for i in range(len(presence))),
         seconds=row["seconds"],
+        review=review,
     )

@@ -19,6 +19,7 @@ source --> readers --> engine --> writer --> journal ==> publish, export
     outputs        the formats that a run writes by itself, and the names of their files
     summary        the journal through exporters into files, and counted; `publish`
     merge          `merge_run`: finished shards, checked and published as a whole
+    reviewing      `open_review`: a person's decisions, as lines of the journal
     export         `export_run`: decided anew, written in another format
     segment        the small sibling for a few images, without run or journal
 

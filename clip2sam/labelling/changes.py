@@ -10,7 +10,7 @@ from clip2sam.data.images import printable
 from clip2sam.data.opening import kind_of
 from clip2sam.data.sources import FileSource, Source
 from clip2sam.errors import ImageError, RunError
-from clip2sam.labelling.journal import Journal, Stamp, file_stamp, read_record
+from clip2sam.labelling.journal import Journal, Stamp, file_stamp, is_other, read_record
 from clip2sam.labelling.manifest import RunFolder, add_device, check_source, extend_run
 
 Changed = Literal["again", "refuse"]
@@ -89,7 +89,7 @@ def find_changes(
                 now = Stamp(-1, 0)
             if now is None:
                 found.gone.add(key)
-            elif _is_other(then, now, moved):
+            elif is_other(then, now, moved):
                 found.changed.add(image_id)
                 names.append(key)
             elif (kept := now._replace(sha256=now.sha256 or then.sha256)) != then:
@@ -100,6 +100,13 @@ def find_changes(
     return found
 
 
+def say_reviewed(run: RunFolder, ids: Collection[int]) -> None:
+    """Warn of changed images that a person had decided on: what was decided is of the old image.
+    Its lines stay in the journal."""
+    keys = [key for image_id, key in zip(run.ids, run.keys, strict=True) if image_id in ids]
+    _say(run, keys, "that were reviewed have changed", "again", "they are to be reviewed again")
+
+
 def _stamp_now(path: str, then: Stamp, hashed: bool) -> Stamp | None:
     """A file's stamp, with its hash where that is asked for or tells more than the time."""
     now = file_stamp(path)
@@ -108,14 +115,6 @@ def _stamp_now(path: str, then: Stamp, hashed: bool) -> Stamp | None:
     if hashed or (then.sha256 is not None and now.time != then.time):
         return file_stamp(path, hashed=True)
     return now._replace(sha256=then.sha256)
-
-
-def _is_other(then: Stamp, now: Stamp, moved: bool) -> bool:
-    if now.size != then.size:
-        return True
-    if now.sha256 is not None and then.sha256 is not None:
-        return now.sha256 != then.sha256
-    return now.time != then.time and not moved
 
 
 def reading(source: Source, gone: Collection[str]) -> Callable[[str], str | bytes]:

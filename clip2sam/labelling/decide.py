@@ -23,7 +23,11 @@ OVERLAPS = ("keep", "score", "small")
 
 @dataclass(frozen=True)
 class Decision:
-    """What a mask must satisfy to be kept. The default is what the run itself decided."""
+    """What a mask must satisfy to be kept. The default is what the run itself decided.
+
+    Masks that a person has accepted or made satisfy all limits: only `classes` and `overlap` apply
+    to them.
+    """
 
     presence_threshold: float | None = None
     """Presence score that every class must reach; None: the run's own thresholds."""
@@ -116,6 +120,24 @@ def decide(
         classes: the names of the run's classes.
         thresholds: those of `decided_thresholds`.
     """
+    min_area = 0 if record.review else decision.min_area
+    if record.review:
+        wanted = set(classes if decision.classes is None else decision.classes)
+        kept = [a for a in record.annotations if a.label in wanted]
+    else:
+        kept = _within_limits(record, decision, classes, thresholds)
+    if decision.overlap != "keep" and len(kept) > 1:
+        kept = _apart(record.size, kept, decision.overlap)
+        kept = [a for a in kept if _area(a) >= max(min_area, 1)]
+    return replace(record, state="done" if kept else "empty", annotations=tuple(kept))
+
+
+def _within_limits(
+    record: ImageRecord,
+    decision: Decision,
+    classes: Sequence[str],
+    thresholds: Sequence[float | None],
+) -> list[Annotation]:
     decided = recorded_presence(record.presence, record.beaten, thresholds)
     present = {name for name, yes in zip(classes, decided, strict=True) if yes}
     least = decision.min_share or 0.0
@@ -130,10 +152,7 @@ def decide(
         kept = _without_duplicates(kept, decision.duplicates)
     if decision.max_objects is not None:
         kept = _best(kept, decision.max_objects)
-    if decision.overlap != "keep" and len(kept) > 1:
-        kept = _apart(record.size, kept, decision.overlap)
-        kept = [a for a in kept if _area(a) >= max(decision.min_area, 1)]
-    return replace(record, state="done" if kept else "empty", annotations=tuple(kept))
+    return kept
 
 
 def _area(annotation: Annotation) -> int:

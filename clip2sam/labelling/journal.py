@@ -2,10 +2,11 @@
 
 A line is {"crc":"8 hexadecimal digits",REST, where the checksum (CRC-32) is that of {REST, and REST
 begins with the image's id and state, and the size and time of its file, with the SHA-256 of its
-bytes where that was asked for. Lines are written to the file one by one, so that a killed process
-loses none; they are brought to the disk (fsync) every 64 lines or 5 seconds, which is what a power
-cut can cost. A later line about the same image replaces
-an earlier one.
+bytes where that was asked for, and with a person's verdict where there is one. Lines are written to
+the file one by one, so that a killed process loses none; they are brought to the disk (fsync) every
+64 lines or 5 seconds, which is what a power cut can cost. A later line about the same image
+replaces an earlier one; but what a person decided is replaced by another decision only, as long as
+the image's file is the same.
 
 On opening, a torn line at the end is cut off: what a killed process or a full disk left. A line in
 front of good ones that can't be read is passed over, and its image is labelled again. Anything else
@@ -40,6 +41,7 @@ SECONDS_PER_SYNC = 5.0
 _HEAD = re.compile(
     rb'\{"crc":"([0-9a-f]{8})","image_id":([0-9]+),"state":"(done|empty|failed)",'
     rb'(?:"file":\[([0-9]+),(-?[0-9]+)(?:,"([0-9a-f]{64})")?\],)?'
+    rb'(?:"review":"(accepted|corrected|rejected)",)?'
 )
 _OPENING = len('{"crc":"00000000",')
 
@@ -54,6 +56,19 @@ class Stamp(NamedTuple):
     sha256: str | None = None
     """Of its bytes, in hexadecimal digits; None if that was not asked for, or they can't be
     read."""
+
+
+def is_other(then: Stamp, now: Stamp, moved: bool = False) -> bool:
+    """Whether a file is another one than it was.
+
+    Args:
+        moved: the times don't count: a copy may have others.
+    """
+    if now.size != then.size:
+        return True
+    if now.sha256 is not None and then.sha256 is not None:
+        return now.sha256 != then.sha256
+    return now.time != then.time and not moved
 
 
 def file_stamp(path: str, *, hashed: bool = False) -> Stamp | None:
@@ -78,6 +93,16 @@ def _sha256(path: str) -> str | None:
         return None
 
 
+class Head(NamedTuple):
+    """What a line says without reading all of it."""
+
+    image_id: int
+    state: str
+    stamp: Stamp | None = None
+    review: str = ""
+    """A person's verdict, see `clip2sam.data.records.Review`; "" if it is the model's result."""
+
+
 @dataclass
 class Index:
     """Where each image's valid line starts. Some 300 bytes an image, 400 with hashes, are all that
@@ -89,6 +114,9 @@ class Index:
     """Ids of failed images."""
     stamps: dict[int, Stamp] = field(default_factory=dict)
     """By image id: the file as it was when it was read; for images that were files."""
+    proposed: dict[int, int] = field(default_factory=dict)
+    """Of images with a person's decision, by image id: where the line starts that the model's
+    result is in. Their `offsets` are those of the decision."""
     end: int = 0
     """Where the last good line ends."""
     passed_over: int = 0
@@ -97,14 +125,26 @@ class Index:
     behind: int = 0
     """Those of them that come after the last good line."""
 
-    def add(self, image_id: int, state: str, stamp: Stamp | None, start: int, length: int) -> None:
+    def add(self, head: "Head", start: int, length: int) -> None:
         """Take in a line."""
-        self.stamps.pop(image_id, None)
-        if stamp is not None:
-            self.stamps[image_id] = stamp
-        self.offsets[image_id], self.behind = start, 0
-        (self.failed.add if state == "failed" else self.failed.discard)(image_id)
+        image_id, self.behind = head.image_id, 0
         self.end = start + length
+        if head.review:
+            self.proposed.setdefault(image_id, self.offsets.get(image_id, start))
+        elif image_id in self.proposed:
+            if self._is_same_file(head):
+                self.proposed[image_id] = start
+                return
+            del self.proposed[image_id]
+        self.stamps.pop(image_id, None)
+        if head.stamp is not None:
+            self.stamps[image_id] = head.stamp
+        self.offsets[image_id] = start
+        (self.failed.add if head.state == "failed" else self.failed.discard)(image_id)
+
+    def _is_same_file(self, head: "Head") -> bool:
+        then = self.stamps.get(head.image_id)
+        return then is None or head.stamp is None or not is_other(then, head.stamp)
 
 
 def as_line(record: ImageRecord, classes: Sequence[str], stamp: Stamp | None = None) -> bytes:
@@ -115,9 +155,12 @@ def as_line(record: ImageRecord, classes: Sequence[str], stamp: Stamp | None = N
         stamp: the image's file as it was when it was read, if it was a file.
     """
     row = record_to_row(record, classes)
-    if stamp is not None:  # behind id and state, where it is found without reading the rest
-        opening = {"image_id": row.pop("image_id"), "state": row.pop("state")}
-        row = {**opening, "file": [part for part in stamp if part is not None], **row}
+    opening = {"image_id": row.pop("image_id"), "state": row.pop("state")}
+    if stamp is not None:  # in front, where it is found without reading the rest
+        opening["file"] = [part for part in stamp if part is not None]
+    if "review" in row:
+        opening["review"] = row.pop("review")
+    row = {**opening, **row}
     body = as_json(row).encode()
     return b'{"crc":"%08x",' % zlib.crc32(body) + body[1:] + b"\n"
 
@@ -137,8 +180,8 @@ def read_index(path: Path, ids: Collection[int]) -> Index:
     with _open(path) as file:
         for line in file:
             head = _head(line)
-            if head is not None and head[0] in known:
-                index.add(*head, start, len(line))
+            if head is not None and head.image_id in known:
+                index.add(head, start, len(line))
             elif not _is_torn(line):
                 index.passed_over, index.behind = index.passed_over + 1, index.behind + 1
             start += len(line)
@@ -199,8 +242,8 @@ def read_records(
                 yield read_record(file, index.offsets[image_id], classes)
 
 
-def _head(line: bytes) -> tuple[int, str, Stamp | None] | None:
-    """Image id, state and stamp of a line; None for one that is torn or damaged."""
+def _head(line: bytes) -> Head | None:
+    """None for a line that is torn or damaged."""
     head, row = _HEAD.match(line), line.rstrip(b" \t\r\n")
     if head is None or not line.endswith(b"\n"):
         return None
@@ -209,7 +252,7 @@ def _head(line: bytes) -> tuple[int, str, Stamp | None] | None:
     stamp = None
     if head[4] is not None:
         stamp = Stamp(int(head[4]), int(head[5]), head[6].decode() if head[6] else None)
-    return int(head[2]), head[3].decode(), stamp
+    return Head(int(head[2]), head[3].decode(), stamp, (head[7] or b"").decode())
 
 
 class Journal:
@@ -266,7 +309,8 @@ class Journal:
                 f"{printable(self.path)}: can't be written ({error.strerror}); make room, then "
                 "start the same command again: it continues where it stopped"
             ) from error
-        self.index.add(record.image_id, record.state, stamp, start, len(line))
+        verdict = "" if record.review is None else record.review.verdict
+        self.index.add(Head(record.image_id, record.state, stamp, verdict), start, len(line))
         self._unsynced += 1
         self.sync_if_due()
 

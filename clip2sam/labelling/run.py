@@ -26,6 +26,7 @@ from clip2sam.labelling.changes import (
     goes_on_on,
     nothing_moved,
     reading,
+    say_reviewed,
     take_in_new,
     write_stamps,
 )
@@ -407,6 +408,7 @@ class _Start:
                 hashed=self.hash_images,
                 moved=moved,
             )
+            say_reviewed(run, found.changed & journal.index.proposed.keys())
             write_stamps(journal, found.stamps)
             if moved:  # last: a start that was killed in front of this is moved again
                 run = move_run(run, source)

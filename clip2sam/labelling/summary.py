@@ -69,7 +69,7 @@ class ClassSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in figures. listed = done + empty + failed, when it is finished."""
+    """A run in figures. listed = done + empty + failed + rejected, when it is finished."""
 
     listed: int
     done: int
@@ -78,6 +78,10 @@ class Summary:
     classes: tuple[ClassSummary, ...]
     failures: tuple[dict[str, str], ...]
     """file_name and reason of every image that failed."""
+    rejected: int = 0
+    """Images that a person has rejected; they are among none of the counts above."""
+    reviewed: int = 0
+    """Images that a person has decided on, the rejected ones among them."""
     masks_are: str = ""
     """"one for each object" or "one for each label"; empty if the engine doesn't say."""
     unknown_labels: tuple[str, ...] = ()
@@ -212,14 +216,14 @@ def _decided(
     thresholds: Sequence[float | None],
     counts: "_Counts | None" = None,
 ) -> Iterator[ImageRecord]:
-    """Decided records without the failed ones, in the order of the source."""
+    """Decided records, without those that failed or were rejected, in the order of the source."""
     names = content.run.class_names
     for record in content.records():
         if record.state != "failed":
             record = decide(record, decision, names, thresholds)
         if counts is not None:
             counts.add(record)
-        if record.state != "failed":
+        if record.is_written:
             yield record
 
 
@@ -229,8 +233,8 @@ def _reported(
     total: int,
     on_image: Callable[[int, int], Any],
 ) -> Iterator[ImageRecord]:
-    """The same records, each reported when it is written. Failed images are not among them: they
-    are reported with the next one."""
+    """The same records, each reported when it is written. Those that failed or were rejected are
+    not among them: they are reported with the next one."""
     for record in records:
         yield record
         on_image(counts.images, total)
@@ -244,6 +248,7 @@ class _Counts:
         self._run = run = content.run
         self._listed = content.images
         self._states = Counter[str]()
+        self._reviewed = 0
         self._failures: list[dict[str, str]] = []
         self._images, self._masks = Counter[str](), Counter[str]()
         self._scores = dict.fromkeys(run.class_names, 0.0)
@@ -256,9 +261,11 @@ class _Counts:
 
     def add(self, record: ImageRecord) -> None:
         """Count a record that is decided, or failed."""
-        self._states[record.state] += 1
+        self._reviewed += record.review is not None
+        self._states["rejected" if record.is_rejected else record.state] += 1
         if record.state == "failed":
             self._failures.append({"file_name": record.file_name, "reason": record.reason})
+        if not record.is_written:
             return
         self._images.update({a.label for a in record.annotations})
         for annotation in record.annotations:
@@ -278,8 +285,10 @@ class _Counts:
             self._states["failed"],
             tuple(self._class(*one) for one in classes),
             tuple(self._failures),
-            run_info(self._run).get("masks", ""),
-            unknown_labels(self._run),
+            rejected=self._states["rejected"],
+            reviewed=self._reviewed,
+            masks_are=run_info(self._run).get("masks", ""),
+            unknown_labels=unknown_labels(self._run),
         )
 
     def _class(

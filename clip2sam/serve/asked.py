@@ -14,6 +14,27 @@ MAX_TEMPLATES = 100
 """Of a request: each is one more text for each label. The usual ones are 85."""
 
 
+class Wanted(BaseModel):
+    """The labels of a request."""
+
+    label: Annotated[
+        list[str],
+        Field(description="A label, exactly as typed; repeat it. a+b: one mask for both."),
+    ] = []
+    distractor: Annotated[
+        list[str],
+        Field(description="A label that competes with the others and gets no mask; repeatable."),
+    ] = []
+    labels: Annotated[
+        str | None,
+        Field(
+            description='In place of label and distractor: JSON as in a labels file, ["cat"] or '
+            '{"tv": ["tv", "television"]} or {"classes": [{"name": "tv", "prompts": [...], '
+            '"presence_threshold": 0.2}], "distractors": ["sky"], "templates": ["a {}."]}.'
+        ),
+    ] = None
+
+
 class Settings(BaseModel):
     """Settings of one request; what is left out is the server's own."""
 
@@ -75,25 +96,9 @@ class Settings(BaseModel):
         }
 
 
-class Query(Settings):
+class Query(Settings, Wanted):
     """The query parameters of a request: labels, settings, and the form of the masks."""
 
-    label: Annotated[
-        list[str],
-        Field(description="A label, exactly as typed; repeat it. a+b: one mask for both."),
-    ] = []
-    distractor: Annotated[
-        list[str],
-        Field(description="A label that competes with the others and gets no mask; repeatable."),
-    ] = []
-    labels: Annotated[
-        str | None,
-        Field(
-            description='In place of label and distractor: JSON as in a labels file, ["cat"] or '
-            '{"tv": ["tv", "television"]} or {"classes": [{"name": "tv", "prompts": [...], '
-            '"presence_threshold": 0.2}], "distractors": ["sky"], "templates": ["a {}."]}.'
-        ),
-    ] = None
     polygons: Annotated[bool, Field(description="Give polygons instead of RLE.")] = False
     tolerance: Annotated[
         float | None,
@@ -110,10 +115,12 @@ class Form(BaseModel):
     """The parts of a multipart body. Query parameters may stand beside them."""
 
     file: Annotated[bytes, Field(description="The encoded image.")]
-    labels: Annotated[str | None, Field(description="JSON, see the query parameter.")] = None
+    labels: Annotated[
+        str, Field(description="JSON, see the query parameter; empty: none are given here.")
+    ] = ""
     settings: Annotated[
-        str | None, Field(description="JSON: an object with the settings of the query.")
-    ] = None
+        str, Field(description="JSON: an object with the settings of the query; or empty.")
+    ] = ""
 
 
 def settings_of(text: str) -> dict[str, Any]:

@@ -100,7 +100,7 @@ async def _form(request: Request, max_bytes: int) -> Body:
             raise HTTPException(
                 422, "expected a form with the image as the file named 'file', beside texts"
             )
-        labels, settings = (text if isinstance(text, str) else None for text in texts)
+        labels, settings = (text if isinstance(text, str) and text else None for text in texts)
         name = (file.filename or "").replace("\\", "/").rpartition("/")[2]
         good = name.isprintable() and not file_name_fault(name)
         return Body(await file.read(), name if good else NAMELESS, labels, settings)

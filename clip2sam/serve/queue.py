@@ -43,6 +43,9 @@ State = Literal["loading", "ready", "failed", "closed"]
 
 LOG = logging.getLogger("clip2sam.serve")
 
+DECODE_SECONDS = 15.0
+"""Decoding an image may take: a file that makes a decoder hang holds up few others."""
+
 WEIGHT = 0.2
 """Of the newest batch in the measured rate."""
 
@@ -118,16 +121,18 @@ class WorkQueue:
                 job.future.set_exception(self._why_not() or UnavailableError("closed"))
 
     def stop(self, seconds: float) -> bool:
-        """Close, wait so long for what is in work, and end the decode workers.
+        """Close, wait so long for what is in work, and end the decode workers. Nobody waits for a
+        model that is being loaded.
 
         Returns:
-            Whether the thread has ended.
+            Whether nothing is left in work.
         """
         self.close()
-        if self._thread.ident is not None:
+        working = self._segmenter is not None
+        if working:
             self._thread.join(seconds)
         self._decoders.stop()
-        return not self._thread.is_alive()
+        return not (working and self._thread.is_alive())
 
     # -- for requests
 
@@ -349,7 +354,8 @@ class Decoders:
         self._threads = ThreadPoolExecutor(limits.decoders, "decode")
         self._idle: queue.SimpleQueue[DecodeWorker] = queue.SimpleQueue()
         self._workers = [
-            DecodeWorker(limits.max_pixels, limits.seconds) for _ in range(limits.decoders)
+            DecodeWorker(limits.max_pixels, min(limits.seconds, DECODE_SECONDS))
+            for _ in range(limits.decoders)
         ]
         for worker in self._workers:
             self._idle.put(worker)

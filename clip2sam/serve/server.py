@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import uvicorn
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,10 +90,11 @@ def create_app(
         title="clip2sam",
         version=__version__,
         summary="Typed labels in, masks out: COCO, one image a request.",
+        openapi_tags=[{"name": "masks"}, {"name": "state"}],
         lifespan=_lifespan,
     )
     app.state.queue = WorkQueue(load, limits)
-    app.state.preset = preset
+    app.state.preset, app.state.ended = preset, False
     app.include_router(router)
     for more in routers:
         app.include_router(more)
@@ -116,13 +117,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 # -- routes
 
 
-@router.get("/healthz", tags=["state"])
+@router.get("/healthz", tags=["state"], summary="Is the server alive?")
 async def healthz() -> dict[str, str]:
     """Whether the server is alive, at once."""
     return {"status": "alive"}
 
 
-@router.get("/readyz", tags=["state"], responses={503: DETAILS[503]})
+@router.get(
+    "/readyz", tags=["state"], summary="Is the model loaded?", responses={503: DETAILS[503]}
+)
 async def readyz(request: Request) -> dict[str, str]:
     """Whether the model is loaded. 503 before that, and with the reason if loading failed."""
     queue: WorkQueue = request.app.state.queue
@@ -130,7 +133,9 @@ async def readyz(request: Request) -> dict[str, str]:
     return {"status": "ready", "preset": request.app.state.preset}
 
 
-@router.get("/metrics", tags=["state"], response_class=Response)
+@router.get(
+    "/metrics", tags=["state"], summary="Figures for Prometheus", response_class=PlainTextResponse
+)
 async def metrics(request: Request) -> Response:
     """Figures for Prometheus."""
     queue: WorkQueue = request.app.state.queue
@@ -140,6 +145,7 @@ async def metrics(request: Request) -> Response:
 @router.post(
     "/v1/segment",
     tags=["masks"],
+    summary="Masks of the labels in an image",
     response_model=CocoAnswer,
     responses=DETAILS,
     openapi_extra={"requestBody": BODY},
@@ -230,7 +236,7 @@ HANDLERS: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
 def without_folders(text: str) -> str:
     """A message without the folders of this machine: of each absolute path only the name is left.
     Addresses of the web stay."""
-    return re.sub(r"(?<![\w.:/])~?/(?:[^\s/:;,'\"()]+/)*([^\s/:;,'\"()]*)", r"\1", text)
+    return re.sub(r"(?<![\w.:/])~?/(?:[^\s/:;,'\"()]+/)*([^\s/:;,'\"()]+)", r"\1", text)
 
 
 class _Counting:
@@ -246,7 +252,14 @@ class _Counting:
                 self.metrics.answered(path, message["status"])
             await send(message)
 
-        await self.app(scope, receive, counted if scope["type"] == "http" else send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:  # a bug, which starlette answers outside of here
+            self.metrics.answered(getattr(scope.get("route"), "path", "other"), 500)
+            raise
 
 
 # -- running it
@@ -273,16 +286,19 @@ def run(app: FastAPI, listening: socket.socket) -> bool:
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(GRACE)
     )
-    # uvicorn raises the signal once more when it has ended; this is where it ends then
-    before = {
-        number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    server = _Server(config)
+
+    def end(*_: Any) -> None:
+        """Ahead of uvicorn's own handlers; and behind them: it raises the signal once more."""
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        _Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return bool(getattr(app.state, "ended", False))
+    return bool(app.state.ended)
 
 
 def bound(host: str, port: int) -> socket.socket:
