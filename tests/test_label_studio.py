@@ -529,3 +529,16 @@ def test_other_settings_are_another_version():
     assert len(versions | {model_version("vit-b", Config())}) == 3
     assert model_version("tiny", Config()) == model_version("tiny", Config())
     assert all(version.startswith("clip2sam ") and " tiny " in version for version in versions)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--image-host", "a"], "--image-host is for the tasks of a Label Studio; give"),
+        (["--label-studio", "localhost"], "expected the address of Label Studio, such as"),
+    ],
+)
+def test_options_are_checked_before_anything_is_served(command_line, arguments, said):
+    code, _, error = command_line("serve", "--preset", "tiny", "--port", 0, *arguments)
+    assert code == 2
+    assert said in " ".join(error.split())

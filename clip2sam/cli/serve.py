@@ -73,12 +73,6 @@ def serve(
     from clip2sam.serve.queue import Limits
     from clip2sam.serve.server import GRACE, bound, create_app, run
 
-    listening = bound(host, port)
-    # each label's text is another warning, and Python remembers them all
-    warnings.simplefilter("ignore", UserWarning)
-    limits = Limits(
-        max_waiting=max_waiting, seconds=time_limit, max_bytes=max_bytes, max_pixels=max_pixels
-    )
     routers = []
     if label_studio is not None:
         from clip2sam.serve.label_studio import label_studio_router, model_version
@@ -88,6 +82,12 @@ def serve(
         version = model_version(models.name, config)
         token = os.environ.get("LABEL_STUDIO_API_KEY", "")
         routers.append(label_studio_router(images, version=version, token=token))
+    listening = bound(host, port)
+    # each label's text is another warning, and Python remembers them all
+    warnings.simplefilter("ignore", UserWarning)
+    limits = Limits(
+        max_waiting=max_waiting, seconds=time_limit, max_bytes=max_bytes, max_pixels=max_pixels
+    )
     app = create_app(
         lambda: models.load(config, method=method),
         preset=models.name,

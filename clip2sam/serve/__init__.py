@@ -9,4 +9,10 @@ request --> place in the queue --> decode worker --> batch --> masks --> COCO JS
     body      reading a body with a limit; a client that hangs up
     answer    a result as a COCO document, and the schema of it
     metrics   for Prometheus
+
+`label_studio` makes it an ML backend of Label Studio too, which sends addresses of images:
+
+    label_studio_config  a project's labels, from its labelling interface
+    label_studio_images  which addresses are fetched, and how
+    label_studio_brush   masks in Label Studio's RLE
 """
