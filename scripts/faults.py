@@ -768,13 +768,13 @@ EXPORT = [
         "export",
         (
             "Label Studio: width and height swapped",
-            "(100 / width, 100 / height)",
-            "(100 / height, 100 / width)",
+            "(100 / size[1], 100 / size[0])",
+            "(100 / size[0], 100 / size[1])",
         ),
         (
             "Label Studio: fractions, no percent",
-            "(100 / width, 100 / height)",
-            "(1 / width, 1 / height)",
+            "(100 / size[1], 100 / size[0])",
+            "(1 / size[1], 1 / size[0])",
         ),
         (
             "Label Studio: names not escaped",
