@@ -49,6 +49,22 @@ class TooManyFailuresError(RunError):
     """More images failed than were allowed."""
 
 
+class UnavailableError(Clip2SamError, RuntimeError):
+    """A server has no result now: its model is not there yet, or not any more, or too many wait.
+
+    Args:
+        retry_after: seconds after which another try may do; None: none will.
+    """
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class OutOfTimeError(Clip2SamError, TimeoutError):
+    """The time limit of a server's request has passed."""
+
+
 class UnknownLabelWarning(UserWarning):
     """Labels that the models don't know: what is found of them means nothing."""
 

@@ -89,6 +89,16 @@ class Features:
             few = self._given[first : first + VIEWS_AT_ONCE]
             yield Features(self._clip, self._sam, few, self._group)
 
+    def alone(self, index: int) -> "Features":
+        """One of `images` as features of its own, with all that is computed of it so far. So
+        images are encoded together, and each is asked for labels of its own."""
+        one = Features(self._clip, self._sam, self._given[index : index + 1], self._group)
+        for key, grid in self._tokens.items():
+            one._tokens[key] = TokenGrid(grid.tokens[index : index + 1], grid.rows, grid.cols)
+        if index in self._embeddings:
+            one._embeddings[0] = self._embeddings[index]
+        return one
+
     @property
     def sizes(self) -> Sizes:
         """(height, width) in pixels of each of `images`."""

@@ -155,6 +155,12 @@ class Segmenter:
         if self._clip is not None:
             self._clip.look_at(labels)
 
+    def forget_labels(self) -> None:
+        """Remember no more labels than fit into a bounded memory: for a server, whose users type
+        what they like for months. Nothing is kept on disk, and nobody is warned of unknown ones."""
+        if self._clip is not None:
+            self._clip.forget_labels()
+
     # -- the stages
 
     def prepare(self, image: Image) -> PreparedImage:

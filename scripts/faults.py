@@ -768,13 +768,13 @@ EXPORT = [
         "export",
         (
             "Label Studio: width and height swapped",
-            "(100 / width, 100 / height)",
-            "(100 / height, 100 / width)",
+            "(100 / size[1], 100 / size[0])",
+            "(100 / size[0], 100 / size[1])",
         ),
         (
             "Label Studio: fractions, no percent",
-            "(100 / width, 100 / height)",
-            "(1 / width, 1 / height)",
+            "(100 / size[1], 100 / size[0])",
+            "(1 / size[1], 1 / size[0])",
         ),
         (
             "Label Studio: names not escaped",
@@ -1806,8 +1806,8 @@ CLUSTER = [
         ("shards are overwritten", "output.resolve().is_relative_to(shards):", "False:"),
         (
             "a run's images are those of a shard",
-            "return Content(_head(plan, begun), plan.images,",
-            "return Content(_head(plan, begun), 0,",
+            "        _head(plan, begun),\n        plan.images,",
+            "        _head(plan, begun),\n        0,",
         ),
         ("shards of another place", "        check_part(plan, number, run.ids, run.keys)\n", ""),
     ),

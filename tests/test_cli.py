@@ -282,7 +282,7 @@ def test_mistakes_are_one_clear_line(run, street, monkeypatch, arguments, code, 
 
 NO_PATH = ": expected a path, got nothing"
 
-JUDGED = ("segment", "label", "explain", "evaluate")
+JUDGED = ("segment", "label", "explain", "evaluate", "serve")
 MAPPED = (*JUDGED, "dense", "tune")
 NUMBERS = {
     "--presence-threshold": (*MAPPED, "export"),
@@ -291,6 +291,7 @@ NUMBERS = {
     "--tile-overlap": MAPPED,
     "--threshold": ("dense",),
     "--timeout": ("label",),
+    "--time-limit": ("serve",),
     "--tolerance": ("segment", "export"),
     "--val-share": ("export",),
     "--min-score": ("export",),
@@ -302,8 +303,10 @@ NUMBERS = {
 @pytest.mark.parametrize(("option", "command"), [(o, c) for o, cs in NUMBERS.items() for c in cs])
 def test_numbers_are_finite(run, street, option, command, value):
     """In `export` they would drop classes in silence."""
-    label = () if command == "export" else ("--label", "heart")
-    first = {"export": ("run", "--output", "x.json"), "evaluate": ()}.get(command, (street,))
+    label = () if command in ("export", "serve") else ("--label", "heart")
+    first = {"export": ("run", "--output", "x.json"), "evaluate": (), "serve": ()}.get(
+        command, (street,)
+    )
     code, _, errors = run(command, *first, *label, f"{option}={value}")
     assert code == 2
     assert f"Invalid value for '{option}'" in errors
@@ -518,6 +521,7 @@ def test_help_names_every_command_and_exit_code(run):
         "merge",
         "report",
         "app",
+        "serve",
         "explain",
         "tune",
         "evaluate",

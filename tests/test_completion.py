@@ -33,7 +33,7 @@ for line in sys.stdin:
     print(json.dumps([offered.getvalue().split(), loaded]))
 """
 CASES = [
-    (["se"], ["segment"]),
+    (["se"], ["segment", "serve"]),
     (["weights", "ver"], ["verify"]),
     (["label", "images/", "--allow"], ["--allow-unknown"]),
     (["segment", "a.jpg", "--preset", ""], list(PRESETS)),

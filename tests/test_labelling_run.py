@@ -314,6 +314,16 @@ def set_apart(segmenter, source, run, **settings):
     return names
 
 
+def test_images_with_more_pixels_than_allowed_cost_themselves(segmenter, tmp_path):
+    images = write_images(tmp_path / "in", 2)  # 24 x 24 and 25 x 25
+    summary = label_dataset(
+        images, LABELS, tmp_path / "run", segmenter=segmenter, max_pixels=24 * 24
+    )
+    (failure,) = summary.failures
+    assert failure["file_name"] == "001.png"
+    assert "576 pixels" in failure["reason"]
+
+
 def test_changed_images_are_named_and_labelled_again(segmenter, tmp_path):
     good, run = write_images(tmp_path / "in", 6), tmp_path / "run"
     set_apart(segmenter, good, run)

@@ -37,6 +37,9 @@ ROOMS = (  # bottom to top; the files of one line are one room
     ("review",),
     ("cluster",),
     ("analysis",),
+    ("serve",),
+    ("cvat",),
+    ("fiftyone",),
     ("app",),
     ("cli",),
 )

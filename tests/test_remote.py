@@ -20,6 +20,7 @@ from clip2sam.data.opening import check_found, open_source, source_of
 from clip2sam.data.remote_source import RemoteSource, key_of
 from clip2sam.data.retries import TRIES, may_pass
 from clip2sam.errors import ConfigError, ImageError, RunError, WeightsError
+from clip2sam.labelling.content import open_content
 from clip2sam.labelling.export import export_run
 from clip2sam.labelling.manifest import open_run
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
@@ -93,6 +94,9 @@ def test_whole_and_in_parts_from_a_store(store, monkeypatch):
         remote.read_range(url, 198, 203)
     with pytest.raises(ImageError, match=r"^memory://x/none: there is nothing at this address"):
         remote.read_whole("memory://x/none")
+    store.pipe("/x/empty.png", b"")
+    with pytest.raises(ImageError, match=r"^memory://x/empty.png gave nothing; check the address"):
+        remote.read_whole("memory://x/empty.png")
     monkeypatch.setattr(remote, "MAX_BYTES", 199)
     with pytest.raises(ImageError, match="gives more than 199 bytes; fetch it by hand"):
         remote.read_whole(url)
@@ -108,6 +112,11 @@ def test_a_file_of_the_web_to_read_in_any_order(server, monkeypatch):
         assert (file.seek(5), file.read(2), file.read(40)) == (5, b"56", b"7890123456" * 4)
         with pytest.raises(ValueError, match="expected a place from 0 on, got -1"):
             file.raw.seek(-1)
+        assert (file.raw.seek(998), file.raw.readinto(bytearray(8)), file.raw.tell()) == (
+            998,
+            2,
+            1000,
+        )
     assert server.requested[:3] == ["bytes=0-0", "bytes=997-999", "bytes=5-20"]
     server.ranges = False
     with pytest.raises(ImageError, match="gives no parts of files; download the file first"):
@@ -322,6 +331,13 @@ def test_keys_lead_back_to_their_addresses(tmp_path):
         elsewhere.address(keys["https://h/a.jpg?x=1"])
 
 
+def test_of_two_addresses_of_one_image_the_first_counts(tmp_path):
+    urls = [f"https://h/a.jpg?X-Amz-Signature={signature}" for signature in ("first", "second")]
+    source = open_source(write_list(tmp_path / "list.txt", *urls))
+    (key,) = source.keys
+    assert source.address(key) == urls[0]
+
+
 # Sources
 
 
@@ -418,6 +434,20 @@ def test_the_files_are_those_of_local_images_but_for_names(store, images, tmp_pa
     written = {path.read_bytes() for path in (tmp_path / "yolo" / "images").rglob("*.png")}
     assert {(images / "sub" / "001.png").read_bytes()} < written
     assert written <= {path.read_bytes() for path in images.rglob("*.png")}
+
+
+def test_images_of_a_signed_list_are_copied_from_a_run_in_shards(server, images, tmp_path):
+    for path in images.iterdir():
+        server.files[f"{path.name}?{SIGNED}"] = path.read_bytes()
+    urls = [f"{server.url}/{path.name}?{SIGNED}" for path in images.iterdir()]
+    listed, run = write_list(tmp_path / "list.txt", *urls), tmp_path / "run"
+    for number in (1, 2):
+        label(listed, run, shard=f"{number}/2")
+    export_run(run, tmp_path / "yolo", "yolo", val_share=0.0)
+    written = sorted(path.read_bytes() for path in (tmp_path / "yolo/images").rglob("*.png"))
+    assert written == sorted(path.read_bytes() for path in images.iterdir())
+    with pytest.raises(RunError, match="none: expected the name of an image of this run"):
+        open_content(run).reader()("none")
 
 
 def test_a_run_over_a_list_goes_on_and_shows_no_signature(server, images, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from clip2sam.data.records import ImageRecord
 from clip2sam.errors import ConfigError, RunError
+from clip2sam.labelling.reviewing import open_review
 from clip2sam.labelling.run import label_dataset, label_dataset_iter
 from clip2sam.review import page
 from clip2sam.review.page import write_report
@@ -63,9 +64,9 @@ def test_the_page_is_told_what_the_run_has(tmp_path):
 
     first, second, third = data(folder, "overview")
     masks = [[0, 0.9, 1], [0, 0.25, 0], [1, 0.75, 0]]
-    assert first == ["a.png", 0, 40, 60, "", [0.52, 0.29], [], masks]
-    assert second[1:] == [1, 40, 60, "", [None, 0.9], [1], []]
-    assert third == ["c.png", 2, 0, 0, "c.png: it is <b>cut</b>", [], [], []]
+    assert first == ["a.png", 0, 40, 60, "", [0.52, 0.29], [], masks, ""]
+    assert second[1:] == [1, 40, 60, "", [None, 0.9], [1], [], ""]
+    assert third == ["c.png", 2, 0, 0, "c.png: it is <b>cut</b>", [], [], [], ""]
 
     share, path, points = data(folder, "details")[0][0]
     assert (share, points) == (1.0, [[25, 50, 1], [500, 50, 0]])
@@ -75,6 +76,20 @@ def test_the_page_is_told_what_the_run_has(tmp_path):
     with PIL.Image.open(folder / "report/pictures/0/1.jpg") as small:
         assert (small.format, small.size) == ("JPEG", (60, 40))
     assert not (folder / "report/pictures/0/2.jpg").exists(), "failed images are not read again"
+
+
+def test_the_page_is_told_what_a_person_decided(tmp_path):
+    run = make_run(tmp_path, RECORDS)
+    with open_review(run) as review:
+        review.write(7, "rejected")
+        review.write(3, "accepted")
+    folder = write_report(run).parent
+    about = data(folder, "run")
+    keys = ("done", "empty", "failed", "rejected", "reviewed", "waiting")
+    assert [about[key] for key in keys] == [0, 1, 1, 1, 2, 0]
+    rejected, accepted, _ = data(folder, "overview")
+    assert rejected[7:] == [[[0, 0.9, 0]], "rejected"]
+    assert accepted[7:] == [[], "accepted"]
 
 
 def test_no_name_can_end_a_string_or_a_script(tmp_path):

@@ -15,6 +15,7 @@ pytest.importorskip("playwright", reason='needs the extra: pip install "clip2sam
 from playwright.sync_api import expect, sync_playwright
 
 from clip2sam.data.records import ImageRecord
+from clip2sam.labelling.reviewing import open_review
 from clip2sam.review.page import write_report
 from tests.review_runs import HTML, box, found, make_run, record
 
@@ -46,6 +47,9 @@ def written(tmp_path_factory):
     """The path of a report's page."""
     folder = tmp_path_factory.mktemp("report")
     run = make_run(folder, records())
+    with open_review(run) as review:
+        review.write(1, "accepted")
+        review.write(60, "rejected")
     (folder / "images/gone.png").unlink()
     return write_report(run)
 
@@ -91,7 +95,7 @@ def choose(page, name: str, value: str) -> None:
 
 
 def test_the_page_says_what_was_asked_and_how_it_went(page):
-    says = "60 images: 4 done, 55 empty, 1 failed"
+    says = "60 images: 4 done, 54 empty, 1 failed; 2 reviewed, 1 of them rejected"
     expect(page.locator("#counts")).to_have_text(says)
     page.locator("#asked summary").first.click()
     row = page.locator("#asked tr", has_text="kitten").locator("td")
@@ -120,6 +124,15 @@ def test_filters_and_orders(page):
     choose(page, "state", "2")
     assert names(page) == ["cut.png"]
     choose(page, "state", "")
+    choose(page, "review", "rejected")
+    assert names(page) == ["60.png"]
+    choose(page, "review", "accepted")
+    expect(page.locator("figcaption").first).to_contain_text("accepted")
+    assert names(page) == ["sure.png"]
+    choose(page, "review", "none")
+    assert len(names(page)) == 48
+    expect(page.locator("#where")).to_contain_text("of 58")
+    choose(page, "review", "any")
     page.locator("#least").fill("0.65")
     assert names(page) == ["sure.png", ODD, "gone.png"]
     page.locator("#most").fill("0.8")

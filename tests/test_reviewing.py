@@ -188,6 +188,8 @@ def test_the_shards_of_a_run_are_reviewed_together(images, run, tmp_path):
             assert review.image(4).size == review.record(4).size
             review.write(1, "rejected")
             review.write(4, "corrected", [corner(review.record(4).size)])
+            with pytest.raises(RunLockedError):
+                label(images, shards, shard="1/3") if folder == shards else label(images, folder)
     label(images, run)
     merge_run(shards)
     merged, whole = ((f / "annotations.json").read_bytes() for f in (shards, run))

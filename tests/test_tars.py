@@ -16,6 +16,7 @@ from clip2sam.analysis.session import Session
 from clip2sam.analysis.tune import tune
 from clip2sam.cli.groups import listed
 from clip2sam.data import tars
+from clip2sam.data.containers import read_all
 from clip2sam.data.opening import check_found, kind_of, open_source, source_of
 from clip2sam.data.patterns import expand_braces
 from clip2sam.data.sources import Source, check_output
@@ -77,6 +78,22 @@ def test_patterns_and_several_are_the_same_images(shards, pattern):
     assert below.keys == tuple(f"in/{key}" for key in KEYS)
     assert below.read(below.keys[1]) == b".jpg 0"
     assert open_source(shards / "00001.tar").keys == KEYS[3:]
+
+
+def test_tars_are_in_the_order_of_their_bytes(shards):
+    (shards / "00001.tar").rename(shards / "a.tar")
+    (shards / "00000.tar").rename(shards / "B.tar")
+    assert open_source(shards).files == ("B.tar", "a.tar")
+
+
+def test_a_file_that_gives_little_at_once_is_read_to_the_end(tmp_path):
+    class Slow(io.FileIO):
+        def read(self, size=-1):
+            return super().read(min(size, 3))
+
+    (tmp_path / "ten").write_bytes(b"0123456789")
+    with Slow(tmp_path / "ten") as file:
+        assert (read_all(file, 8), read_all(file, 8)) == (b"01234567", b"89")
 
 
 def test_a_part_is_taken_up_again_with_no_listing(shards, monkeypatch):

@@ -30,6 +30,7 @@ from clip2sam.cli.doctor import doctor
 from clip2sam.cli.options import flag
 from clip2sam.cli.report import report
 from clip2sam.cli.segment import segment
+from clip2sam.cli.serve import serve
 from clip2sam.errors import (
     Clip2SamError,
     ConfigError,
@@ -112,6 +113,7 @@ COMMANDS = (
     export,
     report,
     app_page,
+    serve,
     explain,
     tune,
     evaluate,

@@ -1,15 +1,18 @@
 """The command `app`."""
 
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
 
 from clip2sam.cli.console import err, out
 from clip2sam.cli.groups import ModelOptions, spread
-from clip2sam.cli.options import count_option, path_option, text_option
+from clip2sam.cli.options import Host, Port, path_option
+
+if TYPE_CHECKING:
+    from clip2sam.pipeline import Segmenter
 
 LOCAL = ("127.0.0.1", "localhost")
 
@@ -21,12 +24,8 @@ def app(
         Path | None,
         path_option("The output folder of 'clip2sam label', to review it; else no review."),
     ] = None,
-    host: Annotated[
-        str, text_option("Address to listen at; others than 127.0.0.1 are open to all.", "ADDRESS")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int | None, count_option("Port; else the first free one from 7860 on.", min=1, max=65535)
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 0,
     models: ModelOptions,
 ) -> None:
     """Try labels and settings in a browser, correct masks, review a run. Needs clip2sam[app].
@@ -37,10 +36,13 @@ def app(
     config = models.config()
     from clip2sam.app.serving import serving
 
-    loading = err.status("starting")
-    loading.start()
-    with serving(lambda: models.load(config), config, run=run, host=host, port=port) as address:
-        loading.stop()
+    def load() -> "Segmenter":
+        return models.load(config)
+
+    with ExitStack() as stack:
+        with err.status("starting"):
+            served = serving(load, config, run=run, host=host, port=port or None)
+            address = stack.enter_context(served)
         out.print(Text("open ") + Text(address, style="bold") + Text(" in a browser"))
         if host not in LOCAL:
             err.print(Text("whoever reaches this address can use the app: it asks for no password"))

@@ -15,6 +15,7 @@ from clip2sam.cli.options import (
     SETTINGS,
     Caption,
     Compile,
+    MaxPixels,
     Method,
     MinShare,
     Root,
@@ -118,9 +119,7 @@ def label(
         int | None,
         count_option("Processes that decode images, for each model.", min=1, max=256),
     ] = None,
-    max_pixels: Annotated[
-        int, count_option("Images with more pixels, by their header, fail.", min=1)
-    ] = 100_000_000,
+    max_pixels: MaxPixels = 100_000_000,
     timeout: Annotated[
         float, number_option("Seconds that decoding one image may take.", above=0.0, most=86400.0)
     ] = 60.0,

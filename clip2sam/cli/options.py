@@ -138,6 +138,7 @@ Source = Annotated[
         parser=as_source,
     ),
 ]
+MaxPixels = Annotated[int, count_option("Images with more pixels, by their header, fail.", min=1)]
 Root = Annotated[
     Path | None,
     path_option(
@@ -314,6 +315,14 @@ TileOverlap = Annotated[
         panel=SETTINGS,
     ),
 ]
+
+# A server
+
+Host = Annotated[
+    str,
+    text_option("The address to listen on; 0.0.0.0: all, then anybody may ask.", "ADDRESS"),
+]
+Port = Annotated[int, count_option("The port to listen on; 0: a free one.", min=0, max=65535)]
 
 # Outputs
 

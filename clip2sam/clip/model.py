@@ -25,6 +25,10 @@ from clip2sam.kernels.device import to_device
 MAX_PATCHES = 256
 """A side, of CLIP's input. The work of attention grows with the fourth power of it."""
 
+TEXTS_KEPT = 20_000
+"""Text features in memory, 2 to 4 KB each: all of a run's, but not all that a server's users ever
+type."""
+
 
 class SurgeryCLIP:
     """An open_clip model with surgery on its inference; the model itself stays as it was.
@@ -67,7 +71,8 @@ class SurgeryCLIP:
             torch.tensor(x, device=self.device).view(3, 1, 1) for x in (mean, std)
         )
         self.text_features: dict[tuple[str, tuple[str, ...]], Tensor] = {}
-        """Unit text features (channels,) in memory, by text prompt and templates."""
+        """Unit text features (channels,) in memory, by text prompt and templates; of more than
+        TEXTS_KEPT the oldest go."""
         self._disk = TextCache(text_folder, self.model, self.tokenizer) if text_folder else None
 
     @property
@@ -136,6 +141,11 @@ class SurgeryCLIP:
         if self._on_labels is not None:
             self._on_labels(labels.classes)
 
+    def forget_labels(self) -> None:
+        """From now on keep no text feature on disk, and warn of no unknown label: both remember
+        every label that was ever asked for."""
+        self._disk = self._on_labels = None
+
     def encode_texts(
         self, texts: Sequence[str], templates: tuple[str, ...] | None = None
     ) -> Float[Tensor, "texts channels"]:
@@ -166,6 +176,8 @@ class SurgeryCLIP:
                 if self._disk:
                     self._disk.put(prompt, templates, known)
             known = self.text_features[prompt, templates] = known.to(self.device)
+            while len(self.text_features) > TEXTS_KEPT:
+                del self.text_features[next(iter(self.text_features))]
         return known
 
 

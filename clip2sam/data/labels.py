@@ -181,7 +181,36 @@ def as_label_set(
             is no YAML or JSON.
             The message names the label, or the file and line.
     """
-    draft = _draft(labels)
+    found = _label_set(_draft(labels), distractors, templates)
+    if not isinstance(labels, LabelSet) or distractors:
+        for remark in remarks_on(found.classes):
+            warnings.warn(remark, stacklevel=2)
+    return found
+
+
+def quiet_label_set(
+    labels: LabelsSource, *, distractors: Sequence[str] = (), templates: Sequence[str] | None = None
+) -> LabelSet:
+    """`as_label_set` without its warnings, which are those of the whole process: a server tells
+    each of its users `remarks_on` their own labels."""
+    return _label_set(_draft(labels), distractors, templates)
+
+
+def label_set_of_json(text: str, origin: str = "labels") -> LabelSet:
+    """The labels of a JSON text in one of the forms of a labels file. No file is read, and there
+    are no warnings, see `quiet_label_set`.
+
+    Args:
+        origin: what messages call the text.
+
+    Raises:
+        LabelError: as `as_label_set`, for a labels file.
+    """
+    return _label_set(_parsed(text, origin, is_json=True))
+
+
+def _label_set(draft: _Draft, distractors: Any = (), templates: Any = None) -> LabelSet:
+    """The label set of a draft, with what is added to it, all checked."""
     more = [
         (named(name, distractor=True), f"distractor {i}")
         for i, name in enumerate(_texts(distractors, "distractors"), 1)
@@ -193,12 +222,14 @@ def as_label_set(
             f'{draft.origin}: expected at least one label, got none; give one, such as "person"'
         )
     classes = _checked_classes([*wanted, *competing, *more])
-    if not isinstance(labels, LabelSet) or more:
-        _warn_of_lookalikes(classes)
-        _warn_of_lists(classes)
     chosen = draft.templates if templates is None else _texts(templates, "templates")
     checked = None if chosen is None else _checked_templates(chosen)
     return LabelSet(classes, checked, draft.caption)
+
+
+def remarks_on(classes: Sequence[LabelClass]) -> tuple[str, ...]:
+    """What `as_label_set` warns of."""
+    return tuple(filter(None, (_lookalikes(classes), _lists(classes))))
 
 
 def named(name: str, *, distractor: bool = False) -> LabelClass:
@@ -320,20 +351,20 @@ def _check_parts(c: LabelClass, place: str) -> None:
         _check_parts(part, place)
 
 
-def _warn_of_lists(classes: Sequence[LabelClass]) -> None:
+def _lists(classes: Sequence[LabelClass]) -> str:
     """A list that was typed as one label; not where text prompts say what it is."""
     lists = [c.name for c in classes if c.prompts == (c.name,) and _LIST.search(c.name)]
-    if lists:
-        more = f" (and {len(lists) - 3} more)" if len(lists) > 3 else ""
-        warnings.warn(
-            f"labels that look like lists are one label each: {', '.join(map(repr, lists[:3]))}"
-            f"{more}; if several are meant, give them one by one (--label A --label B, a list) or "
-            "as a caption, or join them into one mask (A+B)",
-            stacklevel=3,
-        )
+    more = f" (and {len(lists) - 3} more)" if len(lists) > 3 else ""
+    if not lists:
+        return ""
+    return (
+        f"labels that look like lists are one label each: {', '.join(map(repr, lists[:3]))}"
+        f"{more}; if several are meant, give them one by one (--label A --label B, a list) or "
+        "as a caption, or join them into one mask (A+B)"
+    )
 
 
-def _warn_of_lookalikes(classes: Sequence[LabelClass]) -> None:
+def _lookalikes(classes: Sequence[LabelClass]) -> str:
     first: dict[str, str] = {}
     pairs = []
     for name in (c.name for c in classes):
@@ -342,13 +373,13 @@ def _warn_of_lookalikes(classes: Sequence[LabelClass]) -> None:
             # a difference in normal form alone is seen in escapes only
             show = ascii if _normal(same) == _normal(name) else repr
             pairs.append(f"{show(same)} and {show(name)}")
-    if pairs:
-        more = f" (and {len(pairs) - 3} more pairs)" if len(pairs) > 3 else ""
-        warnings.warn(
-            "labels that differ only in case, blanks or Unicode form are separate classes: "
-            f"{', '.join(pairs[:3])}{more}; remove one of each pair if both mean the same",
-            stacklevel=3,
-        )
+    more = f" (and {len(pairs) - 3} more pairs)" if len(pairs) > 3 else ""
+    if not pairs:
+        return ""
+    return (
+        "labels that differ only in case, blanks or Unicode form are separate classes: "
+        f"{', '.join(pairs[:3])}{more}; remove one of each pair if both mean the same"
+    )
 
 
 def _folded(name: str) -> str:
@@ -423,8 +454,13 @@ def _read_file(path: str | os.PathLike[str]) -> _Draft:
     text = _file_text(path, origin)
     if origin.lower().endswith(".txt"):
         return _Draft(_names_on_lines(text, origin), origin=origin)
+    return _parsed(text, origin, is_json=origin.lower().endswith(".json"))
+
+
+def _parsed(text: str, origin: str, *, is_json: bool) -> _Draft:
+    """The draft of YAML or JSON."""
     try:
-        if origin.lower().endswith(".json"):
+        if is_json:
             json.loads(text)
             text = _as_yaml(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)

@@ -79,9 +79,9 @@ class LabelStudioExporter:
     ) -> dict[str, Any]:
         prediction = {
             "model_version": f"clip2sam {__version__}",
-            "score": min((mask.score for mask in masks), default=0.0),
+            "score": least_score(masks),
             "result": [
-                _region(mask, record.size, f"{i}-{part}", polygon)
+                polygon_region(mask, record.size, polygon, name=f"{i}-{part}")
                 for i, mask in enumerate(masks)
                 for part, polygon in enumerate(polygons[i])
             ],
@@ -90,26 +90,64 @@ class LabelStudioExporter:
         return {"data": {"image": image}, "predictions": [prediction]}
 
 
-def _region(
-    mask: Annotation, size: tuple[int, int], name: str, polygon: list[float]
+def least_score(masks: Iterable[Annotation]) -> float:
+    """Of a prediction: that of its worst mask, as tasks are sorted by it; 0 without masks."""
+    return min((mask.score for mask in masks), default=0.0)
+
+
+def polygon_region(
+    mask: Annotation,
+    size: tuple[int, int],
+    polygon: list[float],
+    *,
+    name: str,
+    from_name: str = "label",
+    to_name: str = "image",
 ) -> dict[str, Any]:
-    """One polygon as a region."""
+    """One polygon as a region.
+
+    Args:
+        mask: its label and score.
+        size: height and width of the image.
+        polygon: x1, y1, x2, y2, ... in pixels.
+        name: which no other region of the image has.
+        from_name, to_name: the names of the tags PolygonLabels and Image.
+    """
+    percent = np.reshape(polygon, (-1, 2)) * (100 / size[1], 100 / size[0])
+    value = {
+        "points": np.round(percent, 4).tolist(),  # 0.01 pixels of 10,000
+        "closed": True,
+        "polygonlabels": [mask.label],
+    }
+    return region(mask, size, "polygonlabels", value, name, from_name, to_name)
+
+
+def region(
+    mask: Annotation,
+    size: tuple[int, int],
+    kind: str,
+    value: dict[str, Any],
+    name: str,
+    from_name: str,
+    to_name: str,
+) -> dict[str, Any]:
+    """A region of any kind; see `polygon_region`.
+
+    Args:
+        kind: its `type`.
+        value: its place and label, which depend on the kind.
+    """
     height, width = size
-    percent = np.reshape(polygon, (-1, 2)) * (100 / width, 100 / height)
     return {
         "id": name,
-        "type": "polygonlabels",
-        "from_name": "label",
-        "to_name": "image",
+        "type": kind,
+        "from_name": from_name,
+        "to_name": to_name,
         "original_width": width,
         "original_height": height,
         "image_rotation": 0,
         "score": mask.score,
-        "value": {
-            "points": np.round(percent, 4).tolist(),  # 0.01 pixels of 10,000
-            "closed": True,
-            "polygonlabels": [mask.label],
-        },
+        "value": value,
     }
 
 

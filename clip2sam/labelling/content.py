@@ -1,5 +1,6 @@
 """What a run has recorded, whole or in shards, read one part after another."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ class Content:
     """All that the run has, recorded or not."""
     parts: Parts
     """Each part's own run, and the index of its journal; read anew at each call."""
+    runs: Callable[[], Iterator[RunFolder]]
+    """The same without the journals."""
 
     def records(self) -> Iterator[ImageRecord]:
         """The records of all images that have one, in the order of the source.
@@ -47,6 +50,47 @@ class Content:
         """
         for run, index in self.parts():
             yield run, _records(run, index)
+
+    def check_lines(self) -> None:
+        """Warn of lines that were passed over.
+
+        Raises:
+            RunError: that is all that a journal has.
+        """
+        for run, index in self.parts():
+            name = printable(run.journal)
+            if not index.offsets and run.journal.exists() and run.journal.stat().st_size:
+                raise RunError(
+                    f"{name}: no line of this journal can be read, so there is nothing to take "
+                    "from it; get a whole copy of it, or label again"
+                )
+            if index.passed_over:
+                warnings.warn(
+                    f"{name}: {index.passed_over} of its lines can't be read, or are about images "
+                    "that this run doesn't have, and were passed over; start the run again to "
+                    "label them",
+                    stacklevel=3,
+                )
+
+    def reader(self) -> Callable[[str], str | bytes]:
+        """What reads an image by its name, as `Source.read`; of a run in shards from the source of
+        its shard, as only that has the names. To be asked in the order of `records`."""
+        runs, keys, source = self.runs(), frozenset[str](), self.run.source
+
+        def read(key: str) -> str | bytes:
+            nonlocal keys, source
+            while key not in keys:
+                run = next(runs, None)
+                if run is None:
+                    raise RunError(
+                        f"{printable(key)}: expected the name of an image of this run, in the "
+                        "order of its source"
+                    )
+                keys, source = frozenset(run.keys), run.source
+            assert source is not None  # of the same kind as that of the whole
+            return source.read(key)
+
+        return read
 
     def check_output(self, output: Path) -> None:
         """Refuse an output that would overwrite the run itself, or lie where its images are read.
@@ -75,7 +119,7 @@ def _records(run: RunFolder, index: Index) -> Iterator[ImageRecord]:
 
 def content_of(run: RunFolder, index: Index) -> Content:
     """What a run without shards has recorded."""
-    return Content(run, len(run.keys), lambda: iter([(run, index)]))
+    return Content(run, len(run.keys), lambda: iter([(run, index)]), lambda: iter([run]))
 
 
 def open_content(path: Path) -> Content:
@@ -92,7 +136,12 @@ def open_content(path: Path) -> Content:
     begun = [n for n in range(1, plan.shards + 1) if (plan.folder(n) / MANIFEST).exists()]
     if not begun:
         raise RunError(f"{printable(path)}: no shard of this run has begun; label them first")
-    return Content(_head(plan, begun), plan.images, lambda: _shards(plan, begun))
+    return Content(
+        _head(plan, begun),
+        plan.images,
+        lambda: _shards(plan, begun),
+        lambda: (run for run, _ in _shards(plan, begun, indexed=False)),
+    )
 
 
 def open_complete(path: Path) -> Content:

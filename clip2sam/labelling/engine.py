@@ -78,6 +78,14 @@ class Engine(Protocol):
         """The host's part for one image; called in another thread than `predict`."""
 
 
+@runtime_checkable
+class Grouped(Protocol):
+    """What computes images in groups."""
+
+    group: int
+    """As in `Engine`."""
+
+
 class SegmenterEngine:
     """A segmenter and a label set.
 
@@ -206,7 +214,7 @@ def _lowered(
 
 
 def predict_within_memory(
-    engine: Engine, items: Sequence[T], predict: Callable[[Sequence[T]], Sequence[Any]]
+    engine: Grouped, items: Sequence[T], predict: Callable[[Sequence[T]], Sequence[Any]]
 ) -> Sequence[Any]:
     """Predict a batch; where memory runs out, halve it (and the engine's group), down to one item,
     which is tried twice. Raises what was raised for one item."""

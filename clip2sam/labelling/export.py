@@ -1,20 +1,16 @@
 """A run's journal, decided anew and written by an exporter. No models, no torch."""
 
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from clip2sam.coco.outlines import tolerance_of
-from clip2sam.data.images import printable
-from clip2sam.errors import ConfigError, RunError
+from clip2sam.errors import ConfigError
 from clip2sam.export import Exporter, exporter_for
-from clip2sam.labelling.content import open_content
+from clip2sam.labelling.content import Content, open_content
 from clip2sam.labelling.decide import Decision
 from clip2sam.labelling.info import run_info
-from clip2sam.labelling.journal import Index
-from clip2sam.labelling.manifest import RunFolder
 from clip2sam.labelling.summary import Summary, write_files
 
 
@@ -76,19 +72,19 @@ def export_run(
     if exporter in ("coco", "cvat"):
         tolerance_of(tolerance, polygons=polygons or merge is not None)
     if isinstance(exporter, str):
-        exporter = exporter_for(exporter, **{**_of_run(content.run, exporter, decision), **given})
+        exporter = exporter_for(exporter, **{**_of_run(content, exporter, decision), **given})
     elif given:
         raise ConfigError(
             f"{', '.join(given)}: an exporter object has its options already; leave them out here"
         )
     content.check_output(target)
-    for part, index in content.parts():
-        _check_lines(part, index)
+    content.check_lines()
     return write_files(content, decision or Decision(), {target: exporter}, on_image)
 
 
-def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[str, Any]:
+def _of_run(content: Content, exporter: str, decision: Decision | None) -> dict[str, Any]:
     """What an exporter is told of a run."""
+    run = content.run
     if exporter in ("coco", "parquet"):
         return {"info": run_info(run, decision)}
     if exporter not in ("yolo", "voc", "labelme"):
@@ -96,20 +92,4 @@ def _of_run(run: RunFolder, exporter: str, decision: Decision | None) -> dict[st
     usual = {"images": "copy"} if exporter == "yolo" else {}
     if run.kind == "files" or run.source is None:
         return {**usual, "root": run.root}
-    return {**usual, "read": run.source.read}
-
-
-def _check_lines(run: RunFolder, index: Index) -> None:
-    """Say what is passed over; refuse a journal of which that is all."""
-    name = printable(run.journal)
-    if not index.offsets and run.journal.exists() and run.journal.stat().st_size:
-        raise RunError(
-            f"{name}: no line of this journal can be read, so there is nothing to export; get a "
-            "whole copy of it, or label again"
-        )
-    if index.passed_over:
-        warnings.warn(
-            f"{name}: {index.passed_over} of its lines can't be read, or are about images "
-            "that this run doesn't have, and were passed over; start the run again to label them",
-            stacklevel=3,
-        )
+    return {**usual, "read": content.reader()}

@@ -1,12 +1,15 @@
 """What a COCO file says of itself: by what it was made, of which labels, with which thresholds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from clip2sam.coco.document import made_by
-from clip2sam.config import DEFAULT_POINT_THRESHOLDS, PROMPTS
+from clip2sam.config import DEFAULT_POINT_THRESHOLDS, PROMPTS, Config
+from clip2sam.data.images import MAX_PIXELS
+from clip2sam.data.labels import LabelSet
 from clip2sam.labelling.decide import Decision, decided_for, decided_thresholds
+from clip2sam.labelling.fingerprint import fingerprint, plain
 from clip2sam.labelling.manifest import RunFolder
 
 _APART = ("presence_threshold", "class_thresholds", "classes", "min_share")
@@ -34,6 +37,26 @@ def run_info(run: RunFolder, decision: Decision | None = None) -> dict[str, Any]
             if field.name not in _APART
             and getattr(decision, field.name) != getattr(usual, field.name)
         },
+    )
+
+
+def settings_info(
+    config: Config, locator: str, labels: LabelSet, *, preset: str, date: str | None = None
+) -> dict[str, Any]:
+    """What a COCO file says of itself that no run has made.
+
+    Args:
+        locator: the name of what finds the labels.
+        preset: what it calls the models.
+        date: when it began, ISO 8601.
+    """
+    settings = {"config": plain(asdict(config)), "locator": locator}
+    thresholds = labels.thresholds(config.presence_threshold)
+    return info_of(
+        fingerprint(settings, labels, preset=preset, max_pixels=MAX_PIXELS),
+        date=date,
+        thresholds=dict(zip((c.name for c in labels.wanted), thresholds, strict=False)),
+        min_share=config.min_share,
     )
 
 

@@ -6,14 +6,14 @@ without run and journal.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clip2sam.coco.document import file_name_fault
 from clip2sam.coco.outlines import TOLERANCE
 from clip2sam.data.addresses import shown_url
-from clip2sam.data.images import MAX_PIXELS, Image, printable
+from clip2sam.data.images import Image, printable
 from clip2sam.data.labels import LabelSet
 from clip2sam.data.records import ImageRecord
 from clip2sam.data.sources import Source
@@ -21,8 +21,7 @@ from clip2sam.data.urls import WebSource, check_place, find_images, without_own
 from clip2sam.errors import ImageError
 from clip2sam.export.coco import CocoExporter
 from clip2sam.labelling.each import each_image
-from clip2sam.labelling.fingerprint import fingerprint, plain
-from clip2sam.labelling.info import info_of
+from clip2sam.labelling.info import settings_info
 from clip2sam.labelling.manifest import time_now
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import Result
@@ -103,7 +102,8 @@ def segment_images(
                 on_image(record, result, drawn)
     finally:
         good = [record for record in records if record.state != "failed"]
-        info = _info(segmenter, labels, preset, began)
+        locator = segmenter.locator.name
+        info = settings_info(segmenter.config, locator, labels, preset=preset, date=began)
         CocoExporter(polygons=polygons, tolerance=tolerance, info=info).write(
             good, labels.wanted, folder / "annotations.json"
         )
@@ -114,16 +114,3 @@ def url_of(source: Source, key: str) -> str:
     """The address of an image; empty for a file."""
     given = source.urls.get(key) if isinstance(source, WebSource) else None
     return "" if given is None else shown_url(given)
-
-
-def _info(segmenter: Segmenter, labels: LabelSet, preset: str, began: str) -> dict[str, Any]:
-    """What the COCO file says of itself."""
-    config = segmenter.config
-    settings = {"config": plain(asdict(config)), "locator": segmenter.locator.name}
-    thresholds = labels.thresholds(config.presence_threshold)
-    return info_of(
-        fingerprint(settings, labels, preset=preset, max_pixels=MAX_PIXELS),
-        date=began,
-        thresholds=dict(zip((c.name for c in labels.wanted), thresholds, strict=False)),
-        min_share=config.min_share,
-    )

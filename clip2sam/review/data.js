@@ -24,9 +24,9 @@ function load(kind, number, address = `report/${kind}/${number}.js`) {
 
 /** A row of `clip2sam/review/rows.py`, with names. */
 function imageOf(row, number) {
-  const [name, state, height, width, note, presence, beaten, masks] = row;
+  const [name, state, height, width, note, presence, beaten, masks, review] = row;
   return {
-    number, name, state, height, width, note, presence, beaten,
+    number, name, state, height, width, note, presence, beaten, review,
     masks: masks.map(([label, score, kept], place) => ({ label, score, kept: kept === 1, place })),
   };
 }
@@ -88,7 +88,8 @@ function hasPresence(image, wish, classes) {
 
 function passes(image, wish, classes) {
   const allScores = wish.least <= 0 && wish.most >= 1;
-  return (wish.state === null || image.state === wish.state) &&
+  const reviewed = { any: true, none: !image.review }[wish.review] ?? image.review === wish.review;
+  return reviewed && (wish.state === null || image.state === wish.state) &&
     hasPresence(image, wish, classes) && (allScores || masksOf(image, wish).length > 0);
 }
 

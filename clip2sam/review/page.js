@@ -34,7 +34,7 @@ function swatch(label) {
 function wish() {
   const number = (id) => ($(id).value === "" ? null : Number($(id).value));
   return {
-    label: number("class"), presence: $("presence").value, state: number("state"),
+    label: number("class"), presence: $("presence").value, state: number("state"), review: $("review").value,
     least: number("least") ?? 0, most: number("most") ?? 1,
     sort: $("sort").value, below: $("below").checked,
   };
@@ -70,9 +70,10 @@ function labelTable() {
 function showRun() {
   document.title = `clip2sam: ${run.source}`;
   $("source").textContent = run.source;
+  const decided = run.reviewed ? `; ${run.reviewed} reviewed, ${run.rejected} of them rejected` : "";
   const waits = run.waiting ? `, ${run.waiting} not labelled yet` : "";
   $("counts").textContent =
-    `${run.images} images: ${run.done} done, ${run.empty} empty, ${run.failed} failed${waits}`;
+    `${run.images} images: ${run.done} done, ${run.empty} empty, ${run.failed} failed${decided}${waits}`;
   $("asked-tables").append(
     labelTable(), table(flat(run.asked)),
     element("details", {}, element("summary", {}, "all settings"), table(flat(run.settings))));
@@ -166,6 +167,7 @@ function card(image, place) {
     labels.set(mask.label, [...(labels.get(mask.label) ?? []), mask.score.toFixed(2)]);
   const made = element("figure", { tabindex: "0", "data-at": place }, frame,
     element("figcaption", {}, element("span", { class: "name", title: image.name }, image.name),
+      ...(image.review ? [element("span", { class: "tag review" }, image.review)] : []),
       element("span", { class: "tags" }, ...[...labels].map(([label, scores]) =>
         element("span", { class: "tag" }, swatch(label),
           `${run.classes[label].name} ${scores.join(" ")}`)))));
@@ -269,7 +271,7 @@ function maskFacts(image, found) {
     ["presence", digits(image.presence[mask.label])], ["threshold", digits(one.threshold)],
     ["text prompts", one.prompts.join("; ")],
     ["points", `${points.filter((k) => k === 1).length} positive, ${points.filter((k) => k === 0).length} negative`],
-    ["kept", mask.kept ? "yes" : "no: below a threshold, or weak beside the label's best one"],
+    ["kept", mask.kept ? "yes" : image.review ? "no: the image is rejected" : "no: below a threshold, or weak beside the label's best one"],
   ]);
   made.id = "mask-facts";
   return made;

@@ -151,7 +151,7 @@ def _chunks(content: Content, folder: Path) -> Iterator[tuple[list[Any], list[An
         return ""
 
     def kept(record: ImageRecord) -> set[int]:
-        if record.state == "failed":
+        if not record.is_written:
             return set()
         decided = decide(record, decision, run.class_names, thresholds)
         return {id(annotation) for annotation in decided.annotations}

@@ -30,7 +30,7 @@ def about_run(run: RunFolder, listed: int, summary: Summary) -> dict[str, Any]:
         {**row, "floor": floor, "prompts": [p for part in one.parts for p in part.prompts]}
         for row, floor, one in zip(counts["classes"], run.floors, run.classes, strict=True)
     ]
-    recorded = summary.done + summary.empty + summary.failed
+    recorded = summary.done + summary.empty + summary.failed + summary.rejected
     own = ("prompts", "presence_thresholds")  # they are with the classes
     return {
         "source": printable(run.origin),
@@ -38,6 +38,8 @@ def about_run(run: RunFolder, listed: int, summary: Summary) -> dict[str, Any]:
         "done": summary.done,
         "empty": summary.empty,
         "failed": summary.failed,
+        "rejected": summary.rejected,
+        "reviewed": summary.reviewed,
         "waiting": listed - recorded,
         "bin": BIN,
         "units": UNITS,
@@ -50,7 +52,8 @@ def about_run(run: RunFolder, listed: int, summary: Summary) -> dict[str, Any]:
 
 def overview_row(record: ImageRecord, kept: set[int], classes: Sequence[str], note: str) -> Any:
     """What filters and orders need of an image: name, state, height, width, note, presence scores,
-    places of the beaten classes, masks as (class, score, 1 if it is kept).
+    places of the beaten classes, masks as (class, score, 1 if it is kept), a person's verdict or
+    "".
 
     Args:
         kept: `id` of the annotations that the run's own decision keeps.
@@ -66,6 +69,7 @@ def overview_row(record: ImageRecord, kept: set[int], classes: Sequence[str], no
         record.presence,
         [i for i, beaten in enumerate(record.beaten) if beaten],
         [[index[a.label], round(a.score, 4), int(id(a) in kept)] for a in record.annotations],
+        "" if record.review is None else record.review.verdict,
     ]
 
 
