@@ -1502,7 +1502,7 @@ VIEWS = [
     *faults(
         "analysis/bench.py",
         "explorer",
-        ("negative points of one object", "[one[None], negative]", "[one[None]]"),
+        ("negative points of one object", "np.concatenate([one, negative])", "one"),
         ("one object for all points", "each_object=each)", "each_object=False)"),
     ),
     *faults(
