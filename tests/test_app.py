@@ -1,11 +1,13 @@
 """The app without a browser: what clicks do to an image, what is decided about a run, and what the
 server refuses."""
 
+import asyncio
 import json
 import math
 import os
 import sys
 from dataclasses import replace
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 
@@ -565,6 +567,9 @@ def test_an_address_in_the_place_of_an_upload_is_not_fetched(server):
             if "process_completed" in line:
                 break
     assert json.loads(line.removeprefix("data: "))["success"] is False
+    fetch = import_module("gradio.processing_utils").async_ssrf_protected_get
+    with pytest.raises(ImageError, match="expected an uploaded image, got the address"):
+        asyncio.run(fetch("https://127.0.0.1:1/a.png"))
     assert "Connect" not in said
 
 
