@@ -24,6 +24,7 @@ from clip2sam.data.labels import as_label_set, quiet_label_set
 from clip2sam.errors import ModelError, WeightsError
 from clip2sam.labelling import decode_worker
 from clip2sam.labelling.decode_worker import DecodeWorker
+from clip2sam.serve import memory
 from clip2sam.serve.answer import CocoAnswer
 from clip2sam.serve.queue import Limits
 from clip2sam.serve.server import bound, create_app, run, without_folders
@@ -832,6 +833,25 @@ def test_a_port_that_is_taken_is_said():
 # -- the command
 
 
+def test_the_allocator_is_told_where_it_listens(monkeypatch):
+    """In a process of its own it is seen by the figures of benchmarks/serve.py; here it isn't told,
+    as it would be for all other tests too."""
+    told = []
+
+    class Library:
+        def mallopt(self, option, value):
+            told.append((option, value))
+            return 1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Library())
+    assert memory.keep_flat()
+    assert told == [(-8, 2), (-3, 1 << 20), (-1, 1 << 20)]
+    monkeypatch.setattr(Library, "mallopt", lambda *_: 0)
+    assert not memory.keep_flat()
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert not memory.keep_flat(), "a library without mallopt"
+
+
 def test_the_command_serves_with_its_limits(command_line, monkeypatch):
     served = []
 
@@ -841,6 +861,8 @@ def test_the_command_serves_with_its_limits(command_line, monkeypatch):
         return ended
 
     monkeypatch.setattr("clip2sam.serve.server.run", run)
+    flat = []
+    monkeypatch.setattr("clip2sam.serve.memory.keep_flat", lambda: flat.append(len(served)))
     options = ("--port", 0, "--max-waiting", 3, "--time-limit", 5, "--max-bytes", 10)
     ended = True
     code, out, errors = command_line("serve", "--preset", "tiny", *options, "--max-pixels", 100)
@@ -850,6 +872,7 @@ def test_the_command_serves_with_its_limits(command_line, monkeypatch):
     assert errors == f"serving tiny at {address}, its schema at {address}/docs\n"
     assert app.state.queue.limits == Limits(3, 5.0, 10, 100)
     assert app.state.preset == "tiny"
+    assert flat == [0], "in front of the threads"
     ended = False
     code, _, errors = command_line("serve", "--preset", "tiny", "--port", 0)
     assert code == 1

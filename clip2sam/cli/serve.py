@@ -73,6 +73,7 @@ def serve(
     models = models.chosen(method=method)
     config = models.config(maps, masks, method=method)
 
+    from clip2sam.serve.memory import keep_flat
     from clip2sam.serve.queue import Limits
     from clip2sam.serve.server import GRACE, bound, create_app, run
 
@@ -86,6 +87,7 @@ def serve(
         token = os.environ.get("LABEL_STUDIO_API_KEY", "")
         routers.append(label_studio_router(images, version=version, token=token))
     listening = bound(host, port)
+    keep_flat()
     # each label's text is another warning, and Python remembers them all
     warnings.simplefilter("ignore", UserWarning)
     limits = Limits(

@@ -9,6 +9,7 @@ request --> place in the queue --> decode worker --> batch --> masks --> COCO JS
     body      reading a body with a limit; a client that hangs up
     answer    a result as a COCO document, and the schema of it
     metrics   for Prometheus
+    memory    the C library's allocator, told to give memory back
 
 `label_studio` makes it an ML backend of Label Studio too, which sends addresses of images:
 
