@@ -115,9 +115,7 @@ class Session:
         Raises:
             LabelError: a label is given twice, or there is none; then the labels stay.
         """
-        names = [name.strip() for name in text.replace("\n", ";").split(";") if name.strip()]
-        if not names:
-            raise LabelError("no label is typed; type names, separated by ; or on a line each")
+        names = typed_labels(text)
         known = {c.name: c for c in self.label_set.wanted}
         # those that stay keep their synonyms and their threshold, and all have the same rivals
         typed = tuple(known.get(c.name, c) for c in as_label_set(names).classes)
@@ -268,6 +266,18 @@ def _source_of(images: Any) -> Source | None:
     if not all(isinstance(image, str | os.PathLike) for image in images):
         raise ImageError("expected one image, or several as a list of paths; give them one by one")
     return open_source(images)
+
+
+def typed_labels(text: str) -> list[str]:
+    """Labels as typed: separated by semicolons or by lines.
+
+    Raises:
+        LabelError: there is none.
+    """
+    names = [name.strip() for name in text.replace("\n", ";").split(";") if name.strip()]
+    if not names:
+        raise LabelError("no label is typed; type names, separated by ; or on a line each")
+    return names
 
 
 def counted(number: int, thing: str) -> str:

@@ -28,20 +28,18 @@ class Reviewed:
         self.load = load
         self.lock = Lock()
         self.review: RunReview = open_review(run)
-        doubts, self.decided = [], set[int]()
+        doubts = []
         for place, image_id in enumerate(self.review.ids):
             proposed = self.review.proposed(image_id)
             doubt = certainty(proposed, self.review.kept(proposed), self.review.run.thresholds)
             doubts.append((doubt, place, image_id))
-            if self.review.record(image_id).review is not None:
-                self.decided.add(image_id)
         self.order = tuple(image_id for _, _, image_id in sorted(doubts))
         """The ids of all images, the most doubtful first."""
 
     @property
     def left(self) -> int:
         """How many images nobody has decided about."""
-        return len(self.order) - len(self.decided)
+        return len(self.order) - len(self.review.decided)
 
     def close(self) -> None:
         """Give the run free."""
@@ -109,15 +107,14 @@ class Round:
             else:
                 made, size = corrected.annotations(), corrected.image.size
                 reviewed.review.write(image_id, verdict, made, size=size)
-            reviewed.decided.add(image_id)
         self._open(self._undecided(self.at))
 
     def _undecided(self, after: int) -> int:
         """The next place, and from the start again, that nobody has decided about; else the
         next one."""
-        order = self.reviewed.order
+        order, decided = self.reviewed.order, self.reviewed.review.decided
         places = [*range(after + 1, len(order)), *range(after + 1)]
-        free = (place for place in places if order[place] not in self.reviewed.decided)
+        free = (place for place in places if order[place] not in decided)
         return next(free, min(after + 1, len(order) - 1))
 
     def _open(self, place: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from clip2sam.analysis.bench import Points
 from clip2sam.analysis.explain import Explanation
-from clip2sam.analysis.session import Session
+from clip2sam.analysis.session import Session, typed_labels
 from clip2sam.app.canvas import Canvas
 from clip2sam.clip.methods import METHODS
 from clip2sam.coco.document import coco_document
@@ -16,7 +16,6 @@ from clip2sam.config import Config
 from clip2sam.data.images import Image
 from clip2sam.data.labels import LabelSet, as_label_set
 from clip2sam.data.records import Annotation
-from clip2sam.errors import LabelError
 from clip2sam.pipeline import Segmenter
 from clip2sam.result import Result
 
@@ -62,7 +61,7 @@ class Trial(Canvas):
         super().__init__(image)
         self.notes: list[str] = []
         """What the models said of the labels."""
-        label_set = as_label_set(typed(labels))
+        label_set = as_label_set(typed_labels(labels))
         self._own = segmenter.config.method
         other = self._moved(segmenter.config, settings)
         with _noted(self.notes):
@@ -102,7 +101,7 @@ class Trial(Canvas):
             LabelError, ConfigError: as they are refused; then nothing has changed.
         """
         session, other = self.session, self._moved(self.session.config, settings)
-        names = typed(labels)
+        names = typed_labels(labels)
         if not other and tuple(names) == self.names:
             return
 
@@ -202,15 +201,3 @@ def shown_settings(config: Config) -> dict[str, Any]:
         "prompts": config.prompts,
         "min_share": config.min_share,
     }
-
-
-def typed(text: str) -> list[str]:
-    """Labels as typed: separated by semicolons or by lines.
-
-    Raises:
-        LabelError: there is none.
-    """
-    names = [name.strip() for name in text.replace("\n", ";").split(";") if name.strip()]
-    if not names:
-        raise LabelError("no label is typed; type names, separated by ; or on a line each")
-    return names

@@ -18,7 +18,8 @@ from clip2sam.labelling.decide import Decision, decide, decided_for, decided_thr
 from clip2sam.labelling.decode_worker import load_named
 from clip2sam.labelling.journal import Index, Journal, Stamp, file_stamp, is_other, read_record
 from clip2sam.labelling.lock import lock_run
-from clip2sam.labelling.manifest import RunFolder, time_now
+from clip2sam.labelling.manifest import RunFolder, open_run, time_now
+from clip2sam.labelling.plan import is_sharded, open_plan
 
 
 @dataclass
@@ -59,7 +60,8 @@ class RunReview:
 
     def __init__(self, path: Path, by: str = "") -> None:
         self._by, self._stack = by, ExitStack()
-        open_content(path)  # before the lock, whose files would be made in any folder
+        # in front of the lock, whose files would be made in any folder; no journal is read yet
+        open_plan(path) if is_sharded(path) else open_run(path)
         with ExitStack() as stack:
             self._lock = stack.enter_context(lock_run(path))
             self.content: Content = open_content(path)
@@ -92,6 +94,11 @@ class RunReview:
     def ids(self) -> tuple[int, ...]:
         """Of all recorded images, in the order of the source."""
         return tuple(i for p in self._parts for i in p.run.ids if i in p.index.offsets)
+
+    @property
+    def decided(self) -> frozenset[int]:
+        """Ids of the images that a person has decided about."""
+        return frozenset(i for p in self._parts for i in p.index.proposed)
 
     def records(self) -> Iterator[ImageRecord]:
         """What counts now of every recorded image, in the order of the source: a person's decision,
