@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from typing import Any
 
 import open_clip  # noqa: F401 (what is imported behind the hook is compiled anew in each process)
 import pytest
@@ -45,6 +46,18 @@ def _decoding_here() -> Iterator[None]:
         fakes = import_module("tests.labelling_fakes")  # behind the hook
         patch.setattr("clip2sam.labelling.run.DecodeWorker", fakes.Here)
         yield
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Chromium, for tests that are skipped where playwright or `tests.browsers.CHROMIUM` is not."""
+    play = pytest.importorskip("playwright.sync_api")
+    path = import_module("tests.browsers").CHROMIUM
+    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+    with play.sync_playwright() as browsers:
+        browser = browsers.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

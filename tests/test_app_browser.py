@@ -5,7 +5,6 @@ CLIP2SAM_SCREENSHOTS.
 """
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from pycocotools.coco import COCO
 
 pytest.importorskip("playwright", reason='needs the extra: pip install "clip2sam[browser]"')
 pytest.importorskip("gradio", reason='needs the extra: pip install "clip2sam[app]"')
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 import clip2sam
 from clip2sam.app.serving import serving
@@ -23,11 +22,9 @@ from clip2sam.labelling.reviewing import open_review
 from clip2sam.labelling.run import label_dataset
 from clip2sam.models.presets import PRESETS
 from clip2sam.tiny.demo import demo_scenes
+from tests.browsers import CHROMIUM
 from tests.review_runs import HTML
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path"),
     # of Gradio's queue, for pandas
@@ -56,15 +53,6 @@ def address(folder):
     run = folder / "run"
     with serving(lambda: segmenter, PRESETS["tiny"].config, run=run) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-    with sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

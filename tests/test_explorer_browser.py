@@ -8,7 +8,6 @@ CLIP2SAM_SCREENSHOTS.
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -25,10 +24,8 @@ from playwright.sync_api import expect, sync_playwright
 
 from clip2sam.coco.validate import validate
 from clip2sam.tiny.scenes import scene, split_seed
+from tests.browsers import CHROMIUM
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path")
 
 CELL = """\

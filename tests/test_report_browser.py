@@ -6,22 +6,19 @@ CLIP2SAM_SCREENSHOTS.
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("playwright", reason='needs the extra: pip install "clip2sam[browser]"')
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from clip2sam.data.records import ImageRecord
 from clip2sam.labelling.reviewing import open_review
 from clip2sam.review.page import write_report
+from tests.browsers import CHROMIUM
 from tests.review_runs import HTML, box, found, make_run, record
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the path")
 
 ODD = f"{HTML}.png"
@@ -52,15 +49,6 @@ def written(tmp_path_factory):
         review.write(60, "rejected")
     (folder / "images/gone.png").unlink()
     return write_report(run)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    options = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-    with sync_playwright() as browsers:
-        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
